@@ -1,0 +1,1 @@
+"""ADAPTERS for outbound HTTP. May import: wire, core."""

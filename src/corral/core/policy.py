@@ -1,0 +1,55 @@
+"""Who may do what. Pure, so that every rule is a row of a test table."""
+
+from dataclasses import dataclass
+
+from corral.core.records import Principal, Proof, Scope
+from corral.wire.errors import CorralError
+
+#: Proofs that cover enough of a request to change what an account owns. The stock signature covers no body and no host (W1), so
+#: it is accepted only where a route names it.
+FULL_PROOFS = frozenset({Proof.STRONG_SIGNATURE, Proof.API_KEY, Proof.SESSION})
+#: Proofs for what stock clients sign: inference, `/api/me`, signing a device out, web search and fetch.
+CLIENT_PROOFS = frozenset({Proof.STOCK_SIGNATURE, Proof.STRONG_SIGNATURE, Proof.API_KEY})
+SESSION_ONLY = frozenset({Proof.SESSION})
+
+ALL_SCOPES = frozenset(Scope)
+#: What a device may do unless its owner ticks otherwise. Managing keys needs the strong signature besides.
+DEVICE_SCOPES = frozenset({Scope.INFERENCE, Scope.PULL, Scope.PUSH, Scope.KEYS})
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a route demands. Every route declares one; an application with a route that does not is refused at start.
+
+    proofs: accepted ways to prove who one is; empty means that anyone may call. scope: demanded of the credential, or None.
+    """
+
+    proofs: frozenset[Proof]
+    scope: Scope | None = None
+    is_admin_only: bool = False
+
+    @property
+    def is_public(self) -> bool:
+        """Whether a request without any credential is served."""
+        return not self.proofs
+
+
+PUBLIC = Access(frozenset())
+
+
+def check_access(principal: Principal, access: Access) -> None:
+    """Let the principal through or say why not. Raises: forbidden."""
+    if access.is_public:
+        return
+    if principal.proof not in access.proofs:
+        raise CorralError("forbidden", _wrong_proof(principal.proof))
+    if access.is_admin_only and not principal.account.is_admin:
+        raise CorralError("forbidden", "only an administrator may do that")
+    if access.scope is not None and access.scope not in principal.scopes:
+        raise CorralError("forbidden", f"this credential lacks the scope {access.scope}")
+
+
+def _wrong_proof(proof: Proof) -> str:
+    if proof is Proof.STOCK_SIGNATURE:
+        return "the signature of a stock client does not cover the body, so it may not do that; use corral, an API key or the browser"
+    return "that takes another kind of credential"

@@ -1,0 +1,320 @@
+"""What the services need from the outside, as Protocols shaped by their consumers.
+
+Adapters in storage, engines and clients implement these; the fakes of the tests do too, and both pass the suites in
+tests/contracts. Everything that may touch a disk, a socket or a child process is async.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+from corral.core.records import (
+    Account,
+    ApiKey,
+    AuditEvent,
+    BrowserSession,
+    Device,
+    HostedModel,
+    Model,
+    Sighting,
+    StoredApiKey,
+    UsageEntry,
+)
+from corral.wire.names import ModelName
+from corral.wire.signing import DevicePrivateKey, DevicePublicKey
+
+
+class Clock(Protocol):
+    """The time of day and a steady counter."""
+
+    def now(self) -> datetime:
+        """Aware UTC."""
+        ...
+
+    def monotonic_ns(self) -> int:
+        """For durations only."""
+        ...
+
+
+class Entropy(Protocol):
+    """Unpredictable bytes."""
+
+    def bytes(self, count: int) -> bytes:
+        """count random bytes."""
+        ...
+
+
+class AccountStore(Protocol):
+    """Accounts and their passwords' hashes. Names are unique without regard to case, also against deleted accounts."""
+
+    async def add(self, account: Account, password_hash: str) -> None:
+        """Raises: conflict when the name was ever taken."""
+        ...
+
+    async def by_id(self, account_id: str) -> Account | None: ...
+
+    async def by_name(self, name: str) -> Account | None: ...
+
+    async def list(self) -> Sequence[Account]: ...
+
+    async def password_hash(self, account_id: str) -> str: ...
+
+    async def set_password_hash(self, account_id: str, password_hash: str) -> None: ...
+
+    async def update(self, account: Account) -> None:
+        """Store email, is_admin and disabled_at."""
+        ...
+
+
+class SessionStore(Protocol):
+    """Browser sessions and one-time codes."""
+
+    async def add(self, session: BrowserSession) -> None: ...
+
+    async def get(self, session_id: str) -> tuple[BrowserSession, Account] | None:
+        """The session with its owner, whatever their state."""
+        ...
+
+    async def update(self, session: BrowserSession) -> None:
+        """Store last_used_at, authenticated_at and expires_at."""
+        ...
+
+    async def remove(self, session_id: str) -> None: ...
+
+    async def remove_all(self, account_id: str, *, except_id: str = "") -> None: ...
+
+    async def put_code(self, purpose: str, digest: str, *, expires_at: datetime) -> None:
+        """Remember a one-time code of a purpose, replacing any other of that purpose. digest: SHA-256 hex of the code."""
+        ...
+
+    async def has_code(self, purpose: str, digest: str, *, now: datetime) -> bool:
+        """Whether the code could be taken now."""
+        ...
+
+    async def take_code(self, purpose: str, digest: str, *, now: datetime) -> bool:
+        """Use the code up. True for exactly one caller."""
+        ...
+
+
+class CredentialStore(Protocol):
+    """Devices, API keys and the nonces of strong signatures. `device` and `api_key` are on every request's path: one indexed read."""
+
+    async def device(self, key: DevicePublicKey) -> tuple[Device, Account] | None:
+        """The live (not revoked) device with this key, and its owner."""
+        ...
+
+    async def api_key(self, public_id: str) -> StoredApiKey | None:
+        """The key, revoked or not, with its owner."""
+        ...
+
+    async def devices_of(self, account_id: str) -> Sequence[Device]: ...
+
+    async def add_device(self, device: Device) -> None:
+        """Raises: conflict when a live device has this key, whoever owns it."""
+        ...
+
+    async def revoke_device(self, account_id: str, device_id: str, *, now: datetime) -> bool:
+        """False when the account has no such live device."""
+        ...
+
+    async def rename_device(self, account_id: str, device_id: str, name: str) -> bool: ...
+
+    async def api_keys_of(self, account_id: str) -> Sequence[ApiKey]: ...
+
+    async def add_api_key(self, key: ApiKey, *, hmac: bytes, pepper_id: str) -> None: ...
+
+    async def revoke_api_key(self, account_id: str, key_id: str, *, now: datetime) -> bool:
+        """Durable before it returns. False when the account has no such live key."""
+        ...
+
+    async def set_api_key_expiry(self, account_id: str, key_id: str, *, expires_at: datetime) -> bool: ...
+
+    async def record_use(self, uses: Iterable[tuple[str, datetime, str]]) -> None:
+        """One batch of (credential id, last use, network); skipped rows are no error."""
+        ...
+
+    async def use_nonce(self, nonce: str, *, expires_at: datetime) -> bool:
+        """True for the first caller only, until expires_at."""
+        ...
+
+
+class SightingStore(Protocol):
+    """Unknown devices seen lately: capped, forgetful, never on disk for long."""
+
+    async def record(self, sighting: Sighting) -> Sighting:
+        """Keep it, or refresh the one kept for this key (its code and first_seen_at stay). Raises: rate_limited for a network with
+        too many."""
+        ...
+
+    async def find(self, key: DevicePublicKey, *, since: datetime) -> Sighting | None: ...
+
+    async def forget(self, key: DevicePublicKey) -> None: ...
+
+
+class UsageStore(Protocol):
+    """Who used how much. Entries are written in batches off the request path."""
+
+    async def add(self, entries: Sequence[UsageEntry]) -> None: ...
+
+    async def totals(self, account_id: str, *, since: datetime) -> Sequence[tuple[str, str, int, int, int]]:
+        """(credential id, model, requests, prompt tokens, eval tokens) since then."""
+        ...
+
+
+class AuditLog(Protocol):
+    """Append-only record of changes of authority."""
+
+    async def append(self, event: AuditEvent) -> None:
+        """Raises: unavailable when it cannot be written; the change it describes must then not happen."""
+        ...
+
+    async def recent(self, *, subject: str = "", limit: int = 100) -> Sequence[AuditEvent]: ...
+
+
+class HostedStore(Protocol):
+    """Models the hub offers, and the manifests and blobs behind them."""
+
+    async def list(self) -> Sequence[HostedModel]: ...
+
+    async def get(self, name: str) -> HostedModel | None:
+        """name: short form with tag, no `-cloud`, any case."""
+        ...
+
+    async def offer(self, model: HostedModel) -> None:
+        """Add or replace."""
+        ...
+
+    async def withdraw(self, name: str) -> bool: ...
+
+
+class ModelStore(Protocol):
+    """The models of one machine, in Ollama's own layout."""
+
+    async def list(self) -> Sequence[Model]:
+        """Newest first. Manifests that cannot be read are skipped."""
+        ...
+
+    async def get(self, name: ModelName) -> Model | None:
+        """Compared without regard to case."""
+        ...
+
+
+class DeviceKeys(Protocol):
+    """The key of this installation."""
+
+    def load(self) -> DevicePrivateKey | None:
+        """None when there is none. Raises: invalid for a file that is damaged, readable by others or not ours."""
+        ...
+
+    def load_or_create(self) -> DevicePrivateKey: ...
+
+
+# ── Running a model ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """What fixes a runner at load time. num_ctx: tokens per slot. parallel: slots. None means: the engine decides."""
+
+    num_ctx: int = 4096
+    parallel: int = 1
+    num_batch: int | None = None
+    num_gpu: int | None = None
+    main_gpu: int | None = None
+    num_thread: int | None = None
+    use_mmap: bool | None = None
+    embedding: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """Options of one request, in llama.cpp's own names and units; only those that were asked for."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatCall:
+    """A chat for the engine's own template. messages, tools: OpenAI shapes. response_format, think: as the engine takes them."""
+
+    messages: Sequence[dict[str, Any]]
+    tools: Sequence[dict[str, Any]] = ()
+    response_format: dict[str, Any] | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    sampling: Sampling = Sampling()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionCall:
+    """A prompt sent as it is."""
+
+    prompt: str
+    grammar_schema: dict[str, Any] | None = None
+    sampling: Sampling = Sampling()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """What the engine counted. prompt_tokens includes cached ones. Durations in ns."""
+
+    prompt_tokens: int = 0
+    prompt_ns: int = 0
+    eval_tokens: int = 0
+    eval_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """A piece of an answer. tool_calls: complete calls, OpenAI shape. logprobs: OpenAI token objects."""
+
+    content: str = ""
+    thinking: str = ""
+    tool_calls: Sequence[dict[str, Any]] = ()
+    logprobs: Sequence[dict[str, Any]] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """The end of an answer. reason: `stop` or `length`."""
+
+    reason: str
+    timings: Timings
+
+
+class Runner(Protocol):
+    """A loaded model. Closing an iterator early stops the generation."""
+
+    def chat(self, call: ChatCall) -> AsyncIterator[Chunk | Finish]:
+        """Raises: bad_request with the engine's words; engine_failed when the engine is gone."""
+        ...
+
+    def complete(self, call: CompletionCall) -> AsyncIterator[Chunk | Finish]: ...
+
+    async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
+        """One vector per text, as the engine gives it, and the tokens read."""
+        ...
+
+    async def tokenize(self, text: str, *, add_special: bool = True) -> list[int]: ...
+
+    async def apply_template(self, call: ChatCall) -> str: ...
+
+    async def is_healthy(self) -> bool: ...
+
+    async def close(self) -> None:
+        """End the engine process. Safe to call twice."""
+        ...
+
+    @property
+    def memory_bytes(self) -> tuple[int, int]:
+        """(all memory, of which on an accelerator)."""
+        ...
+
+
+class Engine(Protocol):
+    """Starts runners."""
+
+    async def load(self, model: Model, options: LoadOptions) -> Runner:
+        """Start and wait until ready. Canceling it ends the process. Raises: bad_request when the weights are not readable as GGUF,
+        engine_failed with the engine's last words otherwise."""
+        ...

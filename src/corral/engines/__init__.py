@@ -1,0 +1,1 @@
+"""ADAPTERS that run weights. May import: wire, core."""

@@ -1,0 +1,1 @@
+"""SERVICES of the local side. May import: wire, core, serving. Never hub, never an adapter."""

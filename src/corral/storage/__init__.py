@@ -1,0 +1,1 @@
+"""ADAPTERS to disks and databases. May import: wire, core."""
