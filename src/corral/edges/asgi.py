@@ -1,0 +1,521 @@
+"""The HTTP layer both servers share: a strict door, one declared permission per route, and errors in the caller's dialect.
+
+A request passes, in this order: the strict checks of `_refuse_malformed` → the server's guard (Host and Origin rules) → the route
+table → the bounded body → authentication → the route's `Access` → the handler. Whatever raises a `CorralError` on the way is
+answered in the dialect of the route. Nothing here decides by path: permissions are part of the route table, and an endpoint
+cannot be made without one. `request.url` and `request.base_url` are never used, since they are rebuilt from the Host header.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import re
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from http import HTTPStatus
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import compile_path
+from starlette.types import Message, Receive, Scope, Send
+
+from corral.core.policy import Access, check_access
+from corral.core.records import Principal, RequestFacts
+from corral.wire.errors import CorralError, anthropic_body, native_body, openai_body
+
+Handler = Callable[[Request], Awaitable[Response]]
+Authenticate = Callable[[RequestFacts], Awaitable[Principal | None]]
+T = TypeVar("T")
+
+MAX_HEADER_BYTES = 16 * 1024
+MAX_BODY_BYTES = 20 * 1024 * 1024
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_HOST = re.compile(r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_BAD_PATH = re.compile(rb"//|/\.\.?(?:/|$)|%00|%2e%2e|[\x00-\x20#\\\x7f-\xff]", re.IGNORECASE)
+_JSON = "application/json; charset=utf-8"
+
+access_log = logging.getLogger("corral.access")
+server_log = logging.getLogger("corral.server")
+
+
+class Dialect(StrEnum):
+    """Whose error form a route speaks."""
+
+    NATIVE = "native"
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+    HTML = "html"
+    TEXT = "text"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One row of a route table; made by `endpoint`."""
+
+    methods: frozenset[str]
+    path: str
+    handler: Handler
+    access: Access
+    dialect: Dialect
+    max_body_bytes: int
+    cancel_on_disconnect: bool
+
+
+def endpoint(
+    methods: str,
+    path: str,
+    handler: Handler,
+    access: Access,
+    *,
+    dialect: Dialect = Dialect.NATIVE,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    cancel_on_disconnect: bool = False,
+) -> Endpoint:
+    """Declare a route. methods: comma-separated. path: may hold `{name}` and `{name:path}`. cancel_on_disconnect: end the handler
+    as soon as its caller leaves; for work that only the caller wants, never for a change that must not stop half way."""
+    return Endpoint(
+        methods=frozenset(methods.split(",")),
+        path=path,
+        handler=handler,
+        access=access,
+        dialect=dialect,
+        max_body_bytes=max_body_bytes,
+        cancel_on_disconnect=cancel_on_disconnect,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardVerdict:
+    """What a guard decided. headers: added to the answer. status: when set, answer with it and no body, and go no further."""
+
+    headers: tuple[tuple[str, str], ...] = ()
+    status: int | None = None
+
+
+#: (method, path, headers: lower-case name -> values) -> verdict. Runs before anything else, on every route.
+Guard = Callable[[str, str, dict[str, list[str]]], GuardVerdict]
+#: (error, request id) -> HTML page.
+ErrorPage = Callable[[CorralError, str], bytes]
+
+
+def body_of(request: Request) -> bytes:
+    """The request's body, already read and bounded."""
+    return facts_of(request).body
+
+
+def facts_of(request: Request) -> RequestFacts:
+    """What arrived, exactly as received."""
+    facts: RequestFacts = request.scope["corral.facts"]
+    return facts
+
+
+def maybe_caller(request: Request) -> Principal | None:
+    """Who sends this, or None for a request without credentials on a public route."""
+    caller: Principal | None = request.scope.get("corral.principal")
+    return caller
+
+
+def caller_of(request: Request) -> Principal:
+    """Who sends this. Raises: unauthorized."""
+    caller = maybe_caller(request)
+    if caller is None:
+        raise CorralError("unauthorized")
+    return caller
+
+
+def json_response(value: object, status: int = 200) -> Response:
+    """value as JSON in the form native routes use."""
+    return Response(msgspec.json.encode(value), status, media_type=_JSON)
+
+
+async def stream(
+    request: Request,
+    events: AsyncIterator[T],
+    encode: Callable[[T], bytes],
+    *,
+    content_type: str,
+    error_frame: Callable[[CorralError], bytes],
+    end: bytes = b"",
+) -> Response:
+    """Answer with a stream. The first event is awaited before the status is sent, so an early error is a real status; a later one
+    becomes one error frame and the stream ends. events is closed when the caller leaves. end: sent after the last event."""
+    try:
+        first = await anext(events, None)
+    except BaseException:
+        await _close(events)
+        raise
+    closing: asyncio.Event = request.scope["corral.closing"]
+    return _StreamResponse(_frames(first, events, encode, error_frame, end, closing), content_type)
+
+
+async def _frames(
+    first: T | None,
+    events: AsyncIterator[T],
+    encode: Callable[[T], bytes],
+    error_frame: Callable[[CorralError], bytes],
+    end: bytes,
+    closing: asyncio.Event,
+) -> AsyncGenerator[bytes, None]:
+    try:
+        if first is not None:
+            yield encode(first)
+            async for event in events:
+                yield encode(event)
+                if closing.is_set():
+                    raise CorralError("unavailable", "the server is shutting down")
+        if end:
+            yield end
+    except CorralError as error:
+        yield error_frame(error)
+    finally:
+        await _close(events)
+
+
+async def _close(events: AsyncIterator[Any]) -> None:
+    if isinstance(events, AsyncGenerator):
+        await events.aclose()
+
+
+class _StreamResponse(Response):
+    """Sends frames as they come, and always closes the iterator it was given."""
+
+    def __init__(self, frames: AsyncGenerator[bytes, None], content_type: str) -> None:
+        self.frames = frames
+        self.status_code = 200
+        self.background = None
+        self.raw_headers = [(b"content-type", content_type.encode()), (b"cache-control", b"no-store")]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with contextlib.aclosing(self.frames) as frames:
+            async for frame in frames:
+                await send({"type": "http.response.body", "body": frame, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppOptions:
+    """How a server wants its application.
+
+    fallback: dialect for a path without a route. trusted_proxies: networks whose X-Forwarded-For and X-Forwarded-Proto are
+    believed. response_headers: added to every answer.
+    """
+
+    authenticate: Authenticate | None = None
+    guard: Guard | None = None
+    error_page: ErrorPage | None = None
+    fallback: Callable[[str], Dialect] = lambda path: Dialect.NATIVE
+    trusted_proxies: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network] = ()
+    response_headers: tuple[tuple[str, str], ...] = ()
+    on_startup: Callable[[], Awaitable[None]] | None = None
+    on_shutdown: Callable[[], Awaitable[None]] | None = None
+
+
+class App:
+    """The ASGI application made of a route table. closing: set it to end running streams with an error frame."""
+
+    def __init__(self, endpoints: Iterable[Endpoint], options: AppOptions) -> None:
+        self.endpoints = tuple(endpoints)
+        self.options = options
+        self.closing = asyncio.Event()
+        self._exact: dict[str, dict[str, Endpoint]] = {}
+        self._patterns: list[tuple[re.Pattern[str], Mapping[str, Any], dict[str, Endpoint]]] = []
+        self._index_routes()
+
+    def _index_routes(self) -> None:
+        by_path: dict[str, dict[str, Endpoint]] = {}
+        for row in self.endpoints:
+            if not isinstance(row.access, Access):
+                raise TypeError(f"{row.path} declares no access")
+            if row.access.proofs and self.options.authenticate is None:
+                raise TypeError(f"{row.path} demands credentials of a server that checks none")
+            methods = by_path.setdefault(row.path, {})
+            for method in row.methods:
+                if method in methods:
+                    raise ValueError(f"{method} {row.path} is declared twice")
+                methods[method] = row
+        for path, methods in by_path.items():
+            if "{" in path:
+                pattern, _, convertors = compile_path(path)
+                self._patterns.append((pattern, convertors, methods))
+            else:
+                self._exact[path] = methods
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._serve(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1003})
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        if self.options.on_startup:
+            await self.options.on_startup()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        if self.options.on_shutdown:
+            await self.options.on_shutdown()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sender = _Sender(send, self.options.response_headers)
+        scope["corral.closing"] = self.closing
+        scope["corral.dialect"] = self.options.fallback(scope["path"])
+        started = time.perf_counter()
+        try:
+            response = await self._answer(scope, receive, sender)
+        except CorralError as error:
+            response = self._error_response(error, scope, sender.request_id)
+        except _Disconnected:
+            response = None
+        except Exception:  # noqa: BLE001 - the outermost loop of a request: logged with its id, shown without detail
+            server_log.exception("request %s failed", sender.request_id)
+            response = self._error_response(CorralError("internal"), scope, sender.request_id)
+        if response is not None and not sender.has_started:
+            await response(scope, receive, sender)
+        self._log(scope, sender, started)
+
+    async def _answer(self, scope: Scope, receive: Receive, sender: "_Sender") -> Response | None:
+        """The response, or None when it has been sent already."""
+        headers = _collect_headers(scope)
+        _refuse_malformed(scope, headers)
+        if self.options.guard:
+            verdict = self.options.guard(scope["method"], scope["path"], headers)
+            sender.extra += [(name.encode(), value.encode()) for name, value in verdict.headers]
+            if verdict.status is not None:
+                return Response(status_code=verdict.status)
+        row = self._find(scope)
+        scope["corral.dialect"] = row.dialect
+        body = await _read_body(scope, headers, receive, row.max_body_bytes)
+        facts = scope["corral.facts"] = self._facts(scope, headers, body)
+        if self.options.authenticate:
+            await self._admit(scope, row, facts)
+        request = Request(scope, receive)
+        if not row.cancel_on_disconnect:
+            return await row.handler(request)
+        async with _canceled_on_disconnect(receive):
+            response = await row.handler(request)
+            await response(scope, receive, sender)
+        return None
+
+    async def _admit(self, scope: Scope, row: Endpoint, facts: RequestFacts) -> None:
+        assert self.options.authenticate is not None
+        principal = await self.options.authenticate(facts)
+        if principal is not None:
+            check_access(principal, row.access)
+            scope["corral.principal"] = principal
+        elif not row.access.is_public:
+            raise CorralError("unauthorized")
+
+    def _find(self, scope: Scope) -> Endpoint:
+        path, method = scope["path"], scope["method"]
+        methods = self._exact.get(path)
+        if methods is None:
+            for pattern, convertors, candidates in self._patterns:
+                match = pattern.match(path)
+                if match:
+                    methods = candidates
+                    scope["path_params"] = {name: convertors[name].convert(text) for name, text in match.groupdict().items()}
+                    break
+        if methods is None:
+            raise CorralError("not_found")
+        row = methods.get(method)
+        if row is None:
+            scope["corral.dialect"] = next(iter(methods.values())).dialect
+            raise CorralError("method_not_allowed")
+        return row
+
+    def _facts(self, scope: Scope, headers: dict[str, list[str]], body: bytes) -> RequestFacts:
+        network, is_secure = _peer(scope, headers, self.options.trusted_proxies)
+        return RequestFacts(
+            method=scope["method"], target=_raw_target(scope), headers=headers, body=body, network=network, is_secure=is_secure
+        )
+
+    def _error_response(self, error: CorralError, scope: Scope, request_id: str) -> Response:
+        dialect: Dialect = scope["corral.dialect"]
+        response = _render_error(error, dialect, request_id, scope, self.options.error_page)
+        if error.retry_after_s is not None:
+            response.headers["Retry-After"] = str(error.retry_after_s)
+        return response
+
+    def _log(self, scope: Scope, sender: "_Sender", started: float) -> None:
+        if not access_log.isEnabledFor(logging.INFO):
+            return
+        caller: Principal | None = scope.get("corral.principal")
+        facts: RequestFacts | None = scope.get("corral.facts")
+        fields = {
+            "request_id": sender.request_id,
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": sender.status,
+            "duration_ms": round((time.perf_counter() - started) * 1000, 1),
+            "account": caller.account.name if caller else "",
+            "credential": caller.credential_id if caller else "",
+            "network": facts.network if facts else "",
+        }
+        access_log.info("request", extra={"fields": fields})
+
+
+class _Sender:
+    """Passes messages on, adds the common headers, and remembers what was sent."""
+
+    def __init__(self, send: Send, headers: tuple[tuple[str, str], ...]) -> None:
+        self._send = send
+        self.request_id = secrets.token_hex(8)
+        self.extra = [(name.encode(), value.encode()) for name, value in headers]
+        self.status = 499
+        self.has_started = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.has_started = True
+            self.status = message["status"]
+            present = {name for name, _ in message["headers"]}
+            added = [(name, value) for name, value in self.extra if name.lower() not in present]
+            message["headers"] = [*message["headers"], *added, (b"x-request-id", self.request_id.encode())]
+        await self._send(message)
+
+
+class _Disconnected(Exception):
+    """The caller left."""
+
+
+@contextlib.asynccontextmanager
+async def _canceled_on_disconnect(receive: Receive) -> AsyncIterator[None]:
+    """Cancel the body of the block as soon as the caller leaves. Raises: _Disconnected then."""
+    task = asyncio.current_task()
+    assert task is not None
+    has_left = False
+
+    async def watch() -> None:
+        nonlocal has_left
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        has_left = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        # uncancel() tells our own cancellation from one that comes from the server, which must go on.
+        if has_left and task.uncancel() == 0:
+            raise _Disconnected from None
+        raise
+    finally:
+        watcher.cancel()
+
+
+def _collect_headers(scope: Scope) -> dict[str, list[str]]:
+    headers: dict[str, list[str]] = {}
+    total = 0
+    for name, value in scope["headers"]:
+        total += len(name) + len(value) + 4
+        headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+    if total > MAX_HEADER_BYTES:
+        raise CorralError("headers_too_large")
+    return headers
+
+
+def _refuse_malformed(scope: Scope, headers: dict[str, list[str]]) -> None:
+    """What servers let through and proxies disagree about is refused here, once. Raises: method_not_allowed, bad_request."""
+    if scope["method"] not in _METHODS:
+        raise CorralError("method_not_allowed")
+    raw_path: bytes = scope["raw_path"]
+    if not raw_path.startswith(b"/") or _BAD_PATH.search(raw_path):
+        raise CorralError("bad_request", "the path is not in its plain form")
+    hosts = headers.get("host", [])
+    if len(hosts) != 1 or (hosts[0] and not _HOST.fullmatch(hosts[0])):
+        raise CorralError("bad_request", "exactly one valid Host header is needed")
+    if len(headers.get("authorization", [])) > 1:
+        raise CorralError("bad_request", "more than one Authorization header")
+    if "transfer-encoding" in headers and "content-length" in headers:
+        raise CorralError("bad_request", "both Content-Length and Transfer-Encoding")
+    if any(encoding.lower() != "identity" for encoding in headers.get("content-encoding", [])):
+        raise CorralError("bad_request", "compressed request bodies are not accepted; send the body as it is")
+
+
+async def _read_body(scope: Scope, headers: dict[str, list[str]], receive: Receive, limit: int) -> bytes:
+    if "content-length" not in headers and "transfer-encoding" not in headers and scope["http_version"] != "2":
+        return b""
+    declared = headers.get("content-length", ["0"])[0]
+    if not declared.isdecimal() or int(declared) > limit:
+        raise CorralError("too_large", f"the request body is larger than {limit} bytes")
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _Disconnected
+        part: bytes = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise CorralError("too_large", f"the request body is larger than {limit} bytes")
+        parts.append(part)
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _peer(
+    scope: Scope, headers: dict[str, list[str]], trusted: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
+) -> tuple[str, bool]:
+    """(address of the caller, whether nobody can listen on the way). Forwarded headers count only from configured proxies."""
+    client = scope.get("client")
+    address = client[0] if client else ""
+    is_secure = scope["scheme"] == "https" or address in ("127.0.0.1", "::1", "")
+    if not trusted or not _is_in(address, trusted):
+        return address, is_secure
+    hops = [hop.strip() for value in headers.get("x-forwarded-for", []) for hop in value.split(",")]
+    outside = [hop for hop in hops if not _is_in(hop, trusted)]
+    proto = headers.get("x-forwarded-proto", [scope["scheme"]])[-1].strip()
+    return (outside[-1] if outside else address), proto == "https"
+
+
+def _is_in(address: str, networks: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return any(parsed in network for network in networks)
+
+
+def _render_error(error: CorralError, dialect: Dialect, request_id: str, scope: Scope, page: ErrorPage | None) -> Response:
+    match dialect:
+        case Dialect.NATIVE:
+            body = native_body(error)
+            return json_response({**body, "request_id": request_id} if error.code == "internal" else body, error.status)
+        case Dialect.OPENAI:
+            return Response(msgspec.json.encode(openai_body(error)), error.status, media_type="application/json")
+        case Dialect.ANTHROPIC:
+            # Anthropic ids have 24 hex digits; ours has 16, which is kept recognisable in front.
+            body = anthropic_body(error, f"req_{request_id}{'0' * 8}")
+            return Response(msgspec.json.encode(body), error.status, media_type="application/json")
+        case Dialect.HTML:
+            if error.code == "unauthorized" and scope["method"] == "GET":
+                target = scope["raw_path"].decode("ascii") + (
+                    "?" + scope["query_string"].decode("latin-1") if scope["query_string"] else ""
+                )
+                return RedirectResponse(f"/signin?next={quote(target, safe='')}", 303)
+            html = page(error, request_id) if page else error.message.encode()
+            return Response(html, error.status, media_type="text/html; charset=utf-8")
+        case Dialect.TEXT:
+            return Response(_plain_text(error), error.status, media_type="text/plain")
+
+
+def _raw_target(scope: Scope) -> str:
+    query: bytes = scope["query_string"]
+    return str(scope["raw_path"].decode("ascii")) + ("?" + query.decode("latin-1") if query else "")
+
+
+def _plain_text(error: CorralError) -> str:
+    # The words of the framework that Ollama's own server is written with.
+    return "404 page not found" if error.status == HTTPStatus.NOT_FOUND else error.message
