@@ -1,0 +1,266 @@
+"""The tables of the hub's database, as SQLAlchemy Core sees them. Only storage/sql speaks SQL.
+
+```
+accounts ─┬─ sessions        browser sessions; id = SHA-256 of the cookie
+          ├─ devices         one live row per device key (partial unique index)
+          ├─ api_keys        id = the public part of the key's text; the secret is kept as an HMAC only
+          └─ (usage, audit_log hold ids without a foreign key: they outlive what they tell of)
+codes                        one-time codes, one per purpose
+nonces                       strong signatures already used
+repositories ─┬─ repository_blobs ─── blobs          content is global, the right to it is per repository
+              ├─ repository_manifests ─── manifests
+              ├─ tags
+              └─ hosted_models       what the hub offers for inference
+```
+
+Times are whole microseconds since the epoch: exact for Python's datetimes, ordered, the same in SQLite and PostgreSQL. Names
+that are unique without regard to case have a `*_key` column in lower case that carries the constraint. Ids are random text and
+never reused. A change here needs a migration beside it; a test compares the two.
+"""
+
+from datetime import UTC, datetime, timedelta
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Dialect
+
+#: The newest migration. Read at start without loading Alembic when there is nothing to migrate; a test holds it to the scripts.
+HEAD = "0001"
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def to_micros(moment: datetime) -> int:
+    """Whole microseconds since the epoch. Exact, unlike a detour over float seconds."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def from_micros(micros: int) -> datetime:
+    """The aware UTC time of `to_micros`."""
+    return _EPOCH + timedelta(microseconds=micros)
+
+
+class UtcTime(sa.types.TypeDecorator[datetime]):
+    """An aware datetime kept as microseconds since the epoch."""
+
+    impl = sa.BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        """datetime -> integer."""
+        return None if value is None else to_micros(value)
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
+        """integer -> datetime."""
+        return None if value is None else from_micros(value)
+
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+#: SQLite numbers rows by itself only for the type name INTEGER.
+_row_id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+def _account_id() -> sa.Column[str]:
+    return sa.Column("account_id", sa.Text, sa.ForeignKey("accounts.id"), nullable=False, index=True)
+
+
+# A deleted account stays as a row, without password and e-mail, so that its name can never be taken again (T62, T119).
+accounts = sa.Table(
+    "accounts",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("name_key", sa.Text, nullable=False, unique=True),
+    sa.Column("email", sa.Text, nullable=False),
+    sa.Column("email_key", sa.Text, nullable=True, unique=True),
+    sa.Column("password_hash", sa.Text, nullable=False),
+    sa.Column("is_admin", sa.Boolean, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("disabled_at", UtcTime),
+    sa.Column("deleted_at", UtcTime),
+)
+
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    _account_id(),
+    sa.Column("csrf", sa.Text, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("authenticated_at", UtcTime, nullable=False),
+    sa.Column("last_used_at", UtcTime, nullable=False),
+    sa.Column("expires_at", UtcTime, nullable=False, index=True),
+    sa.Column("user_agent", sa.Text, nullable=False),
+    sa.Column("network", sa.Text, nullable=False),
+)
+
+codes = sa.Table(
+    "codes",
+    metadata,
+    sa.Column("purpose", sa.Text, primary_key=True),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("expires_at", UtcTime, nullable=False),
+)
+
+devices = sa.Table(
+    "devices",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    _account_id(),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("key", sa.LargeBinary, nullable=False),
+    sa.Column("scopes", sa.Text, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("last_used_at", UtcTime),
+    sa.Column("last_network", sa.Text, nullable=False),
+    sa.Column("revoked_at", UtcTime),
+)
+# One live device per key, whoever owns it: two accounts connecting one key at once cannot both win (W8).
+sa.Index(
+    "uq_devices_live_key",
+    devices.c.key,
+    unique=True,
+    sqlite_where=devices.c.revoked_at.is_(None),
+    postgresql_where=devices.c.revoked_at.is_(None),
+)
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    _account_id(),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("prefix", sa.Text, nullable=False),
+    sa.Column("scopes", sa.Text, nullable=False),
+    sa.Column("hmac", sa.LargeBinary, nullable=False),
+    sa.Column("pepper_id", sa.Text, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("expires_at", UtcTime),
+    sa.Column("last_used_at", UtcTime),
+    sa.Column("last_network", sa.Text, nullable=False),
+    sa.Column("revoked_at", UtcTime),
+)
+
+nonces = sa.Table(
+    "nonces",
+    metadata,
+    sa.Column("nonce", sa.Text, primary_key=True),
+    sa.Column("expires_at", UtcTime, nullable=False, index=True),
+)
+
+usage = sa.Table(
+    "usage",
+    metadata,
+    sa.Column("id", _row_id, primary_key=True, autoincrement=True),
+    sa.Column("account_id", sa.Text, nullable=False),
+    sa.Column("credential_id", sa.Text, nullable=False),
+    sa.Column("proof", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("started_at", UtcTime, nullable=False),
+    sa.Column("duration_ns", sa.BigInteger, nullable=False),
+    sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
+    sa.Column("eval_tokens", sa.BigInteger, nullable=False),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Index("ix_usage_account_id_started_at", "account_id", "started_at"),
+)
+
+audit_log = sa.Table(
+    "audit_log",
+    metadata,
+    sa.Column("id", _row_id, primary_key=True, autoincrement=True),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False, index=True),
+    sa.Column("network", sa.Text, nullable=False),
+    sa.Column("note", sa.Text, nullable=False),
+)
+
+# ── Models ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# namespace and name as first written; visibility: `private` or `public`.
+repositories = sa.Table(
+    "repositories",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("namespace", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("namespace_key", sa.Text, nullable=False),
+    sa.Column("name_key", sa.Text, nullable=False),
+    sa.Column("visibility", sa.Text, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.UniqueConstraint("namespace_key", "name_key"),
+    sa.CheckConstraint("visibility IN ('private', 'public')", name="ck_repositories_visibility"),
+)
+
+# digest: `sha256:…` as text everywhere below.
+blobs = sa.Table(
+    "blobs",
+    metadata,
+    sa.Column("digest", sa.Text, primary_key=True),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+)
+
+# body: the manifest's bytes exactly as pushed; its digest is over them.
+manifests = sa.Table(
+    "manifests",
+    metadata,
+    sa.Column("digest", sa.Text, primary_key=True),
+    sa.Column("media_type", sa.Text, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+)
+
+
+def _repository_id() -> sa.Column[str]:
+    return sa.Column("repository_id", sa.Text, sa.ForeignKey("repositories.id"), primary_key=True)
+
+
+repository_blobs = sa.Table(
+    "repository_blobs",
+    metadata,
+    _repository_id(),
+    sa.Column("digest", sa.Text, sa.ForeignKey("blobs.digest"), primary_key=True, index=True),
+)
+
+repository_manifests = sa.Table(
+    "repository_manifests",
+    metadata,
+    _repository_id(),
+    sa.Column("digest", sa.Text, sa.ForeignKey("manifests.digest"), primary_key=True, index=True),
+)
+
+# tag_key: lower case, carries the uniqueness; tag: as written.
+tags = sa.Table(
+    "tags",
+    metadata,
+    _repository_id(),
+    sa.Column("tag_key", sa.Text, primary_key=True),
+    sa.Column("tag", sa.Text, nullable=False),
+    sa.Column("manifest_digest", sa.Text, sa.ForeignKey("manifests.digest"), nullable=False),
+    sa.Column("updated_at", UtcTime, nullable=False),
+)
+
+# name: lower-case short form with tag, without `-cloud`. Either repository_id and tag are set (weights this hub runs) or upstream_url.
+hosted_models = sa.Table(
+    "hosted_models",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("shown_name", sa.Text, nullable=False),
+    sa.Column("repository_id", sa.Text, sa.ForeignKey("repositories.id")),
+    sa.Column("tag", sa.Text),
+    sa.Column("upstream_url", sa.Text, nullable=False),
+    sa.Column("upstream_model", sa.Text, nullable=False),
+    sa.Column("upstream_key_id", sa.Text, nullable=False),
+    sa.Column("is_public", sa.Boolean, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+)
