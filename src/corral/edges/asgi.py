@@ -501,10 +501,7 @@ def _render_error(error: CorralError, dialect: Dialect, request_id: str, scope: 
             return Response(msgspec.json.encode(body), error.status, media_type="application/json")
         case Dialect.HTML:
             if error.code == "unauthorized" and scope["method"] == "GET":
-                target = scope["raw_path"].decode("ascii") + (
-                    "?" + scope["query_string"].decode("latin-1") if scope["query_string"] else ""
-                )
-                return RedirectResponse(f"/signin?next={quote(target, safe='')}", 303)
+                return RedirectResponse(f"/signin?next={quote(_raw_target(scope), safe='')}", 303)
             html = page(error, request_id) if page else error.message.encode()
             return Response(html, error.status, media_type="text/html; charset=utf-8")
         case Dialect.TEXT:

@@ -1,0 +1,231 @@
+"""The hub's JSON surface: who am I, devices, API keys, usage and health. One visible route list; handlers only translate."""
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+import corral
+from corral.core.policy import CLIENT_PROOFS, FULL_PROOFS, PUBLIC, Access
+from corral.core.ports import Clock, UsageStore
+from corral.core.records import ApiKey, Device, Principal, Proof, Scope
+from corral.edges.asgi import Endpoint, body_of, caller_of, endpoint, facts_of, json_response
+from corral.hub.credentials import Credentials
+from corral.wire.errors import CorralError
+from corral.wire.secrets import Secret
+from corral.wire.strong import TAG
+
+_OVERLAPS_S = {"0": 0, "1h": 3600, "24h": 86_400, "7d": 604_800}
+_USAGE_PERIOD = timedelta(days=30)
+
+#: Reading who one is, and signing one's own device out: what stock clients do with their signature.
+_IDENTITY = Access(CLIENT_PROOFS)
+#: Managing keys and devices: never by the stock signature (W1), and only with the scope `keys`.
+_KEYS = Access(FULL_PROOFS, Scope.KEYS)
+
+
+class NewKey(msgspec.Struct):
+    """Body of POST /api/keys. expires_at: RFC 3339, or absent for a key that does not expire."""
+
+    name: str
+    scopes: list[Scope] = [Scope.INFERENCE]
+    expires_at: datetime | None = None
+
+
+class Rotation(msgspec.Struct):
+    """Body of POST /api/keys/{id}/rotate. overlap: how long the old key lives on: `0`, `1h`, `24h` or `7d`."""
+
+    overlap: str = "0"
+
+
+class NewDevice(msgspec.Struct):
+    """Body of POST /api/user/keys. key: `ssh-ed25519 AAAA…`."""
+
+    name: str
+    key: str
+
+
+class HubApi:
+    """Handlers over the hub's identity services. is_ready: answers whether requests can be served."""
+
+    def __init__(
+        self,
+        *,
+        credentials: Credentials,
+        usage: UsageStore,
+        clock: Clock,
+        public_url: str,
+        is_ready: Callable[[], Awaitable[bool]],
+    ) -> None:
+        self._credentials = credentials
+        self._usage = usage
+        self._clock = clock
+        self._public_url = public_url
+        self._is_ready = is_ready
+
+    def endpoints(self) -> list[Endpoint]:
+        """Every JSON route of the hub that is not inference or registry."""
+        return [
+            endpoint("POST,GET", "/api/me", self.me, _IDENTITY),
+            endpoint("GET", "/api/user/keys", self.list_devices, _KEYS),
+            endpoint("POST", "/api/user/keys", self.add_device, _KEYS),
+            endpoint("DELETE", "/api/user/keys/{encoded_key}", self.sign_out_device, _IDENTITY),
+            endpoint("GET", "/api/keys", self.list_keys, _KEYS),
+            endpoint("POST", "/api/keys", self.create_key, _KEYS),
+            endpoint("DELETE", "/api/keys/{key_id}", self.revoke_key, _KEYS),
+            endpoint("POST", "/api/keys/{key_id}/rotate", self.rotate_key, _KEYS),
+            endpoint("GET", "/api/usage", self.show_usage, _IDENTITY),
+            endpoint("GET,HEAD", "/api/version", self.version, PUBLIC),
+            endpoint("GET", "/.well-known/corral", self.discovery, PUBLIC),
+            endpoint("GET", "/healthz", self.health, PUBLIC),
+            endpoint("GET", "/readyz", self.readiness, PUBLIC),
+        ]
+
+    async def me(self, request: Request) -> Response:
+        """The account behind a credential, in the form of ollama api/types.go UserResponse."""
+        caller = caller_of(request)
+        account = caller.account
+        body: dict[str, Any] = {"id": account.id, "email": account.email, "name": account.name, "plan": "free"}
+        if caller.device:
+            body["device"] = {"id": caller.device.id, "name": caller.device.name}
+        return json_response(body)
+
+    async def list_devices(self, request: Request) -> Response:
+        """The account's live devices."""
+        caller = caller_of(request)
+        devices = await self._credentials.devices_of(caller.account)
+        return json_response([device_body(device, caller) for device in devices])
+
+    async def add_device(self, request: Request) -> Response:
+        """Connect a device without a browser, by an API key with the scope `keys`."""
+        caller = caller_of(request)
+        wanted = _decode(request, NewDevice)
+        device = await self._credentials.add_device(
+            caller.account, name=wanted.name, authorized_key=wanted.key, scopes=caller.scopes, network=facts_of(request).network
+        )
+        return json_response(device_body(device, caller), 201)
+
+    async def sign_out_device(self, request: Request) -> Response:
+        """Disconnect one device of the account. Answers `null`, as ollama.com does."""
+        await self._credentials.sign_out_device(caller_of(request), request.path_params["encoded_key"])
+        return json_response(None)
+
+    async def list_keys(self, request: Request) -> Response:
+        """The account's API keys, revoked ones included."""
+        keys = await self._credentials.keys_of(caller_of(request).account)
+        return json_response([key_body(key) for key in keys])
+
+    async def create_key(self, request: Request) -> Response:
+        """A new API key; its secret is in this answer and never again."""
+        wanted = _decode(request, NewKey)
+        key, secret = await self._credentials.create_key(
+            caller_of(request),
+            name=wanted.name,
+            scopes=frozenset(wanted.scopes),
+            expires_at=wanted.expires_at,
+            network=facts_of(request).network,
+        )
+        return _secret_response(key, secret, 201)
+
+    async def rotate_key(self, request: Request) -> Response:
+        """A successor with the same name and scopes; the old key lives on for the overlap."""
+        wanted = _decode(request, Rotation) if body_of(request) else Rotation()
+        if wanted.overlap not in _OVERLAPS_S:
+            raise CorralError("invalid", f"overlap is one of {', '.join(_OVERLAPS_S)}")
+        key, secret = await self._credentials.rotate_key(
+            caller_of(request), request.path_params["key_id"], overlap_s=_OVERLAPS_S[wanted.overlap]
+        )
+        return _secret_response(key, secret, 201)
+
+    async def revoke_key(self, request: Request) -> Response:
+        """Refused from the next request on, in every worker."""
+        await self._credentials.revoke_key(caller_of(request), request.path_params["key_id"])
+        return json_response(None)
+
+    async def show_usage(self, request: Request) -> Response:
+        """What the account used in the last 30 days, by credential and model."""
+        since = self._clock.now() - _USAGE_PERIOD
+        rows = await self._usage.totals(caller_of(request).account.id, since=since)
+        names = ("credential", "model", "requests", "prompt_tokens", "eval_tokens")
+        return json_response({"since": _iso(since), "usage": [dict(zip(names, row, strict=True)) for row in rows]})
+
+    async def version(self, request: Request) -> Response:
+        """The hub's version."""
+        return json_response({"version": corral.__version__})
+
+    async def discovery(self, request: Request) -> Response:
+        """What a client needs to know before it signs in: the base URL that signatures cover, and the forms understood."""
+        return json_response(
+            {"corral": corral.__version__, "public_url": self._public_url, "signatures": [TAG, "stock"]},
+        )
+
+    async def health(self, request: Request) -> Response:
+        """Whether the process answers."""
+        return json_response({"status": "ok"})
+
+    async def readiness(self, request: Request) -> Response:
+        """Whether requests can be served now."""
+        if not await self._is_ready():
+            raise CorralError("unavailable", retry_after_s=1)
+        return json_response({"status": "ready"})
+
+
+def device_body(device: Device, caller: Principal | None = None) -> dict[str, Any]:
+    """A device as JSON. current: whether it is the one that asks."""
+    return {
+        "id": device.id,
+        "name": device.name,
+        "fingerprint": device.key.fingerprint,
+        "key": device.key.authorized_key,
+        "scopes": sorted(device.scopes),
+        "created_at": _iso(device.created_at),
+        "last_used_at": _iso(device.last_used_at),
+        "last_network": device.last_network,
+        "current": caller is not None and caller.device is not None and caller.device.id == device.id,
+    }
+
+
+def key_body(key: ApiKey) -> dict[str, Any]:
+    """An API key as JSON, without its secret."""
+    return {
+        "id": key.id,
+        "name": key.name,
+        "prefix": key.prefix,
+        "scopes": sorted(key.scopes),
+        "created_at": _iso(key.created_at),
+        "expires_at": _iso(key.expires_at),
+        "last_used_at": _iso(key.last_used_at),
+        "revoked_at": _iso(key.revoked_at),
+    }
+
+
+def _secret_response(key: ApiKey, secret: Secret, status: int) -> Response:
+    response = json_response({**key_body(key), "key": secret.reveal()}, status)
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def _iso(time: datetime | None) -> str | None:
+    return time.astimezone(UTC).isoformat().replace("+00:00", "Z") if time else None
+
+
+_Body = NewKey | Rotation | NewDevice
+
+
+def _decode(request: Request, kind: type[Any]) -> Any:
+    body = body_of(request)
+    if not body:
+        raise CorralError("bad_request", "missing request body")
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.MsgspecError as error:
+        raise CorralError("invalid", str(error)) from error
+    except (RecursionError, UnicodeDecodeError) as error:
+        raise CorralError("bad_request", "the body is not JSON") from error
+
+
+# A signature proves a device and a session proves a browser; an API key may stand in for either on these routes.
+assert Proof.STOCK_SIGNATURE not in _KEYS.proofs
