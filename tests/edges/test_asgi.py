@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 import pytest
-from asgi_client import Caller
 from starlette.requests import Request
 from starlette.responses import Response
 
+from asgi_client import Caller
 from corral.core.policy import CLIENT_PROOFS, FULL_PROOFS, PUBLIC, Access
 from corral.core.records import Account, Principal, Proof, RequestFacts, Scope
 from corral.edges.asgi import (
