@@ -46,24 +46,35 @@ class Entropy(Protocol):
 
 
 class AccountStore(Protocol):
-    """Accounts and their passwords' hashes. Names are unique without regard to case, also against deleted accounts."""
+    """Accounts and their passwords' hashes. Names are unique without regard to case, also against deleted accounts; e-mail addresses
+    among live ones. A deleted account is found by nothing."""
 
     async def add(self, account: Account, password_hash: str) -> None:
-        """Raises: conflict when the name was ever taken."""
+        """Raises: conflict when the name was ever taken or the e-mail address is in use."""
         ...
 
     async def by_id(self, account_id: str) -> Account | None: ...
 
     async def by_name(self, name: str) -> Account | None: ...
 
-    async def list(self) -> Sequence[Account]: ...
+    async def by_email(self, email: str) -> Account | None: ...
 
-    async def password_hash(self, account_id: str) -> str: ...
+    async def list(self) -> Sequence[Account]:
+        """Oldest first."""
+        ...
+
+    async def password_hash(self, account_id: str) -> str:
+        """Empty for an account that does not exist."""
+        ...
 
     async def set_password_hash(self, account_id: str, password_hash: str) -> None: ...
 
     async def update(self, account: Account) -> None:
-        """Store email, is_admin and disabled_at."""
+        """Store email, is_admin and disabled_at. Raises: conflict when the e-mail address is in use."""
+        ...
+
+    async def remove(self, account_id: str, *, now: datetime) -> bool:
+        """Delete for good; only the name stays taken. False when there is no such account."""
         ...
 
 
@@ -134,7 +145,7 @@ class CredentialStore(Protocol):
         """One batch of (credential id, last use, network); skipped rows are no error."""
         ...
 
-    async def use_nonce(self, nonce: str, *, expires_at: datetime) -> bool:
+    async def use_nonce(self, nonce: str, *, now: datetime, expires_at: datetime) -> bool:
         """True for the first caller only, until expires_at."""
         ...
 
