@@ -24,9 +24,10 @@ ALLOWED = {
     "engines": {"wire", "core"},
     "clients": {"wire", "core"},
     "edges": {"wire", "core", "serving", "hub", "local"},
-    "cli": {"wire", "core", "clients", "settings", "main"},
+    "cli": {"wire", "core", "clients", "settings", "logs", "main"},
     "settings": {"wire"},
-    "main": {"wire", "core", "serving", "hub", "local", "storage", "engines", "clients", "edges", "settings"},
+    "logs": set(),
+    "main": {"wire", "core", "serving", "hub", "local", "storage", "engines", "clients", "edges", "settings", "logs"},
     "__main__": {"cli"},
 }
 
