@@ -221,6 +221,98 @@ class DeviceKeys(Protocol):
     def load_or_create(self) -> DevicePrivateKey: ...
 
 
+# ── The hub, as a device sees it ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubTerms:
+    """What was agreed with a hub, once. signature: `corral-v1` or `stock`. public_url: what a strong signature covers and what
+    links begin with, without trailing slash."""
+
+    signature: str
+    public_url: str
+
+
+class HubMemory(Protocol):
+    """Which hub this installation uses, and the terms agreed with each. Small and local, hence not async."""
+
+    def hub(self) -> str:
+        """The base URL saved by the last sign-in, empty when there was none. Raises: invalid when the memory is damaged."""
+        ...
+
+    def choose_hub(self, hub: str) -> None: ...
+
+    def terms(self, hub: str) -> HubTerms | None:
+        """Raises: invalid when the memory is damaged: guessing would undo an agreement."""
+        ...
+
+    def keep_terms(self, hub: str, terms: HubTerms) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubCall:
+    """A request for the hub, to be signed. path: raw, begins with `/`. query: raw, without `?`. headers: lower-case names, as they
+    travel; what concerns the connection or the proof is added by the gateway."""
+
+    method: str
+    path: str
+    query: str = ""
+    headers: Sequence[tuple[str, str]] = ()
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubReply:
+    """A whole answer. headers: lower-case names."""
+
+    status: int
+    headers: Sequence[tuple[str, str]]
+    body: bytes
+
+
+class HubStream(Protocol):
+    """An answer that is still arriving. Whoever opened it closes it."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def headers(self) -> Sequence[tuple[str, str]]:
+        """As received; lower-case names."""
+        ...
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives, not decoded. Raises: upstream_failed when it ends too early."""
+        ...
+
+    async def read(self, limit_bytes: int) -> bytes:
+        """The body, cut off at the limit. Raises: upstream_failed."""
+        ...
+
+    async def close(self) -> None:
+        """Give the connection back, or end it when the body was not read to its end. Safe to call twice."""
+        ...
+
+
+class HubGateway(Protocol):
+    """Signed requests to the hub in use. All of it raises: upstream_failed when the hub cannot be reached, forbidden when it must
+    not be signed for, invalid when this device's key or memory is damaged, clock_skew when the clock is too far off to sign."""
+
+    async def signin_base(self) -> str:
+        """The hub's public URL, which signin links begin with; without trailing slash."""
+        ...
+
+    def device_key(self) -> DevicePublicKey: ...
+
+    async def send(self, call: HubCall) -> HubReply:
+        """For small answers: the body is cut off at 1 MiB."""
+        ...
+
+    async def open_stream(self, call: HubCall) -> HubStream:
+        """Returns as soon as status and headers are there. Redirects are answers like any other."""
+        ...
+
+
 # ── Running a model ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
