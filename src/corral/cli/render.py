@@ -1,0 +1,207 @@
+"""How the terminal shows things: tables, sizes, times, numbers, state colours and one-line progress.
+
+Results go to standard output, everything said about them to standard error, and escape codes only to a terminal. The forms of
+tables, sizes and times are Ollama's. Source: ollama format/, cmd/cmd.go, progress/.
+"""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, Protocol, TextIO
+
+_GREEN, _YELLOW, _RED, _GREY, _RESET = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[90m", "\x1b[0m"
+_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
+#: Beyond this a time to come is as good as never: `keep_alive: -1` is shown as 292 years ahead.
+_FOREVER_S = 20 * 365 * _DAY
+
+
+def say(text: str = "") -> None:
+    """Talk: one line on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def done(text: str, *, out: TextIO | None = None) -> str:
+    """text as something finished, in green on a terminal."""
+    return _coloured(text, _GREEN, out)
+
+
+def needs_you(text: str, *, out: TextIO | None = None) -> str:
+    """text as something that waits for the reader, in yellow on a terminal."""
+    return _coloured(text, _YELLOW, out)
+
+
+def failed(text: str, *, out: TextIO | None = None) -> str:
+    """text as something that went wrong, in red on a terminal."""
+    return _coloured(text, _RED, out)
+
+
+def quiet(text: str, *, out: TextIO | None = None) -> str:
+    """text as an aside, in grey on a terminal."""
+    return _coloured(text, _GREY, out)
+
+
+def _coloured(text: str, code: str, out: TextIO | None) -> str:
+    return f"{code}{text}{_RESET}" if (out or sys.stdout).isatty() else text
+
+
+def error_text(message: str, advice: str = "") -> str:
+    """`Error: …`, and below it what to do about it."""
+    text = f"{failed('Error:', out=sys.stderr)} {plain(message)}"
+    return f"{text}\n→ {plain(advice)}" if advice else text
+
+
+def plain(text: str) -> str:
+    """text from elsewhere (a hub, a model name) with its control characters replaced: it may not move our cursor."""
+    return "".join(char if char >= " " and char != "\x7f" and not "\x80" <= char <= "\x9f" else "�" for char in text)
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Left-aligned columns, four spaces apart, every row followed by four spaces as in Ollama's own tables; ends in a newline."""
+    cells = [[plain(cell) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in [headings, *cells]) for column in range(len(headings))]
+    head = "    ".join(heading.ljust(width) for heading, width in zip(headings, widths, strict=True))
+    lines = [head + " "] if cells else [head.rstrip() + " "]
+    lines += ["    ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + "    " for row in cells]
+    return "\n".join(lines) + "\n"
+
+
+def facts(pairs: Sequence[tuple[str, str]], *, indent: str = "") -> str:
+    """`name  value` lines with the values in one column; ends in a newline."""
+    width = max((len(name) for name, _ in pairs), default=0)
+    return "".join(f"{indent}{name.ljust(width)}  {plain(value)}".rstrip() + "\n" for name, value in pairs)
+
+
+def as_json(value: Any) -> str:
+    """value as indented JSON with a newline, for `--json`."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def size(count: int) -> str:
+    """Bytes in powers of 1000: `999 B`, `1.5 KB`, `2.0 GB` → `2.0 GB`, `98 MB`. Source: ollama format/bytes.go HumanBytes."""
+    for unit, divisor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
+        if count >= divisor:
+            value = count / divisor
+            if value >= 10:
+                return f"{int(value)} {unit}"
+            return f"{int(value)} {unit}" if value == int(value) else f"{value:.1f} {unit}"
+    return f"{count} B"
+
+
+def number(count: int) -> str:
+    """A count of parameters: `1.5B`, `134.52M`, `7B`, `812K`. Source: ollama format/format.go HumanNumber."""
+    for unit, divisor, digits in (("B", 10**9, 1), ("M", 10**6, 2)):
+        if count >= divisor:
+            value = count / divisor
+            return f"{int(value)}{unit}" if value == int(value) else f"{value:.{digits}f}{unit}"
+    return f"{count / 1000:.0f}K" if count >= 1000 else str(count)
+
+
+def relative_time(when: datetime | None, now: datetime) -> str:
+    """`3 minutes ago`, `4 minutes from now`, `Never`, `Forever`. Source: ollama format/time.go HumanTime."""
+    if when is None or when.year <= 1:
+        return "Never"
+    delta = (now - when).total_seconds()
+    if delta < -_FOREVER_S:
+        return "Forever"
+    return f"{_span(abs(delta))} {'ago' if delta >= 0 else 'from now'}"
+
+
+def _span(seconds: float) -> str:
+    whole = int(seconds)
+    if whole < 1:
+        return "Less than a second"
+    if whole < _MINUTE:
+        return "1 second" if whole == 1 else f"{whole} seconds"
+    if whole < _HOUR:
+        minutes = whole // _MINUTE
+        return "About a minute" if minutes == 1 else f"{minutes} minutes"
+    hours = round(seconds / _HOUR)
+    if hours < 48:
+        return "About an hour" if hours == 1 else f"{hours} hours"
+    days = hours // 24
+    if days < 14:
+        return f"{days} days"
+    if days < 60:
+        return f"{days // 7} weeks"
+    if days < 730:
+        return f"{days // 30} months"
+    return f"{days // 365} years"
+
+
+def parse_time(text: str) -> datetime | None:
+    """An RFC 3339 time of the API, with any number of fractional digits; None for the zero time and for what is no time."""
+    if not text or text.startswith("0001-"):
+        return None
+    head, dot, rest = text.partition(".")
+    if dot:
+        digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
+        text = f"{head}.{digits[:6].ljust(6, '0')}{rest[len(digits) :]}"
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+
+
+def duration(ns: int) -> str:
+    """Nanoseconds as Go prints them: `1.234567891s`, `45.2ms`, `1m2.5s`, `0s`."""
+    if ns <= 0:
+        return "0s"
+    for unit, divisor in (("ns", 1), ("µs", 1000), ("ms", 10**6)):
+        if ns < divisor * 1000:
+            return f"{_decimal(ns, divisor)}{unit}"
+    minutes, rest = divmod(ns, 60 * 10**9)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{_decimal(rest, 10**9)}s"
+    return f"{hours}h{minutes}m{text}" if hours else f"{minutes}m{text}" if minutes else text
+
+
+def _decimal(value: int, divisor: int) -> str:
+    whole, rest = divmod(value, divisor)
+    digits = len(str(divisor)) - 1
+    return f"{whole}.{rest:0{digits}d}".rstrip("0") if rest else str(whole)
+
+
+class Progress(Protocol):
+    """Reports how far a piece of work has come."""
+
+    def __call__(self, completed: int, total: int) -> None:
+        """completed, total: bytes."""
+        ...
+
+
+@contextlib.contextmanager
+def progress(title: str) -> Iterator[Progress]:
+    """A bar that is redrawn in place on a terminal, and nothing but a last line elsewhere; on standard error."""
+    if sys.stderr.isatty():
+        with _rich_bar(title) as show:
+            yield show
+        return
+    last = 0
+
+    def remember(completed: int, total: int) -> None:
+        nonlocal last
+        last = max(last, completed)
+
+    yield remember
+    if last:
+        say(f"{title}  {size(last)}")
+
+
+@contextlib.contextmanager
+def _rich_bar(title: str) -> Iterator[Progress]:
+    # Imported here: a bar is rare, and importing rich takes longer than most commands.
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (TextColumn("{task.description}"), BarColumn(24), DownloadColumn(), TransferSpeedColumn())
+    with RichProgress(*columns, console=Console(stderr=True), transient=False) as bar:
+        task = bar.add_task(title, total=None)
+
+        def show(completed: int, total: int) -> None:
+            bar.update(task, completed=completed, total=total)
+
+        yield show

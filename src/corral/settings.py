@@ -1,0 +1,312 @@
+"""Every setting, read once from the environment into one frozen value. No other module looks at the environment.
+
+Variables of Ollama keep their names and meaning; ours begin with `CORRAL_`. Values are trimmed of spaces and quotes, and an empty
+value counts as unset. Where Ollama would fall back silently on a number it cannot read, we refuse with a sentence: a server that
+runs with another limit than the one asked for is worse than one that does not start (docs/divergences.md).
+
+Source: ollama envconfig/config.go.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+
+from corral.wire.errors import CorralError
+from corral.wire.secrets import Secret
+
+DEFAULT_HUB = "https://ollama.com"
+_LOCAL_PORT, _HUB_PORT = 11434, 11435
+
+_TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
+_FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
+_GO_DURATION = re.compile(r"(?P<sign>[+-]?)(?P<body>(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+)")
+_GO_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+_UNIT_S = {"ns": "1e-9", "us": "1e-6", "µs": "1e-6", "μs": "1e-6", "ms": "1e-3", "s": "1", "m": "60", "h": "3600"}
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class BadSetting(CorralError):
+    """A variable whose value cannot be used. The message names the variable and what it takes."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("invalid", message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where a server listens or is found. host: a name or an IP literal without brackets. path: `/…` or empty."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str = ""
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        if self.host.lower() == "localhost" or self.host.lower().endswith(".localhost"):
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def url(self) -> str:
+        """The base URL for callers, without a trailing slash; an unspecified address is reached by loopback."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        return f"{self.scheme}://{_bracketed(host)}:{self.port}{self.path}"
+
+    @property
+    def bind(self) -> str:
+        """`host:port`, as messages about listening name it."""
+        return f"{_bracketed(self.host)}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the environment asked for. Zero, empty and None mean: not set, let the part that uses it decide.
+
+    keep_alive_s: below zero is for ever. debug: 0, 1 or 2. hub: a base URL without trailing slash, empty when nothing was said.
+    public_url: without trailing slash. warnings: sentences to show once when a server starts.
+    """
+
+    home: Path
+    local: Address
+    models_dir: Path
+    keep_alive_s: float = 300.0
+    load_timeout_s: float = 300.0
+    context_length: int = 0
+    num_parallel: int = 0
+    max_loaded_models: int = 0
+    max_queue: int = 512
+    origins: tuple[str, ...] = ()
+    is_cloud_off: bool = False
+    is_history_off: bool = False
+    debug: int = 0
+    api_key: Secret | None = None
+    hub: str = ""
+    corral_home: Path
+    hub_listen: Address
+    public_url: str
+    database_url: str = ""
+    is_signup_open: bool = False
+    llama_server: str = ""
+    is_public_allowed: bool = False
+    trusted_proxies: tuple[Network, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> "Settings":
+        """Read everything. Raises: BadSetting naming the variable."""
+        read = _Reader(environ)
+        home = Path(read.text("HOME") or read.text("USERPROFILE") or Path.home())
+        warnings: list[str] = []
+        hub_listen = _listen_address("CORRAL_HUB_LISTEN", read.text("CORRAL_HUB_LISTEN"))
+        return cls(
+            home=home,
+            local=parse_ollama_host(read.text("OLLAMA_HOST"), warn=warnings.append),
+            models_dir=_path(read.text("OLLAMA_MODELS"), home, default=home / ".ollama" / "models"),
+            keep_alive_s=read.duration("OLLAMA_KEEP_ALIVE", 300.0),
+            load_timeout_s=read.duration("OLLAMA_LOAD_TIMEOUT", 300.0),
+            context_length=read.count("OLLAMA_CONTEXT_LENGTH", 0),
+            num_parallel=read.count("OLLAMA_NUM_PARALLEL", 0),
+            max_loaded_models=read.count("OLLAMA_MAX_LOADED_MODELS", 0),
+            max_queue=read.count("OLLAMA_MAX_QUEUE", 512),
+            origins=read.words("OLLAMA_ORIGINS"),
+            is_cloud_off=read.truth("OLLAMA_NO_CLOUD"),
+            is_history_off=read.truth("OLLAMA_NOHISTORY"),
+            debug=_debug_level(read.text("OLLAMA_DEBUG")),
+            api_key=Secret(key) if (key := read.text("OLLAMA_API_KEY")) else None,
+            hub=parse_hub_url(value, where="CORRAL_HUB") if (value := read.text("CORRAL_HUB")) else "",
+            corral_home=_path(read.text("CORRAL_HOME"), home, default=home / ".corral"),
+            hub_listen=hub_listen,
+            public_url=_public_url(read.text("CORRAL_PUBLIC_URL"), hub_listen),
+            database_url=_database_url(read.text("CORRAL_DATABASE_URL")),
+            is_signup_open=read.choice("CORRAL_SIGNUP", ("closed", "open")) == "open",
+            llama_server=read.text("CORRAL_LLAMA_SERVER"),
+            is_public_allowed=read.truth("CORRAL_ALLOW_PUBLIC"),
+            trusted_proxies=tuple(_network(word) for word in read.words("CORRAL_TRUSTED_PROXIES")),
+            warnings=tuple(warnings),
+        )
+
+
+class _Reader:
+    """Typed look-ups of one mapping; every refusal names the variable."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+
+    def text(self, name: str) -> str:
+        # Shells and unit files leave quotes around values; Ollama trims the same characters.
+        return self._environ.get(name, "").strip(" \t\r\n").strip("\"'")
+
+    def words(self, name: str) -> tuple[str, ...]:
+        return tuple(word for part in self.text(name).split(",") if (word := part.strip()))
+
+    def truth(self, name: str) -> bool:
+        text = self.text(name)
+        # As in Ollama, a value that is no boolean counts as yes: who wrote OLLAMA_NO_CLOUD=on meant it.
+        return bool(text) and text not in _FALSE
+
+    def count(self, name: str, default: int) -> int:
+        text = self.text(name)
+        if not text:
+            return default
+        if not re.fullmatch(r"[0-9]{1,9}", text):
+            raise BadSetting(f"{name} is {text!r}; it takes a whole number, 0 or more")
+        return int(text)
+
+    def choice(self, name: str, choices: tuple[str, ...]) -> str:
+        text = self.text(name).lower() or choices[0]
+        if text not in choices:
+            raise BadSetting(f"{name} is {text!r}; it takes {' or '.join(choices)}")
+        return text
+
+    def duration(self, name: str, default: float) -> float:
+        text = self.text(name)
+        if not text:
+            return default
+        seconds = parse_duration(text)
+        if seconds is None:
+            raise BadSetting(f"{name} is {text!r}; it takes seconds or a duration such as 5m, 90s or 1h30m; below 0 is for ever")
+        return seconds
+
+
+def parse_duration(text: str) -> float | None:
+    """Seconds of a Go duration (`1h30m`) or of a bare whole number; None when it is neither."""
+    if re.fullmatch(r"[+-]?[0-9]{1,12}", text):
+        return float(text)
+    match = _GO_DURATION.fullmatch(text)
+    if match is None or len(text) > 64:
+        return None
+    total = sum((Decimal(amount) * Decimal(_UNIT_S[unit]) for amount, unit in _GO_PART.findall(match["body"])), Decimal(0))
+    return float(-total if match["sign"] == "-" else total)
+
+
+def parse_ollama_host(text: str, *, warn: Callable[[str], None] = lambda _: None) -> Address:
+    """`OLLAMA_HOST` as Ollama reads it: any of `host`, `host:port`, `:port`, `[v6]:port` or a URL. A port that is none becomes
+    the default one, with a warning. Source: ollama envconfig/config.go Host."""
+    scheme, has_scheme, rest = text.partition("://")
+    default_port = {"http": 80, "https": 443}.get(scheme, _LOCAL_PORT) if has_scheme else _LOCAL_PORT
+    if not has_scheme:
+        scheme, rest = ("https", "ollama.com:443") if text == "ollama.com" else ("http", text)
+    authority, _, path = rest.partition("/")
+    host, port_text = _split_host_port(authority)
+    # Ollama would take any text as a host and fail much later, in the resolver.
+    if scheme not in ("http", "https") or not re.fullmatch(r"[A-Za-z0-9._~%:-]*", host):
+        raise BadSetting(f"OLLAMA_HOST is {text!r}; it takes an address such as 127.0.0.1:11434 or http://host:11434")
+    port = default_port
+    if port_text is not None:
+        if re.fullmatch(r"[0-9]{1,5}", port_text) and int(port_text) <= 65535:
+            port = int(port_text)
+        else:
+            warn(f"OLLAMA_HOST names the port {port_text!r}, which is none; using {default_port}")
+    return Address(scheme=scheme, host=host or "127.0.0.1", port=port, path=f"/{path.rstrip('/')}" if path.rstrip("/") else "")
+
+
+def parse_hub_url(text: str, *, where: str) -> str:
+    """A hub's base URL, without trailing slash; a bare host name means https, a bare loopback address http.
+    where: what to blame. Raises: BadSetting."""
+    if "://" not in text:
+        host = _split_host_port(text.split("/", 1)[0])[0]
+        is_here = Address(scheme="http", host=host, port=0).is_loopback
+        text = f"{'http' if is_here else 'https'}://{text}"
+    if "@" in text:
+        raise BadSetting(f"{where} takes the hub's address without a user name or password")  # which must not be repeated here
+    parts = _split_url(text)
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise BadSetting(f"{where} is {text!r}; it takes the hub's address, such as https://hub.example.org")
+    if parts.query or parts.fragment or parts.path.strip("/"):
+        raise BadSetting(f"{where} is {text!r}; it takes the hub's address alone, without a path")
+    return f"{parts.scheme}://{parts.netloc.lower()}"
+
+
+def _split_host_port(authority: str) -> tuple[str, str | None]:
+    """The host without brackets, and the text behind the colon, or None when there is no port."""
+    if authority.startswith("["):
+        host, _, rest = authority[1:].partition("]")
+        return host, rest[1:] if rest.startswith(":") else None
+    if authority.count(":") == 1:
+        host, _, port = authority.partition(":")
+        return host, port
+    return authority, None  # no colon, or a bare IPv6 literal
+
+
+def _listen_address(name: str, text: str) -> Address:
+    if not text:
+        return Address(scheme="http", host="127.0.0.1", port=_HUB_PORT)
+    host, port = _split_host_port(text)
+    if "/" in text or (port is not None and not (re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) <= 65535)):
+        raise BadSetting(f"{name} is {text!r}; it takes an address and a port, such as 127.0.0.1:{_HUB_PORT}")
+    return Address(scheme="http", host=host or "127.0.0.1", port=int(port) if port else _HUB_PORT)
+
+
+def _public_url(text: str, listen: Address) -> str:
+    """The URL that people and devices use for the hub. It goes into links and tokens, so it is never taken from a request."""
+    if not text:
+        if not listen.is_loopback:
+            raise BadSetting(
+                f"the hub listens on {listen.bind}, which others can reach, so CORRAL_PUBLIC_URL must say how they do: "
+                "an https address such as https://hub.example.org"
+            )
+        return f"http://localhost:{listen.port}"
+    url = parse_hub_url(text, where="CORRAL_PUBLIC_URL")
+    if url.startswith("http://") and not (listen.is_loopback and _is_loopback_url(url)):
+        raise BadSetting(
+            f"CORRAL_PUBLIC_URL is {text!r}; a hub that others can reach needs https, so that no password travels in the open"
+        )
+    return url
+
+
+def _is_loopback_url(url: str) -> bool:
+    return Address(scheme="http", host=urlsplit(url).hostname or "", port=0).is_loopback
+
+
+def _database_url(text: str) -> str:
+    if not text:
+        return ""
+    parts = _split_url(text)
+    if parts is None or parts.scheme.split("+")[0] not in ("sqlite", "postgresql"):
+        # The value is not repeated: it may hold a password.
+        raise BadSetting("CORRAL_DATABASE_URL takes sqlite:///path or postgresql://user@host/name")
+    return text
+
+
+def _split_url(text: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError:
+        return None
+    return parts
+
+
+def _debug_level(text: str) -> int:
+    if text.isascii() and text.isdigit():
+        return min(int(text), 2)
+    return 0 if not text or text in _FALSE else 1
+
+
+def _network(text: str) -> Network:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        raise BadSetting(f"CORRAL_TRUSTED_PROXIES holds {text!r}; it takes addresses and networks, such as 10.0.0.0/8") from None
+
+
+def _path(text: str, home: Path, *, default: Path) -> Path:
+    if not text:
+        return default
+    if text == "~" or text.startswith("~/"):
+        return home / text[2:]
+    return Path(text)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
