@@ -7,7 +7,8 @@ of the whole text under a pepper that lives outside the database, so a stolen or
 import hmac
 import re
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from corral.wire.secrets import Secret
 
@@ -51,6 +52,14 @@ def parse_api_key(text: str) -> ApiKeyText | None:
 def api_key_hmac(key: ApiKeyText, pepper: bytes) -> bytes:
     """The 32 bytes that are stored and compared. pepper: at least 32 secret bytes, kept outside the database."""
     return hmac.digest(pepper, key.text.reveal().encode(), "sha256")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peppers:
+    """The secrets that API keys are hashed under. values: id -> 32 bytes; new keys take the current one, old ones keep theirs."""
+
+    current_id: str
+    values: Mapping[str, bytes] = field(repr=False)
 
 
 def _checksum(body: str) -> str:

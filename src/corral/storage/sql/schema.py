@@ -250,7 +250,8 @@ tags = sa.Table(
     sa.Column("updated_at", UtcTime, nullable=False),
 )
 
-# name: lower-case short form with tag, without `-cloud`. Either repository_id and tag are set (weights this hub runs) or upstream_url.
+# name: lower-case short form with tag, without `-cloud`. Set are either repository_id and tag (weights this hub runs) or
+# upstream_url.
 hosted_models = sa.Table(
     "hosted_models",
     metadata,

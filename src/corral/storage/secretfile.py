@@ -1,0 +1,149 @@
+"""Files that hold secrets: 0600, in a directory 0700, never half written, refused when somebody else could have read them.
+
+Used for the pepper of the API keys and for whatever else must not be seen. A file is written beside its place and then linked or
+renamed into it, so that a reader finds the whole content or none, and of two starters exactly one creates it.
+"""
+
+import base64
+import binascii
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from corral.core.ports import Entropy
+from corral.wire.apikeys import Peppers
+from corral.wire.errors import CorralError
+
+_PEPPER_BYTES = 32
+_MAX_BYTES = 64 * 1024
+
+
+def ensure_private_dir(path: Path) -> None:
+    """Create the directory, 0700, with its parents. One that exists keeps its mode when it is ours; raises invalid when it is not
+    a directory."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise CorralError("invalid", f"{path} is in the way: a directory belongs there") from error
+    except OSError as error:
+        raise CorralError("invalid", f"{path} cannot be created: {error.strerror}") from error
+
+
+def read_private(path: Path, *, max_bytes: int = _MAX_BYTES) -> bytes | None:
+    """The content, or None when there is no such file. Raises: invalid for a file that is no regular file, belongs to somebody
+    else, can be read by others, or is longer than max_bytes; the message names the command that mends it."""
+    try:
+        # O_NONBLOCK: opening a FIFO that somebody put here must not wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CorralError("invalid", f"{path} cannot be read: {error.strerror}") from error
+    with os.fdopen(descriptor, "rb") as file:
+        # Asked of the open file and not of its path, which could point elsewhere a moment later.
+        _refuse_exposed(path, os.fstat(descriptor))
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise CorralError("invalid", f"{path} is too long to be what belongs there")
+    return content
+
+
+def _refuse_exposed(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise CorralError("invalid", f"{path} is not a regular file; move it away and start again")
+    if found.st_uid not in (os.geteuid(), 0):
+        raise CorralError("invalid", f"{path} belongs to another user; take it over with: sudo chown $(id -un) {path}")
+    if found.st_mode & 0o077:
+        raise CorralError("invalid", f"{path} can be read by other users; close it with: chmod 600 {path}")
+
+
+def create_private(path: Path, content: bytes) -> bool:
+    """Create the file, durably. False, and nothing changed, when it exists already. Raises: invalid when it cannot be written."""
+    with _written_beside(path, content) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+    _sync_dir(path.parent)
+    return True
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Create or replace the file, durably; a reader sees the old content or the new. Raises: invalid when that fails."""
+    with _written_beside(path, content) as temporary:
+        temporary.replace(path)
+    _sync_dir(path.parent)
+
+
+@contextlib.contextmanager
+def _written_beside(path: Path, content: bytes) -> Iterator[Path]:
+    ensure_private_dir(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{base64.b32encode(os.urandom(5)).decode()}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            # Whatever the umask was.
+            os.fchmod(descriptor, 0o600)
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        yield temporary
+    except OSError as error:
+        raise CorralError("invalid", f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _sync_dir(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ── The peppers of the API keys ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def load_or_create_peppers(path: Path, entropy: Entropy) -> Peppers:
+    """The peppers of this hub, made at the first start. Two starters end up with the same ones.
+
+    Raises: invalid for a damaged file; making a new one instead would silently turn every API key away.
+    """
+    content = read_private(path)
+    if content is None:
+        create_private(path, _format_peppers(Peppers(current_id="p1", values={"p1": entropy.bytes(_PEPPER_BYTES)})))
+        content = read_private(path)
+    return _parse_peppers(path, content or b"")
+
+
+def rotate_peppers(path: Path, entropy: Entropy) -> Peppers:
+    """Add a pepper for keys made from now on. Keys made before keep theirs."""
+    old = load_or_create_peppers(path, entropy)
+    new_id = f"p{len(old.values) + 1}"
+    peppers = Peppers(current_id=new_id, values={**old.values, new_id: entropy.bytes(_PEPPER_BYTES)})
+    write_private(path, _format_peppers(peppers))
+    return peppers
+
+
+def _format_peppers(peppers: Peppers) -> bytes:
+    values = {name: base64.b64encode(value).decode() for name, value in peppers.values.items()}
+    return json.dumps({"current": peppers.current_id, "peppers": values}, indent=1).encode()
+
+
+def _parse_peppers(path: Path, content: bytes) -> Peppers:
+    try:
+        read = json.loads(content)
+        values = {str(name): base64.b64decode(text, validate=True) for name, text in read["peppers"].items()}
+        current = str(read["current"])
+    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
+        raise CorralError(
+            "invalid", f"{path} is damaged; restore it from a backup, or remove it and make new API keys"
+        ) from error
+    if current not in values or any(len(value) < _PEPPER_BYTES for value in values.values()):
+        raise CorralError("invalid", f"{path} is damaged; restore it from a backup, or remove it and make new API keys")
+    return Peppers(current_id=current, values=values)

@@ -1,0 +1,129 @@
+"""Accounts in the database."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from corral.core.records import Account
+from corral.storage.sql.engine import Database, is_conflict
+from corral.storage.sql.schema import accounts, from_micros
+from corral.wire.errors import CorralError
+
+#: The columns of an account in every inline look-up, in the order `account_of` reads them.
+ACCOUNT_COLUMNS = "a.id, a.name, a.email, a.is_admin, a.created_at, a.disabled_at"
+ACCOUNT_WIDTH = 6
+
+_LIVE = accounts.c.deleted_at.is_(None)
+
+
+def account_of(row: Sequence[Any]) -> Account:
+    """The account at the start of a raw row of `ACCOUNT_COLUMNS`."""
+    return Account(
+        id=row[0],
+        name=row[1],
+        email=row[2],
+        is_admin=bool(row[3]),
+        created_at=from_micros(row[4]),
+        disabled_at=None if row[5] is None else from_micros(row[5]),
+    )
+
+
+class SqlAccounts:
+    """An AccountStore."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(self, account: Account, password_hash: str) -> None:
+        """Insert; the unique indexes decide between two who ask for one name at once."""
+        row = accounts.insert().values(
+            id=account.id,
+            name=account.name,
+            name_key=account.name.lower(),
+            email=account.email,
+            email_key=_email_key(account.email),
+            password_hash=password_hash,
+            is_admin=account.is_admin,
+            created_at=account.created_at,
+            disabled_at=account.disabled_at,
+        )
+        try:
+            await self._database.write(lambda connection: connection.execute(row))
+        except IntegrityError as error:
+            raise _taken(error) from error
+
+    async def by_id(self, account_id: str) -> Account | None:
+        """By primary key."""
+        return self._find("a.id = ?", account_id)
+
+    async def by_name(self, name: str) -> Account | None:
+        """By the unique index on the lower-case name."""
+        return self._find("a.name_key = ?", name.lower())
+
+    async def by_email(self, email: str) -> Account | None:
+        """By the unique index on the lower-case address; an empty one finds nobody."""
+        return self._find("a.email_key = ?", email.lower())
+
+    def _find(self, condition: str, value: str) -> Account | None:
+        row = self._database.row(
+            f"SELECT {ACCOUNT_COLUMNS} FROM accounts a WHERE {condition} AND a.deleted_at IS NULL",  # noqa: S608 - constants
+            value,
+        )
+        return account_of(row) if row else None
+
+    async def list(self) -> Sequence[Account]:
+        """All live ones, oldest first."""
+        columns = (getattr(accounts.c, name) for name in ("id", "name", "email", "is_admin", "created_at", "disabled_at"))
+        query = sa.select(*columns).where(_LIVE).order_by(accounts.c.created_at, accounts.c.id)
+        rows = await self._database.read(lambda connection: connection.execute(query).mappings().all())
+        return [Account(**row) for row in rows]
+
+    async def password_hash(self, account_id: str) -> str:
+        """Inline as well, so that an unknown name costs the same as a known one."""
+        row = self._database.row("SELECT password_hash FROM accounts WHERE id = ? AND deleted_at IS NULL", account_id)
+        return str(row[0]) if row else ""
+
+    async def set_password_hash(self, account_id: str, password_hash: str) -> None:
+        """Replace it."""
+        change = accounts.update().where(accounts.c.id == account_id, _LIVE).values(password_hash=password_hash)
+        await self._database.write(lambda connection: connection.execute(change))
+
+    async def update(self, account: Account) -> None:
+        """Store what may change."""
+        change = (
+            accounts.update()
+            .where(accounts.c.id == account.id, _LIVE)
+            .values(
+                email=account.email,
+                email_key=_email_key(account.email),
+                is_admin=account.is_admin,
+                disabled_at=account.disabled_at,
+            )
+        )
+        try:
+            await self._database.write(lambda connection: connection.execute(change))
+        except IntegrityError as error:
+            raise _taken(error) from error
+
+    async def remove(self, account_id: str, *, now: datetime) -> bool:
+        """Keep the row with nothing in it but the name: credentials point to it, and the name stays taken (T62, T119)."""
+        change = (
+            accounts.update()
+            .where(accounts.c.id == account_id, _LIVE)
+            .values(deleted_at=now, email="", email_key=None, password_hash="", is_admin=False)
+        )
+        result = await self._database.write(lambda connection: connection.execute(change).rowcount)
+        return result == 1
+
+
+def _email_key(email: str) -> str | None:
+    # NULLs are distinct to a unique index, so accounts without an address do not collide.
+    return email.lower() or None
+
+
+def _taken(error: IntegrityError) -> CorralError:
+    assert is_conflict(error), "accounts has no other rule that a row can break"
+    return CorralError("conflict", "that name or e-mail address is already in use")

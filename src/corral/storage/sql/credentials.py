@@ -1,0 +1,209 @@
+"""Devices, API keys and used nonces in the database."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from corral.core.records import Account, ApiKey, Device, Scope, StoredApiKey
+from corral.storage.sql.accounts import ACCOUNT_COLUMNS, ACCOUNT_WIDTH, account_of
+from corral.storage.sql.engine import Database, is_conflict
+from corral.storage.sql.schema import api_keys, devices, from_micros, nonces
+from corral.wire.errors import CorralError
+from corral.wire.signing import DevicePublicKey
+
+_DEVICE_BY_KEY = (
+    f"SELECT {ACCOUNT_COLUMNS}, d.id, d.name, d.key, d.scopes, d.created_at, d.last_used_at, d.last_network, d.revoked_at"  # noqa: S608
+    " FROM devices d JOIN accounts a ON a.id = d.account_id WHERE d.key = ? AND d.revoked_at IS NULL AND a.deleted_at IS NULL"
+)
+_API_KEY_BY_ID = (
+    f"SELECT {ACCOUNT_COLUMNS}, k.id, k.name, k.prefix, k.scopes, k.created_at, k.expires_at, k.last_used_at, k.revoked_at,"  # noqa: S608
+    " k.hmac, k.pepper_id FROM api_keys k JOIN accounts a ON a.id = k.account_id WHERE k.id = ? AND a.deleted_at IS NULL"
+)
+#: After how many uses of a nonce the expired ones are cleared away: their cost is spread thinly and the table stays small.
+_NONCES_BETWEEN_CLEANUPS = 256
+
+
+class SqlCredentials:
+    """A CredentialStore."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._nonces_used = 0
+
+    async def device(self, key: DevicePublicKey) -> tuple[Device, Account] | None:
+        """One inline read by the unique index of live keys: 10 µs with the records made, at a hundred devices as at ten thousand."""
+        row = self._database.row(_DEVICE_BY_KEY, key.raw)
+        return (_device_of(row), account_of(row)) if row else None
+
+    async def api_key(self, public_id: str) -> StoredApiKey | None:
+        """One inline read by primary key: 11 µs with the records made."""
+        row = self._database.row(_API_KEY_BY_ID, public_id)
+        if row is None:
+            return None
+        return StoredApiKey(key=_api_key_of(row), owner=account_of(row), hmac=row[-2], pepper_id=row[-1])
+
+    async def devices_of(self, account_id: str) -> Sequence[Device]:
+        """Live ones, oldest first."""
+        query = (
+            sa.select(devices)
+            .where(devices.c.account_id == account_id, devices.c.revoked_at.is_(None))
+            .order_by(devices.c.created_at, devices.c.id)
+        )
+        rows = await self._database.read(lambda connection: connection.execute(query).mappings().all())
+        return [Device(**{**row, "key": DevicePublicKey(row["key"]), "scopes": parse_scopes(row["scopes"])}) for row in rows]
+
+    async def add_device(self, device: Device) -> None:
+        """Insert; the unique index decides between two accounts that connect one key at once."""
+        row = devices.insert().values(
+            id=device.id,
+            account_id=device.account_id,
+            name=device.name,
+            key=device.key.raw,
+            scopes=format_scopes(device.scopes),
+            created_at=device.created_at,
+            last_used_at=device.last_used_at,
+            last_network=device.last_network,
+            revoked_at=device.revoked_at,
+        )
+        try:
+            await self._database.write(lambda connection: connection.execute(row))
+        except IntegrityError as error:
+            if not is_conflict(error):
+                raise
+            raise CorralError("conflict", "this device is already connected") from error
+
+    async def revoke_device(self, account_id: str, device_id: str, *, now: datetime) -> bool:
+        """Durable before it returns."""
+        return await self._change(_live_device(account_id, device_id).values(revoked_at=now))
+
+    async def rename_device(self, account_id: str, device_id: str, name: str) -> bool:
+        """False when the account has no such live device."""
+        return await self._change(_live_device(account_id, device_id).values(name=name))
+
+    async def api_keys_of(self, account_id: str) -> Sequence[ApiKey]:
+        """All of them, revoked ones included, oldest first."""
+        columns = [column for column in api_keys.c if column.name not in ("hmac", "pepper_id", "last_network")]
+        query = sa.select(*columns).where(api_keys.c.account_id == account_id).order_by(api_keys.c.created_at, api_keys.c.id)
+        rows = await self._database.read(lambda connection: connection.execute(query).mappings().all())
+        return [ApiKey(**{**row, "scopes": parse_scopes(row["scopes"])}) for row in rows]
+
+    async def add_api_key(self, key: ApiKey, *, hmac: bytes, pepper_id: str) -> None:
+        """Insert."""
+        row = api_keys.insert().values(
+            id=key.id,
+            account_id=key.account_id,
+            name=key.name,
+            prefix=key.prefix,
+            scopes=format_scopes(key.scopes),
+            hmac=hmac,
+            pepper_id=pepper_id,
+            created_at=key.created_at,
+            expires_at=key.expires_at,
+            last_used_at=key.last_used_at,
+            last_network="",
+            revoked_at=key.revoked_at,
+        )
+        await self._database.write(lambda connection: connection.execute(row))
+
+    async def revoke_api_key(self, account_id: str, key_id: str, *, now: datetime) -> bool:
+        """Durable before it returns: whoever was told that a key is revoked can rely on it, whatever happens to the machine."""
+        return await self._change(_live_api_key(account_id, key_id).values(revoked_at=now))
+
+    async def set_api_key_expiry(self, account_id: str, key_id: str, *, expires_at: datetime) -> bool:
+        """Durable as well. False when the account has no such live key."""
+        return await self._change(_live_api_key(account_id, key_id).values(expires_at=expires_at))
+
+    async def _change(self, change: sa.Update) -> bool:
+        return await self._database.write(lambda connection: connection.execute(change).rowcount) == 1
+
+    async def record_use(self, uses: Iterable[tuple[str, datetime, str]]) -> None:
+        """One relaxed transaction for the whole batch."""
+        batch = [{"credential": credential_id, "at": at, "via": network} for credential_id, at, network in uses]
+        if not batch:
+            return
+
+        def work(connection: sa.Connection) -> None:
+            # The ids of both tables are random text, so an id of one is never an id of the other.
+            for table in (devices, api_keys):
+                change = (
+                    table.update()
+                    .where(table.c.id == sa.bindparam("credential"))
+                    .values(last_used_at=sa.bindparam("at"), last_network=sa.bindparam("via"))
+                )
+                connection.execute(change, batch)
+
+        await self._database.write_relaxed(work)
+
+    async def use_nonce(self, nonce: str, *, now: datetime, expires_at: datetime) -> bool:
+        """Insert, and see whether the row was new: the primary key decides between two who come at once."""
+        self._nonces_used += 1
+        clean_up = self._nonces_used % _NONCES_BETWEEN_CLEANUPS == 0
+
+        def work(connection: sa.Connection) -> bool:
+            expired = nonces.delete().where(nonces.c.expires_at <= now)
+            connection.execute(expired if clean_up else expired.where(nonces.c.nonce == nonce))
+            is_used = connection.execute(sa.select(nonces.c.nonce).where(nonces.c.nonce == nonce)).first() is not None
+            if not is_used:
+                connection.execute(nonces.insert().values(nonce=nonce, expires_at=expires_at))
+            return not is_used
+
+        return await self._database.write_relaxed(work)
+
+
+def _live_device(account_id: str, device_id: str) -> sa.Update:
+    # The owner is part of the condition, so that a foreign id finds nothing instead of being checked afterwards (T66).
+    return devices.update().where(devices.c.id == device_id, devices.c.account_id == account_id, devices.c.revoked_at.is_(None))
+
+
+def _live_api_key(account_id: str, key_id: str) -> sa.Update:
+    return api_keys.update().where(api_keys.c.id == key_id, api_keys.c.account_id == account_id, api_keys.c.revoked_at.is_(None))
+
+
+def format_scopes(scopes: Iterable[Scope]) -> str:
+    """Scopes as a column keeps them: sorted, separated by spaces."""
+    return " ".join(sorted(scopes))
+
+
+_KNOWN = {str(scope): scope for scope in Scope}
+
+
+def parse_scopes(text: str) -> frozenset[Scope]:
+    """The scopes of a column. One that this version does not know (a newer one wrote it) gives nothing."""
+    return frozenset([_KNOWN[word] for word in text.split(" ") if word in _KNOWN])
+
+
+def _time(micros: int | None) -> datetime | None:
+    return None if micros is None else from_micros(micros)
+
+
+def _device_of(row: Sequence[Any]) -> Device:
+    device_id, name, key, scopes, created_at, last_used_at, last_network, revoked_at = row[ACCOUNT_WIDTH:]
+    return Device(
+        id=device_id,
+        account_id=row[0],
+        name=name,
+        key=DevicePublicKey(key),
+        scopes=parse_scopes(scopes),
+        created_at=from_micros(created_at),
+        last_used_at=_time(last_used_at),
+        last_network=last_network,
+        revoked_at=_time(revoked_at),
+    )
+
+
+def _api_key_of(row: Sequence[Any]) -> ApiKey:
+    key_id, name, prefix, scopes, created_at, expires_at, last_used_at, revoked_at, _hmac, _pepper_id = row[ACCOUNT_WIDTH:]
+    return ApiKey(
+        id=key_id,
+        account_id=row[0],
+        name=name,
+        prefix=prefix,
+        scopes=parse_scopes(scopes),
+        created_at=from_micros(created_at),
+        expires_at=_time(expires_at),
+        last_used_at=_time(last_used_at),
+        revoked_at=_time(revoked_at),
+    )

@@ -1,0 +1,12 @@
+"""Run by Alembic itself: connects the steps with the engine that `migrations.upgrade` was given."""
+
+from alembic import context
+
+from corral.storage.sql.schema import metadata
+
+with context.config.attributes["engine"].connect() as connection:
+    # SQLite can roll DDL back, so a step that fails leaves the database as it was; render_as_batch lets later steps alter
+    # tables, which SQLite does by copying them.
+    context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True, render_as_batch=True)
+    with context.begin_transaction():
+        context.run_migrations()
