@@ -1,0 +1,33 @@
+"""Installations for the flow tests. Starting one costs seconds, so a module shares one where its tests allow it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.stack import MODEL, Stack
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Stack]:
+    """An installation that was never started, with an empty home. Ended with the test."""
+    stack = Stack(tmp_path)
+    yield stack
+    stack.stop()
+
+
+@pytest.fixture
+def running(fresh: Stack, small_model: Path) -> Stack:
+    """A started installation with the small model and no account."""
+    fresh.start("--model", f"{MODEL}={small_model}")
+    return fresh
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iterator[Stack]:
+    """A started installation with the small model and the administrator alice, for the tests of one module."""
+    stack = Stack(tmp_path_factory.mktemp("stack"))
+    stack.start("--model", f"{MODEL}={small_model}")
+    stack.add_account("alice")
+    yield stack
+    stack.stop()

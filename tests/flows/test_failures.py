@@ -1,0 +1,235 @@
+"""What a person sees when something breaks: a hub that goes away, an engine that dies, a file that is not what it should be."""
+
+import json
+import os
+import signal
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+
+from flows.stack import MODEL, Running, Stack, answers, call, descendants, free_port, is_alive, opened, wait_until
+
+CLOUD = f"{MODEL}-cloud"
+LONG = {"prompt": "Count to ten thousand.", "options": {"num_predict": 4000, "ignore_eos": True, "num_ctx": 8192}}
+
+
+def test_hub_killed_in_the_middle_of_a_relayed_stream_ends_it_with_an_error_line(fresh: Stack, small_model: Path) -> None:
+    up = fresh.start("--model", f"{MODEL}={small_model}")
+    fresh.add_account()
+    fresh.sign_in()
+    up.end()
+    # Two processes now, so that one can be killed without the other.
+    hub, local = fresh.begin("hub", "serve"), fresh.begin("serve", CORRAL_HUB=fresh.hub_url)
+    try:
+        for url in (f"{fresh.hub_url}/readyz", f"{fresh.local_url}/api/version"):
+            wait_until(lambda url=url: answers(url), f"{url} to answer")
+        with opened("POST", f"{fresh.local_url}/api/generate", {"model": CLOUD, **LONG}) as response:
+            assert json.loads(response.readline())["done"] is False
+            hub.end(signal.SIGKILL)
+            last = [line for line in response if line.strip()][-1]
+        assert "error" in json.loads(last), last
+        refused = fresh.generate(CLOUD)
+        assert refused.status in (502, 503), refused
+        assert "Traceback" not in local.output
+        assert fresh.generate(MODEL).status == 200
+    finally:
+        hub.end()
+        local.end()
+
+
+def test_r9_engine_killed_in_the_middle_of_a_stream_gives_an_error_line_and_is_started_again(running: Stack) -> None:
+    with opened("POST", f"{running.local_url}/api/generate", {"model": MODEL, **LONG}) as response:
+        assert json.loads(response.readline())["done"] is False
+        for pid in engines_of(running):
+            os.kill(pid, signal.SIGKILL)
+        last = [line for line in response if line.strip()][-1]
+    assert "error" in json.loads(last), last
+    wait_until(lambda: running.generate(MODEL).status == 200, "the model to run again")
+
+
+def test_r9_engine_killed_under_an_openai_stream_gives_an_error_event_and_no_done(running: Stack) -> None:
+    messages = [{"role": "user", "content": "Count to ten thousand."}]
+    body = {"model": MODEL, "messages": messages, "stream": True, "max_tokens": 4000}
+    with opened("POST", f"{running.local_url}/v1/chat/completions", body) as response:
+        assert response.readline().startswith(b"data: ")
+        for pid in engines_of(running):
+            os.kill(pid, signal.SIGKILL)
+        rest = response.read()
+    assert b'"error"' in rest
+    assert b"[DONE]" not in rest
+
+
+def test_r19_killed_server_takes_its_engine_along(running: Stack) -> None:
+    assert running.generate(MODEL).status == 200
+    assert running.up is not None
+    engines = engines_of(running)
+    assert engines
+    running.up.end(signal.SIGKILL)
+    running.up = None
+    wait_until(lambda: not any(is_alive(pid) for pid in engines), "the engine to die", timeout_s=10)
+
+
+def test_t097_engine_shows_no_secret_and_refuses_strangers(running: Stack) -> None:
+    assert running.generate(MODEL).status == 200
+    for pid in engines_of(running):
+        environment = dict(item.partition("=")[::2] for item in Path(f"/proc/{pid}/environ").read_text().split("\0") if item)
+        assert not [name for name in environment if name.startswith(("CORRAL_", "OLLAMA_")) and name != "CORRAL_ENGINE_KEY"]
+        arguments = Path(f"/proc/{pid}/cmdline").read_text()
+        secrets = [value for name, value in environment.items() if "KEY" in name and value]
+        assert not [value for value in secrets if value in arguments]
+        ports = listening_ports(pid)
+        assert ports
+        for address, port in ports:
+            assert address == "127.0.0.1"
+            assert call("POST", f"http://127.0.0.1:{port}/completion", {"prompt": "x"}).status == 401
+
+
+def test_ctrl_c_of_up_ends_everything_it_started(running: Stack) -> None:
+    assert running.generate(MODEL).status == 200
+    assert running.up is not None
+    started = [running.up.process.pid, *descendants(running.up.process.pid)]
+    assert running.up.end(signal.SIGINT) in (0, 130)
+    assert "Traceback" not in running.up.output
+    running.up = None
+    wait_until(lambda: not any(is_alive(pid) for pid in started), "every process to end", timeout_s=10)
+
+
+def test_sigterm_of_up_while_a_stream_runs_ends_it_with_an_error_line(running: Stack) -> None:
+    assert running.up is not None
+    with opened("POST", f"{running.local_url}/api/generate", {"model": MODEL, **LONG}) as response:
+        assert json.loads(response.readline())["done"] is False
+        running.up.process.send_signal(signal.SIGTERM)
+        last = [line for line in response if line.strip()][-1]
+    assert "error" in json.loads(last), last
+    assert running.up.finish() == 0
+    running.up = None
+
+
+def test_second_up_starts_in_seconds_and_changes_nothing(running: Stack, small_model: Path) -> None:
+    running.add_account()
+    before = [model["digest"] for model in call("GET", f"{running.local_url}/api/tags").json["models"]]
+    running.stop()
+    up = running.start("--model", f"{MODEL}={small_model}")
+    assert [model["digest"] for model in call("GET", f"{running.local_url}/api/tags").json["models"]] == before
+    assert "/signup?code=" not in up.output
+
+
+def test_up_on_a_taken_port_names_it_and_leaves_nothing_behind(fresh: Stack) -> None:
+    for variable, form in (("OLLAMA_HOST", "127.0.0.1:{}"), ("CORRAL_HUB_LISTEN", "127.0.0.1:{}")):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            done = fresh.corral("up", status=1, **{variable: form.format(port)})
+        assert str(port) in done.stderr
+        assert "→" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_model_file_that_is_not_gguf_is_refused_in_words(fresh: Stack) -> None:
+    junk = fresh.home / "junk.gguf"
+    junk.write_bytes(b"PK\x03\x04 this is a zip file, not a model" * 100)
+    done = fresh.corral("up", "--model", f"junk={junk}", status=1)
+    assert "GGUF" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_model_file_that_is_not_there_is_refused_in_words(fresh: Stack) -> None:
+    done = fresh.corral("up", "--model", f"gone={fresh.home / 'gone.gguf'}", status=1)
+    assert "gone.gguf" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["damaged", "readable by others", "a link"])
+def test_t091_unusable_device_key_is_refused_with_the_mending_command(fresh: Stack, kind: str) -> None:
+    folder = fresh.home / ".ollama"
+    folder.mkdir(mode=0o700)
+    key = folder / "id_ed25519"
+    key.write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nnot base64 at all\n-----END OPENSSH PRIVATE KEY-----\n")
+    key.chmod(0o644 if kind == "readable by others" else 0o600)
+    if kind == "a link":
+        key.rename(folder / "elsewhere")
+        key.symlink_to(folder / "elsewhere")
+    before = key.read_text()
+    done = fresh.begin("serve", CORRAL_HUB=fresh.hub_url)
+    try:
+        # A server that could not sign may still serve local models; either way it says so and leaves the file alone.
+        done.wait_for("id_ed25519")
+        assert "Traceback" not in done.output
+        assert key.read_text() == before
+    finally:
+        done.end()
+
+
+def test_t091_created_files_are_private_even_under_a_lax_umask(fresh: Stack, small_model: Path) -> None:
+    before = os.umask(0)
+    try:
+        fresh.start("--model", f"{MODEL}={small_model}")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((fresh.home / ".ollama/id_ed25519").stat().st_mode) == 0o600
+    hub_files = [path for path in (fresh.home / ".corral").rglob("*") if path.is_file() and "blobs" not in path.parts]
+    assert hub_files
+    assert not [path for path in hub_files if path.stat().st_mode & 0o077]
+    assert stat.S_IMODE((fresh.home / ".corral").stat().st_mode) == 0o700
+
+
+def test_unreachable_hub_is_told_as_such_and_local_models_run_on(fresh: Stack, small_model: Path) -> None:
+    up = fresh.start("--model", f"{MODEL}={small_model}")
+    up.end()
+    fresh.up = None
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    local = fresh.begin("serve", CORRAL_HUB=nowhere)
+    try:
+        wait_until(lambda: answers(f"{fresh.local_url}/api/version"), "the local server", watch=local)
+        assert fresh.generate(CLOUD).status in (502, 503)
+        assert fresh.generate(MODEL).status == 200
+        done = fresh.corral("signin", status=1, CORRAL_HUB=nowhere)
+        assert nowhere.partition("://")[2] in done.stderr
+        assert "Traceback" not in done.stderr
+    finally:
+        local.end()
+
+
+def test_ctrl_c_while_signin_waits_ends_it_without_a_traceback(running: Stack) -> None:
+    signin = running.begin("signin")
+    signin.wait_for(r"/connect\?")
+    assert signin.end(signal.SIGINT) in (1, 130, -signal.SIGINT)
+    assert "Traceback" not in signin.output
+
+
+def test_ctrl_c_while_run_streams_ends_it_without_a_traceback(running: Stack) -> None:
+    story: Running = running.begin("run", MODEL, "Write a very long story about a very long road.")
+    story.wait_for(r"\w+ \w+ \w+")
+    story.end(signal.SIGINT)
+    assert "Traceback" not in story.output
+
+
+def test_commands_without_a_local_server_say_how_to_start_it(fresh: Stack) -> None:
+    done = fresh.corral("list", status=1)
+    assert "corral" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def engines_of(stack: Stack) -> list[int]:
+    """The processes below `corral up` that hold a model."""
+    assert stack.up is not None
+    found = [pid for pid, command in descendants(stack.up.process.pid).items() if "llama" in command]
+    assert found, f"no engine among {descendants(stack.up.process.pid)}"
+    return found
+
+
+def listening_ports(pid: int) -> list[tuple[str, int]]:
+    """(address, port) of a process's listening TCP sockets."""
+    inodes = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        target = str(entry.readlink()) if entry.is_symlink() else ""
+        if target.startswith("socket:["):
+            inodes.add(target[8:-1])
+    found = []
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == "0A" and fields[9] in inodes:
+            address, _, port = fields[1].partition(":")
+            found.append((socket.inet_ntoa(bytes.fromhex(address)[::-1]), int(port, 16)))
+    return found

@@ -1,0 +1,190 @@
+"""The newcomer's six steps of the README, with real processes, a real model and a real browser; and their pages, looked at."""
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from flows.browser import chromium, look_at, person, tab_to
+from flows.stack import MODEL, PASSWORD, Stack, call
+
+pytestmark = pytest.mark.browser
+CLOUD = f"{MODEL}-cloud"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with chromium(tmp_path_factory.mktemp("chromium")) as started:
+        yield started
+
+
+def test_newcomer_from_an_empty_home_to_a_revoked_key(running: Stack, browser: Browser, tmp_path: Path) -> None:
+    setup_link = setup_link_of(running)
+
+    # Step 2: the local server needs no authentication.
+    assert running.generate(MODEL, "Hello, world!").lines[-1]["done"] is True
+
+    # Step 3: a hosted model does, and says where to get it.
+    refused = running.generate(CLOUD)
+    assert refused.status == 401
+    assert refused.json["error"] == "unauthorized"
+    assert refused.json["signin_url"].startswith(f"{running.hub_url}/connect?name=")
+
+    with person(browser) as page:
+        # Step 4: create the account, connect the device; the waiting command notices.
+        create_account(page, setup_link)
+        signin = running.begin("signin")
+        link = signin.wait_for(r"http://\S+/connect\?\S+")[0]
+        fingerprint = signin.wait_for(r"SHA256:\S{43}")[0]
+        connect(page, link, fingerprint)
+        assert signin.finish() == 0
+        assert "alice" in signin.output
+        assert running.opened_links.read_text().strip() == link
+        streamed = running.generate(CLOUD)
+        assert streamed.status == 200
+        assert len(streamed.lines) > 1
+        assert streamed.lines[-1]["done"] is True
+        assert streamed.lines[-1]["eval_count"] > 0
+        assert running.corral("run", CLOUD, "Why is the sky blue?").stdout.strip()
+        assert "alice" in running.corral("whoami").stdout
+
+        # Step 5: an API key, used directly at the hub, then revoked.
+        key = create_key(page, running, "notebook")
+        answer = running.generate(MODEL, at=running.hub_url, key=key, stream=False)
+        assert answer.status == 200
+        assert answer.json["done"] is True
+        assert answer.json["response"]
+        revoke_key(page, "notebook")
+        assert running.generate(MODEL, at=running.hub_url, key=key).status == 401
+
+    # Step 6: signed out, hosted models are refused again; the local one is not.
+    running.corral("signout")
+    assert running.generate(CLOUD).status == 401
+    assert running.generate(MODEL).status == 200
+
+
+def test_pages_at_phone_and_laptop_width_show_everything(running: Stack, browser: Browser, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    with person(browser) as page:
+        setup_link = setup_link_of(running)
+        page.goto(setup_link)
+        look_at(page, "signup", pictures)
+        create_account(page, setup_link)
+        signin = running.begin("signin")
+        link = signin.wait_for(r"http://\S+/connect\?\S+")[0]
+        page.goto(link)
+        look_at(page, "connect", pictures)
+        connect(page, link, signin.wait_for(r"SHA256:\S{43}")[0])
+        look_at(page, "connected", pictures)
+        signin.finish()
+        page.goto(f"{running.hub_url}/settings/keys")
+        look_at(page, "keys-first", pictures)
+        create_key(page, running, "a-key-with-a-rather-long-name-that-has-to-fit-somewhere")
+        look_at(page, "keys-created", pictures)
+        page.goto(f"{running.hub_url}/settings/keys")
+        look_at(page, "keys", pictures)
+        for path in ("/", "/settings", "/settings/usage", "/nowhere"):
+            page.goto(running.hub_url + path)
+            look_at(page, "page" + path.replace("/", "-"), pictures)
+        page.emulate_media(color_scheme="dark")
+        page.goto(f"{running.hub_url}/settings/keys")
+        look_at(page, "keys-dark", pictures)
+    with person(browser) as visitor:
+        visitor.goto(f"{running.hub_url}/signin")
+        look_at(visitor, "signin", pictures)
+
+
+def test_keyboard_alone_connects_a_device_and_makes_and_revokes_a_key(running: Stack, browser: Browser) -> None:
+    with person(browser) as page:
+        page.goto(setup_link_of(running))
+        for label, text in (("Name", "alice"), ("Email", "alice@example.org"), ("Password", PASSWORD)):
+            tab_to(page, "textbox", label)
+            page.keyboard.type(text)
+        page.keyboard.press("Enter")
+        signin = running.begin("signin")
+        page.goto(signin.wait_for(r"http://\S+/connect\?\S+")[0])
+        button = page.get_by_role("button", name="Connect").first.inner_text()
+        tab_to(page, "button", button)
+        page.keyboard.press("Enter")
+        assert signin.finish() == 0
+        page.goto(f"{running.hub_url}/settings/keys")
+        tab_to(page, "textbox", "Name")
+        page.keyboard.type("by hand")
+        page.keyboard.press("Enter")
+        key = shown_key(page)
+        assert running.generate(MODEL, at=running.hub_url, key=key).status == 200
+        page.goto(f"{running.hub_url}/settings/keys")
+        tab_to(page, "button", "Revoke by hand")
+        page.keyboard.press("Enter")
+        expect(page.get_by_text("revoked").first).to_be_visible()
+        assert running.generate(MODEL, at=running.hub_url, key=key).status == 401
+
+
+def test_connect_page_without_scripts_still_connects(running: Stack, browser: Browser) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    try:
+        page = context.new_page()
+        create_account(page, setup_link_of(running))
+        signin = running.begin("signin")
+        connect(page, signin.wait_for(r"http://\S+/connect\?\S+")[0], "SHA256:")
+        assert signin.finish() == 0
+    finally:
+        context.close()
+
+
+def test_delete_of_the_encoded_key_signs_one_device_out(shared: Stack) -> None:
+    key = shared.sign_in()
+    (device,) = call("GET", f"{shared.hub_url}/api/user/keys", key=key).json
+    assert shared.generate(CLOUD).status == 200
+    encoded = encoded_key(device["key"])
+    assert call("DELETE", f"{shared.hub_url}/api/user/keys/{encoded}", key=key).status == 200
+    assert shared.generate(CLOUD).status == 401
+
+
+def setup_link_of(stack: Stack) -> str:
+    """The one-time link of the first run."""
+    assert stack.up is not None
+    return stack.up.wait_for(r"http://\S+/signup\?code=\S+")[0]
+
+
+def create_account(page: Page, setup_link: str) -> None:
+    page.goto(setup_link)
+    page.get_by_label("Name", exact=True).fill("alice")
+    page.get_by_label("Email").fill("alice@example.org")
+    page.get_by_label("Password", exact=True).fill(PASSWORD)
+    page.get_by_role("button", name="Create account").click()
+    expect(page.get_by_text("alice").first).to_be_visible()
+
+
+def connect(page: Page, link: str, fingerprint: str) -> None:
+    page.goto(link)
+    expect(page.get_by_text(fingerprint).first).to_be_visible()
+    page.get_by_role("button", name="Connect").first.click()
+    expect(page.get_by_text("connected").first).to_be_visible()
+
+
+def create_key(page: Page, stack: Stack, name: str) -> str:
+    page.goto(f"{stack.hub_url}/settings/keys")
+    page.get_by_label("Name", exact=True).fill(name)
+    page.get_by_role("button", name="Create key").click()
+    return shown_key(page)
+
+
+def shown_key(page: Page) -> str:
+    """The secret, which this page alone shows."""
+    text = page.locator("text=/crlk_[0-9A-Za-z]{48}/").first.inner_text()
+    return text.strip()
+
+
+def revoke_key(page: Page, name: str) -> None:
+    page.get_by_role("link", name="API keys").first.click()
+    page.get_by_role("button", name=f"Revoke {name}").click()
+    expect(page.get_by_text("revoked").first).to_be_visible()
+
+
+def encoded_key(authorized_key: str) -> str:
+    """base64url without padding, the `{encodedKey}` of the path."""
+
+    return base64.urlsafe_b64encode(authorized_key.encode()).decode().rstrip("=")
