@@ -251,8 +251,8 @@ class HubMemory(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubCall:
-    """A request for the hub, to be signed. path: raw, begins with `/`. query: raw, without `?`. headers: lower-case names, as they
-    travel; what concerns the connection or the proof is added by the gateway."""
+    """A request for the hub, to be signed. path: raw, begins with `/`. query: raw, without `?`. headers: lower-case names, as
+    they travel; what concerns the connection or the proof is added by the gateway."""
 
     method: str
     path: str
