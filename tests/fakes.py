@@ -180,6 +180,11 @@ class MemorySessions(_Failing):
             key: session for key, session in self._sessions.items() if session.account_id != account_id or key == except_id
         }
 
+    async def of_account(self, account_id: str, *, now: datetime) -> Sequence[BrowserSession]:
+        self._called("of_account")
+        live = [session for session in self._sessions.values() if session.account_id == account_id and session.expires_at > now]
+        return sorted(live, key=lambda session: (-session.last_used_at.timestamp(), session.id))
+
     async def put_code(self, purpose: str, digest: str, *, expires_at: datetime) -> None:
         self._called("put_code")
         self._codes[purpose] = (digest, expires_at)

@@ -95,6 +95,10 @@ class SessionStore(Protocol):
 
     async def remove_all(self, account_id: str, *, except_id: str = "") -> None: ...
 
+    async def of_account(self, account_id: str, *, now: datetime) -> Sequence[BrowserSession]:
+        """Those that have not expired, latest used first."""
+        ...
+
     async def put_code(self, purpose: str, digest: str, *, expires_at: datetime) -> None:
         """Remember a one-time code of a purpose, replacing any other of that purpose. digest: SHA-256 hex of the code."""
         ...

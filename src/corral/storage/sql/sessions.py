@@ -61,6 +61,16 @@ class SqlSessions:
         gone = sessions.delete().where(sessions.c.account_id == account_id, sessions.c.id != except_id)
         await self._database.write(lambda connection: connection.execute(gone))
 
+    async def of_account(self, account_id: str, *, now: datetime) -> Sequence[BrowserSession]:
+        """For the owner's settings page."""
+        query = (
+            sa.select(sessions)
+            .where(sessions.c.account_id == account_id, sessions.c.expires_at > now)
+            .order_by(sessions.c.last_used_at.desc(), sessions.c.id)
+        )
+        rows = await self._database.read(lambda connection: connection.execute(query).mappings().all())
+        return [BrowserSession(**row) for row in rows]
+
     async def put_code(self, purpose: str, digest: str, *, expires_at: datetime) -> None:
         """Replace in one transaction."""
 
