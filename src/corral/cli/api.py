@@ -1,0 +1,135 @@
+"""HTTP to the local server, by the standard library alone: `corral list` takes less time than importing an asynchronous client.
+
+The CLI is one caller with one request at a time, so plain blocking sockets are all it needs; Ctrl-C interrupts them.
+"""
+
+import http.client
+import json
+import ssl
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import corral
+from corral.cli.context import Failed
+
+if TYPE_CHECKING:
+    from corral.settings import Settings
+
+_CONNECT_TIMEOUT_S = 10.0
+_MAX_ERROR_BYTES = 64 * 1024
+
+
+class ApiError(Failed):
+    """The server answered with an error. code: its HTTP status; body: its JSON object, empty when it was none."""
+
+    def __init__(self, code: int, body: Mapping[str, Any], text: str) -> None:
+        self.code = code
+        self.body = body
+        message, advice = str(body.get("error") or text or f"the server answered {code}"), ""
+        signin_url = body.get("signin_url")
+        if code == 401 and isinstance(signin_url, str):
+            message, advice = f"not signed in to {urlsplit(signin_url).netloc}", "corral signin"
+        super().__init__(message, advice)
+
+
+class LocalApi:
+    """The server at OLLAMA_HOST. timeout_s: how long to wait for a connection and between bytes; None waits for ever, as a model
+    that is being loaded demands."""
+
+    def __init__(self, settings: "Settings", *, timeout_s: float | None = None) -> None:
+        self._address = settings.local
+        self._api_key = settings.api_key
+        self._timeout_s = timeout_s
+
+    @property
+    def url(self) -> str:
+        """Where the server is."""
+        return self._address.url
+
+    def get(self, path: str) -> Any:
+        """The answer's JSON. Raises: ApiError, Failed when nobody answers."""
+        return self._call("GET", path, None)
+
+    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The answer's JSON. Raises: ApiError, Failed when nobody answers."""
+        return self._call("POST", path, body)
+
+    def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The objects of an NDJSON answer as they arrive. Closing the iterator ends the request at the server.
+        Raises: ApiError, also for an error within the stream."""
+        connection, response = self._send("POST", path, body)
+        try:
+            while line := response.readline():
+                event = json.loads(line)
+                if "error" in event:
+                    raise ApiError(200, event, "")
+                yield event
+        except (http.client.HTTPException, OSError, ValueError) as error:
+            raise Failed("the server stopped before its answer was complete", "look at its log") from error
+        finally:
+            connection.close()
+
+    def _call(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
+        connection, response = self._send(method, path, body)
+        try:
+            text = response.read()
+            return json.loads(text) if text.strip() else None
+        except (http.client.HTTPException, OSError, ValueError) as error:
+            raise Failed(f"the answer of {self.url} was not understood", "is that address an Ollama server's?") from error
+        finally:
+            connection.close()
+
+    def _send(
+        self, method: str, path: str, body: Mapping[str, Any] | None
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        connection = self._connect()
+        payload = None if body is None else json.dumps(body).encode()
+        try:
+            connection.request(method, f"{self._address.path}{path}", payload, self._headers())
+            response = connection.getresponse()
+        except (http.client.HTTPException, OSError) as error:
+            connection.close()
+            raise Failed(f"{self.url} closed the connection without an answer", "is that address an Ollama server's?") from error
+        if response.status >= 300:
+            text = response.read(_MAX_ERROR_BYTES)
+            connection.close()
+            raise ApiError(response.status, _object(text), text.decode("utf-8", "replace").strip()[:500])
+        return connection, response
+
+    def _connect(self) -> http.client.HTTPConnection:
+        host = urlsplit(self._address.url).hostname or self._address.host
+        kind = http.client.HTTPSConnection if self._address.scheme == "https" else http.client.HTTPConnection
+        connection = kind(host, self._address.port, timeout=self._timeout_s or _CONNECT_TIMEOUT_S)
+        try:
+            connection.connect()
+        except ssl.SSLError as error:
+            raise Failed(f"the TLS certificate of {self.url} was not accepted: {error.reason}") from error
+        except OSError as error:
+            raise self._unreachable(error) from error
+        connection.sock.settimeout(self._timeout_s)
+        return connection
+
+    def _unreachable(self, error: OSError) -> Failed:
+        reason = {ConnectionRefusedError: "nothing listens there", TimeoutError: "it does not answer"}.get(type(error))
+        advice = "start it: corral serve" if self._address.is_loopback else "check OLLAMA_HOST"
+        return Failed(f"could not connect to {self.url}: {reason or error.strerror or 'it is not reachable'}", advice)
+
+    def _headers(self) -> dict[str, str]:
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "application/x-ndjson",
+            "User-Agent": f"corral/{corral.__version__}",
+        }
+        # OLLAMA_HOST may name a hub or a server behind a proxy that checks keys; over plain http the key stays here.
+        if self._api_key and (self._address.scheme == "https" or self._address.is_loopback):
+            headers["Authorization"] = f"Bearer {self._api_key.reveal()}"
+        return headers
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

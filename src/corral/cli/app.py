@@ -1,0 +1,174 @@
+"""The `corral` command: its list of commands, how they are found, and what becomes of their errors.
+
+Only click is imported here, and each command's module when it is called: what a command does not need, it does not pay for
+(`corral --version` takes a few times what an empty Python takes). Help lines therefore stand in the table below.
+
+Exit status: 0 done, 1 the operation failed, 2 wrong usage or settings, 130 stopped by Ctrl-C.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+import corral
+from corral.cli.context import Environment, Failed
+
+#: command -> (module of this room, attribute, line of the list). An empty line keeps a command out of the list.
+_ROOT = {
+    "up": ("commands_serve", "up", "Run the hub and the local server together, in the foreground"),
+    "serve": ("commands_serve", "serve", "Run the local server"),
+    "hub": ("app", "hub", "Run and manage a hub"),
+    "signin": ("commands_account", "signin", "Connect this device to a hub"),
+    "signout": ("commands_account", "signout", "Disconnect this device"),
+    "whoami": ("commands_account", "whoami", "Show who this device is signed in as"),
+    "keys": ("app", "keys", "Manage your API keys"),
+    "devices": ("app", "devices", "Manage your connected devices"),
+    "run": ("commands_run", "run", "Run a model"),
+    "list": ("commands_models", "list_models", "List installed models"),
+    "ps": ("commands_models", "ps", "List running models"),
+    "show": ("commands_models", "show", "Show a model's details"),
+    "stop": ("commands_models", "stop", "Unload a running model"),
+}
+#: Other words for the same, as in ollama; understood and not listed.
+_ALIASES = {"login": "signin", "logout": "signout", "ls": "list", "start": "serve"}
+_HUB = {
+    "serve": ("commands_serve", "hub_serve", "Run the hub"),
+    "user": ("app", "hub_user", "Manage accounts"),
+    "key": ("app", "hub_key", "Manage an account's API keys"),
+    "device": ("app", "hub_device", "Manage an account's devices"),
+    "host": ("commands_hub", "host", "Offer a model to signed-in devices and API keys"),
+    "unhost": ("commands_hub", "unhost", "Stop offering a model"),
+    "install": ("commands_hub", "install", ""),
+}
+_HUB_USER = {
+    "add": ("commands_hub", "user_add", "Create an account"),
+    "list": ("commands_hub", "user_list", "List accounts"),
+    "disable": ("commands_hub", "user_disable", "Lock an account out, with all its devices and keys"),
+    "enable": ("commands_hub", "user_enable", "Let a disabled account in again"),
+    "passwd": ("commands_hub", "user_passwd", "Set an account's password"),
+    "promote": ("commands_hub", "user_promote", "Make an account an administrator"),
+}
+_HUB_KEY = {
+    "create": ("commands_hub", "key_create", "Create an API key for an account"),
+    "list": ("commands_hub", "key_list", "List an account's API keys"),
+    "revoke": ("commands_hub", "key_revoke", "Revoke an API key"),
+}
+_HUB_DEVICE = {
+    "add": ("commands_hub", "device_add", "Connect a device by its public key"),
+    "list": ("commands_hub", "device_list", "List an account's devices"),
+    "revoke": ("commands_hub", "device_revoke", "Disconnect a device"),
+}
+_KEYS = {
+    "list": ("commands_account", "keys_list", "List your API keys"),
+    "create": ("commands_account", "keys_create", "Create an API key; prints its secret once"),
+    "rotate": ("commands_account", "keys_rotate", "Replace an API key by a new one"),
+    "revoke": ("commands_account", "keys_revoke", "Revoke an API key"),
+}
+_DEVICES = {
+    "list": ("commands_account", "devices_list", "List your devices"),
+    "revoke": ("commands_account", "devices_revoke", "Disconnect a device"),
+}
+
+#: What helps against an error that a server answered with, by its code or status.
+_ADVICE = {
+    "unauthorized": "corral signin",
+    "clock_skew": "set this machine's clock: sudo timedatectl set-ntp true",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def __init__(self, name: str, table: Mapping[str, tuple[str, str, str]], **options: Any) -> None:
+        super().__init__(name, **options)
+        self._table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The listed names, in the table's order."""
+        return [name for name, (_, _, line) in self._table.items() if line]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now; None when there is no such name."""
+        entry = self._table.get(_ALIASES.get(cmd_name, cmd_name) if self.name == "corral" else cmd_name)
+        if entry is None:
+            return None
+        module, attribute, _ = entry
+        command = getattr(importlib.import_module(f"corral.cli.{module}"), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in self._table.items() if line])
+
+
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+root = LazyGroup("corral", _ROOT, help="Your own ollama.com: a local server, a command line and a hub.", context_settings=_HELP)
+hub = LazyGroup("hub", _HUB, help="Run and manage a hub. These commands work on the hub's data in CORRAL_HOME.")
+hub_user = LazyGroup("user", _HUB_USER, help="Manage the hub's accounts.")
+hub_key = LazyGroup("key", _HUB_KEY, help="Manage an account's API keys.")
+hub_device = LazyGroup("device", _HUB_DEVICE, help="Manage an account's devices.")
+keys = LazyGroup("keys", _KEYS, help="Manage the API keys of your account on the hub.")
+devices = LazyGroup("devices", _DEVICES, help="Manage the devices connected to your account on the hub.")
+click.version_option(corral.__version__, "-v", "--version", message="corral version %(version)s")(root)
+
+
+def main() -> None:
+    """The console command."""
+    sys.exit(run(sys.argv[1:], os.environ))
+
+
+def run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Carry out one command line. Returns the exit status; every error has been shown."""
+    try:
+        status = root.main(list(arguments), prog_name="corral", standalone_mode=False, obj=Environment(environ))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output (head, a pager) has left; the interpreter would complain once more while it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        return 130
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.ctx.get_help() if error.ctx else "")
+        return 0
+    except click.ClickException as error:
+        return _show_usage(error)
+    except Exception as error:  # noqa: BLE001 - the outermost loop of a command: shown as an error, or as a fault of ours
+        return _show(error, environ)
+    return status if isinstance(status, int) else 0
+
+
+def _show_usage(error: click.ClickException) -> int:
+    from corral.cli.render import error_text
+
+    path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "corral"
+    print(error_text(error.format_message(), f"{path} --help"), file=sys.stderr)
+    return error.exit_code if error.exit_code > 1 else 2
+
+
+def _show(error: Exception, environ: Mapping[str, str]) -> int:
+    from corral.cli.render import error_text
+    from corral.wire.errors import CorralError
+
+    if isinstance(error, Failed):
+        print(error_text(error.message, error.advice), file=sys.stderr)
+        return error.status
+    if isinstance(error, CorralError):
+        message, _, advice = error.message.partition(" → ")
+        print(error_text(message, advice or _ADVICE.get(error.code, "")), file=sys.stderr)
+        return 2 if type(error).__name__ == "BadSetting" else 1
+    if isinstance(error, OSError) and error.strerror:
+        print(error_text(f"{error.strerror}{f': {error.filename}' if error.filename else ''}"), file=sys.stderr)
+        return 1
+    if environ.get("OLLAMA_DEBUG", "0") not in ("", "0"):
+        raise error
+    advice = "run it again with OLLAMA_DEBUG=1 and report what that prints"
+    print(error_text(f"this is a fault of corral: {type(error).__name__}", advice), file=sys.stderr)
+    return 1

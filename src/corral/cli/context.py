@@ -1,0 +1,75 @@
+"""What every command shares: the environment it was called in, its common options, and how it says that it failed."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from corral.settings import Settings
+
+T = TypeVar("T")
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Failed(Exception):
+    """A command that did not do what was asked. advice: the one thing to do about it, shown behind an arrow."""
+
+    def __init__(self, message: str, advice: str = "", *, status: int = 1) -> None:
+        self.message = message
+        self.advice = advice
+        self.status = status
+        super().__init__(message)
+
+
+class Environment:
+    """What commands get from outside: the environment, read into settings when one asks."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.environ = environ
+        self._settings: Settings | None = None
+
+    @property
+    def settings(self) -> "Settings":
+        """Raises: BadSetting."""
+        if self._settings is None:
+            # Imported here: `--version` and `--help` need no settings.
+            from corral.settings import Settings
+
+            self._settings = Settings.from_env(self.environ)
+        return self._settings
+
+
+pass_environment = click.make_pass_decorator(Environment)
+
+
+def json_option(command: Command) -> Command:
+    """`--json`: print the API's objects instead of a table."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(command)
+
+
+def hub_option(command: Command) -> Command:
+    """`--hub URL`."""
+    text = "The hub to use. [default: CORRAL_HUB, else the local server's hub, else the one saved by signin]"
+    return click.option("--hub", "hub_url", metavar="URL", default="", help=text)(command)
+
+
+def wait_for(work: Coroutine[Any, Any, T]) -> T:
+    """Run asynchronous work to its end. Ctrl-C cancels it and comes out as KeyboardInterrupt."""
+    return asyncio.run(work)
+
+
+def secret_from(stream_option: bool, *, prompt: str, option: str, confirm: bool = False) -> str:
+    """A secret, from standard input when the option says so, else asked for on a terminal without echo. It never comes from the
+    command line, where other users can read it. Raises: Failed without a terminal."""
+    if stream_option:
+        text = sys.stdin.readline().rstrip("\r\n")
+        if not text:
+            raise Failed("nothing came on standard input", f"pipe it in: … | corral … {option}", status=2)
+        return text
+    if not sys.stdin.isatty():
+        raise Failed(f"there is no terminal to ask for the {prompt.lower()} on", f"pipe it in with {option}", status=2)
+    text = click.prompt(prompt, hide_input=True, confirmation_prompt=confirm, err=True)
+    return str(text)
