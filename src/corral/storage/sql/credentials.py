@@ -34,7 +34,7 @@ class SqlCredentials:
         self._nonces_used = 0
 
     async def device(self, key: DevicePublicKey) -> tuple[Device, Account] | None:
-        """One inline read by the unique index of live keys: 10 µs with the records made, at a hundred devices as at ten thousand."""
+        """One inline read by the unique index of live keys: 10 µs with the records made, with few devices or many."""
         row = self._database.row(_DEVICE_BY_KEY, key.raw)
         return (_device_of(row), account_of(row)) if row else None
 
