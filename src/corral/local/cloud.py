@@ -1,0 +1,314 @@
+"""Everything a local server does at the hub for a signed-in device: decide what runs there, pass requests on, account matters.
+
+A caller of the local server sends no credentials; the device's signature is added here. Therefore nothing that a caller sends may
+choose where a request goes or speak for somebody else: the hub is configured, the path is the route's own, and the caller's
+credentials, cookies and claims about its address are dropped. In the other direction the hub may not set cookies, or grant web
+pages access, in the name of the local server. Of the body only `model` is replaced, so unknown fields survive.
+
+Source: ollama server/cloud_proxy.go, internal/modelref, server/routes.go; security.md T90.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from corral.core.ports import HubCall, HubGateway, HubReply, HubStream
+from corral.core.records import Model
+from corral.wire.discovery import origin_of
+from corral.wire.errors import CorralError
+from corral.wire.names import Source, parse_reference
+from corral.wire.signing import connect_url
+
+_MAX_ERROR_BYTES: Final = 64 * 1024
+_MAX_LINK_LENGTH: Final = 2048
+
+#: Belong to one connection. Source: RFC 9110 7.6.1 and the list of ollama server/cloud_proxy.go.
+_HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "content-length",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+#: Of the caller, not for the hub: credentials, where the caller is, what browsers say about it, and what we write ourselves.
+_NOT_TO_HUB = _HOP_BY_HOP | {
+    "accept-encoding",
+    "api-key",
+    "authorization",
+    "cf-connecting-ip",
+    "content-digest",
+    "content-encoding",
+    "cookie",
+    "cookie2",
+    "dpop",
+    "expect",
+    "forwarded",
+    "host",
+    "origin",
+    "referer",
+    "signature",
+    "signature-input",
+    "true-client-ip",
+    "via",
+    "x-api-key",
+    "x-auth-token",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-http-method-override",
+    "x-ollama-client-version",
+    "x-original-url",
+    "x-real-ip",
+    "x-rewrite-url",
+}
+_NOT_TO_HUB_PREFIXES = ("access-control-", "proxy-", "sec-", "x-corral-", "x-forwarded-")
+#: Of the hub, not for the caller: they would act on the local server's origin, or are written by our own server.
+_NOT_TO_CALLER = _HOP_BY_HOP | {
+    "alt-svc",
+    "clear-site-data",
+    "date",
+    "location",
+    "nel",
+    "public-key-pins",
+    "refresh",
+    "report-to",
+    "reporting-endpoints",
+    "server",
+    "service-worker-allowed",
+    "set-cookie",
+    "set-cookie2",
+    "strict-transport-security",
+    "www-authenticate",
+    "x-request-id",
+}
+_NOT_TO_CALLER_PREFIXES = ("access-control-", "proxy-")
+
+
+# ── Where a model runs ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """On this machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cloud:
+    """At the hub, under this name."""
+
+    model: str
+
+
+def route(requested: str, installed: Model | None, *, hub: str) -> Local | Cloud:
+    """Where a request's model runs. installed: what the store holds under that name, if anything. hub: base URL of the hub in use.
+    Raises: bad_request for two source suffixes and for a stub of another server; not_found for `:local` on a stub."""
+    reference = parse_reference(requested)
+    if reference.source is Source.CLOUD:
+        return Cloud(reference.base)
+    if installed is None or not installed.is_stub:
+        return Local()
+    if reference.source is Source.LOCAL:
+        raise CorralError("not_found", f"model '{requested}' not found")
+    stub_origin, hub_origin = origin_of(installed.remote_host), origin_of(hub)
+    if stub_origin is not None and hub_origin is not None and stub_origin.is_same_place(hub_origin):
+        return Cloud(installed.remote_model)
+    raise CorralError("bad_request", "this server cannot run this remote model")
+
+
+# ── The switch ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class CloudSwitch:
+    """Whether the cloud is off. by_env: OLLAMA_NO_CLOUD. by_config: asks `server.json`, anew each time."""
+
+    by_env: bool
+    by_config: Callable[[], bool]
+
+    @property
+    def source(self) -> str:
+        """What switched it off: `none`, `env`, `config` or `both`."""
+        by_config = self.by_config()
+        if self.by_env:
+            return "both" if by_config else "env"
+        return "config" if by_config else "none"
+
+    def require_on(self, operation: str) -> None:
+        """Raises: cloud_disabled, with Ollama's words for the operation."""
+        if self.source != "none":
+            raise CorralError("cloud_disabled", f"ollama cloud is disabled: {operation}")
+
+
+# ── Headers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def headers_for_hub(headers: Mapping[str, Sequence[str]], *, version: str) -> list[tuple[str, str]]:
+    """What of a caller's headers travels on. headers: lower-case name -> values."""
+    named = _named_by_connection(headers.get("connection", ()))
+    kept = [
+        (name, value)
+        for name, values in headers.items()
+        if name not in _NOT_TO_HUB and name not in named and not name.startswith(_NOT_TO_HUB_PREFIXES)
+        for value in values
+    ]
+    if "content-type" not in headers:
+        kept.append(("content-type", "application/json"))
+    kept.append(("x-ollama-client-version", version))
+    return kept
+
+
+def headers_for_caller(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What of the hub's headers travels back. `content-length` is not among them: see `RelayedAnswer.length`."""
+    pairs = list(headers)
+    named = _named_by_connection(value for name, value in pairs if name == "connection")
+    return [
+        (name, value)
+        for name, value in pairs
+        if name not in _NOT_TO_CALLER and name not in named and not name.startswith(_NOT_TO_CALLER_PREFIXES)
+    ]
+
+
+def _named_by_connection(values: Iterable[str]) -> set[str]:
+    return {name.strip().lower() for value in values for name in value.split(",")}
+
+
+# ── The service ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class RelayedAnswer:
+    """The hub's answer on its way to the caller. Whoever got it closes it."""
+
+    def __init__(self, stream: HubStream) -> None:
+        self._stream = stream
+        self.status = stream.status
+        self.headers = headers_for_caller(stream.headers)
+
+    @property
+    def content_type(self) -> str:
+        """The media type, without parameters."""
+        return next((value for name, value in self.headers if name == "content-type"), "").partition(";")[0].strip().lower()
+
+    @property
+    def length(self) -> str | None:
+        """`content-length`, when the hub knew it."""
+        return next((value for name, value in self._stream.headers if name == "content-length"), None)
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives. Raises: upstream_failed when it ends too early."""
+        return self._stream.chunks()
+
+    async def close(self) -> None:
+        """Let the hub go; it stops generating when its answer was not read to the end."""
+        await self._stream.close()
+
+
+class CloudAccess:
+    """The hub, for one device. device_name: this machine's host name, for signin links. version: the level of Ollama's API."""
+
+    def __init__(self, gateway: HubGateway, switch: CloudSwitch, *, device_name: str, version: str) -> None:
+        self._gateway = gateway
+        self._switch = switch
+        self._device_name = device_name
+        self._version = version
+
+    @property
+    def off_by(self) -> str:
+        """What switched the cloud off, `none` when it is on."""
+        return self._switch.source
+
+    def require_on(self, operation: str) -> None:
+        """Raises: cloud_disabled."""
+        self._switch.require_on(operation)
+
+    async def relay(
+        self, method: str, path: str, *, query: str = "", headers: Mapping[str, Sequence[str]], body: bytes = b""
+    ) -> RelayedAnswer:
+        """Pass a request on to the same path at the hub, signed. body: with the hub's name of the model already in it.
+        Raises: unauthorized with a signin link; upstream_failed; whatever HubGateway raises."""
+        if not query.isascii() or not query.isprintable() or "#" in query or " " in query:
+            raise CorralError("bad_request", "the query holds characters that must be percent-encoded")
+        call = HubCall(method=method, path=path, query=query, headers=headers_for_hub(headers, version=self._version), body=body)
+        try:
+            stream = await self._gateway.open_stream(call)
+        except CorralError as error:
+            # A damaged key or memory is this machine's fault, not the request's.
+            raise CorralError("internal", error.message) if error.code == "invalid" else error from None
+        if stream.status != 401 and not 300 <= stream.status < 400:
+            return RelayedAnswer(stream)
+        try:
+            answer = await stream.read(_MAX_ERROR_BYTES)
+        finally:
+            await stream.close()
+        if stream.status == 401:
+            raise await self._not_signed_in(answer)
+        # Following it would send a signed request, and the prompt, to a place nobody configured.
+        raise CorralError("upstream_failed", f"the hub answered with a redirect ({stream.status}); check the hub's address")
+
+    async def whoami(self) -> dict[str, Any]:
+        """The account this device is connected to, as the hub describes it. Raises: unauthorized with a signin link; unavailable
+        with the reason (Ollama says only `account unavailable`; docs/divergences.md)."""
+        try:
+            reply = await self._gateway.send(HubCall(method="POST", path="/api/me"))
+        except CorralError as error:
+            raise CorralError("unavailable", f"account unavailable: {error.message}") from error
+        if reply.status == 401:
+            raise await self._not_signed_in(reply.body)
+        if reply.status != 200:
+            raise CorralError("unavailable", f"account unavailable: {_words_of(reply)}")
+        user = _object(reply.body)
+        if not user.get("name"):
+            raise await self._not_signed_in(b"")
+        return {**user, "plan": user.get("plan") or "free"}
+
+    async def sign_out(self) -> None:
+        """Disconnect this device at the hub; its key stays. Raises: unauthorized when it was not connected; internal."""
+        try:
+            path = f"/api/user/keys/{self._gateway.device_key().encoded}"
+            reply = await self._gateway.send(HubCall(method="DELETE", path=path))
+        except CorralError as error:
+            raise CorralError("internal", f"there was an error signing out: {error.message}") from error
+        if reply.status == 401:
+            raise CorralError("unauthorized", "you are not currently signed in")
+        if reply.status != 200:
+            raise CorralError("internal", f"there was an error signing out: {_words_of(reply)}")
+
+    async def _not_signed_in(self, answer: bytes) -> CorralError:
+        """The 401 that clients know how to show. The hub's own link is kept, since it may hold a one-time code, but only when it
+        leads to the hub: people are told to open it and sign in there."""
+        base = await self._gateway.signin_base()
+        offered = _object(answer).get("signin_url")
+        if not _is_link_to(offered, base):
+            offered = connect_url(base, self._device_name, self._gateway.device_key())
+        return CorralError("unauthorized", "unauthorized", detail={"signin_url": offered})
+
+
+def _is_link_to(link: object, base: str) -> bool:
+    if not isinstance(link, str) or len(link) > _MAX_LINK_LENGTH:
+        return False
+    origin = origin_of(link)
+    return origin is not None and origin == origin_of(base)
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    """The JSON object in a foreign answer, empty when it is none."""
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _words_of(reply: HubReply) -> str:
+    """The hub's own error text, on one line and not too long, or its status."""
+    text = _object(reply.body).get("error")
+    if not isinstance(text, str) or not text:
+        return f"the hub answered {reply.status}"
+    return "".join(character if character.isprintable() else " " for character in text[:500])
