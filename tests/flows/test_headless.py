@@ -2,7 +2,7 @@
 
 import json
 
-from flows.stack import MODEL, Stack, call
+from flows.stack import MODEL, Stack
 
 CLOUD = f"{MODEL}-cloud"
 
