@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
+from types import NoneType, UnionType
 from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
 import msgspec
@@ -293,12 +294,19 @@ def _shape(kind: type[msgspec.Struct]) -> _Shape:
     names, zeros, nested = {}, {}, {}
     for row in msgspec.structs.fields(kind):
         names[row.encode_name.lower()] = row.encode_name
-        inner = get_args(row.type)[0] if get_origin(row.type) is list else row.type
+        inner = _without_none(row.type)
+        inner = get_args(inner)[0] if get_origin(inner) is list else inner
         if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
             nested[row.encode_name] = inner
         if row.required:
             zeros[row.encode_name] = {} if row.encode_name in nested else (get_origin(row.type) or row.type)()
     return _Shape(names, zeros, nested)
+
+
+def _without_none(kind: Any) -> Any:
+    """X of `X | None`; anything else as it is."""
+    inner = [arm for arm in get_args(kind) if arm is not NoneType]
+    return inner[0] if isinstance(kind, UnionType) and len(inner) == 1 else kind
 
 
 def _folded(value: Any, shape: _Shape) -> Any:
