@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 #: Narrowest phone and common laptop, in CSS pixels.
 WIDTHS = (360, 1280)
@@ -78,14 +78,13 @@ def look_at(page: Page, name: str, folder: Path) -> None:
     assert styled, f"{name} has no style sheet"
 
 
-def tab_to(page: Page, role: str, name: str) -> None:
-    """Move the focus by Tab alone until it is on the control with this role and name; the focus must be visible there."""
-    target = page.get_by_role(role, name=name, exact=True).first
+def tab_to(page: Page, target: Locator) -> None:
+    """Move the focus by Tab alone until it is on the control; the focus must be visible there."""
     expect(target).to_be_visible()
     for _ in range(60):
-        page.keyboard.press("Tab")
         if target.evaluate("element => element === document.activeElement"):
             ring = target.evaluate("e => getComputedStyle(e).outlineStyle + ' ' + getComputedStyle(e).boxShadow")
-            assert ring != "none none", f"the focus on {name!r} cannot be seen"
+            assert ring != "none none", f"the focus on {target} cannot be seen"
             return
-    raise AssertionError(f"Tab never reaches the {role} {name!r}")
+        page.keyboard.press("Tab")
+    raise AssertionError(f"Tab never reaches {target}")
