@@ -1,0 +1,272 @@
+"""HTML: the one template environment, what every page is given, its security headers, and the static files.
+
+Everything a person typed or a device claimed reaches a page through a template with autoescape; nothing here or in the handlers
+joins markup and text. The Content-Security-Policy allows no inline script or style, so templates have none, and the one script
+may not use a DOM sink (`require-trusted-types-for`). What a page needs to know about time and the hub is given to `Pages`, once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.responses import Response
+
+import corral
+from corral.core.ports import Clock
+from corral.core.records import Principal, Scope
+from corral.wire.errors import CorralError
+
+_HERE = Path(__file__).parent
+_MEDIA_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+
+_CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+)
+#: What each scope lets a credential do, in the words of the pages.
+SCOPE_WORDS: Mapping[Scope, str] = {
+    Scope.INFERENCE: "run hosted models",
+    Scope.PULL: "pull your models",
+    Scope.PUSH: "push models",
+    Scope.KEYS: "manage your API keys and devices",
+}
+#: The same, for a cell of a table.
+SCOPE_LABELS: Mapping[Scope, str] = {Scope.INFERENCE: "run", Scope.PULL: "pull", Scope.PUSH: "push", Scope.KEYS: "keys"}
+
+
+def security_headers(public_url: str) -> tuple[tuple[str, str], ...]:
+    """Headers every answer of the hub may carry, and every page must. public_url: https makes the browser insist on https."""
+    headers = (
+        ("Content-Security-Policy", _CSP),
+        ("X-Content-Type-Options", "nosniff"),
+        ("X-Frame-Options", "DENY"),
+        ("Cross-Origin-Opener-Policy", "same-origin"),
+        ("Cross-Origin-Resource-Policy", "same-origin"),
+        ("Referrer-Policy", "same-origin"),
+    )
+    if public_url.startswith("https://"):
+        return (*headers, ("Strict-Transport-Security", "max-age=31536000"))
+    return headers
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A form as it is shown: what was typed, and what is wrong with it.
+
+    errors: field name -> one sentence, in the order of the page; the name `""` is for the form as a whole. Passwords are never
+    among the values.
+    """
+
+    values: Mapping[str, str] = field(default_factory=dict)
+    errors: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def first_wrong(self) -> str:
+        """The field that gets the focus."""
+        return next((name for name in self.errors if name), "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaticFile:
+    """A file of the pages. path: holds a hash of the body, so that a browser may keep it for ever."""
+
+    path: str
+    body: bytes
+    media_type: str
+
+    def response(self) -> Response:
+        """The answer to a request for it."""
+        headers = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
+        return Response(self.body, headers=headers, media_type=self.media_type)
+
+
+@cache
+def static_files() -> Mapping[str, StaticFile]:
+    """File name without directory and hash -> file. Read once: they are part of the program."""
+    return {path.name: _static_file(path) for path in sorted((_HERE / "static").iterdir()) if path.suffix in _MEDIA_TYPES}
+
+
+def _static_file(path: Path) -> StaticFile:
+    body = path.read_bytes()
+    name = f"{path.stem}.{sha256(body).hexdigest()[:12]}{path.suffix}"
+    return StaticFile(path=f"/static/{name}", body=body, media_type=_MEDIA_TYPES[path.suffix])
+
+
+class Pages:
+    """Renders pages of one hub."""
+
+    def __init__(self, *, public_url: str, clock: Clock, sign_up_open: bool) -> None:
+        self._clock = clock
+        self._headers = security_headers(public_url)
+        self._site = _site(public_url=public_url, sign_up_open=sign_up_open)
+
+    def render(
+        self,
+        template: str,
+        *,
+        caller: Principal | None,
+        status: int = 200,
+        is_personal: bool = False,
+        **context: object,
+    ) -> Response:
+        """A page. is_personal: keep it out of caches also for a visitor who is not signed in, and send no referrer from it: its
+        address or its form holds something that is nobody else's business."""
+        page: dict[str, Any] = {"caller": caller, "now": self._clock.now(), **self._site, **context}
+        headers = dict(self._headers)
+        headers["Vary"] = "Cookie"
+        headers["Cache-Control"] = "no-store" if caller or is_personal else "no-cache"
+        if is_personal:
+            headers["Referrer-Policy"] = "no-referrer"
+        html = _environment().get_template(template).render(page)
+        return Response(html.encode(), status, headers=headers, media_type="text/html; charset=utf-8")
+
+
+#: error code -> (heading, what to do next). Codes that are not here use the status class.
+_EXPLAINED = {
+    "unauthorized": ("Sign in first", "You are not signed in, or you were signed out in the meantime. Nothing was changed."),
+    "not_found": ("There is nothing here", "The address may be mistyped, or what was here is gone or not visible to you."),
+    "method_not_allowed": ("That is not how this page works", "Go back and use the form on the page."),
+    "gone": ("That link no longer works", "Links of this kind work once and for a short time. Ask for a new one."),
+    "rate_limited": ("Too many tries", "Wait a little, then try again."),
+    "too_large": ("That is too much at once", "Send less and try again."),
+}
+_CLIENT_ERROR = ("That did not work", "Nothing was changed. Go back and try again.")
+_SERVER_ERROR = ("Something failed on this hub", "It is not your fault. Try again; if it stays, tell the administrator the number below.")
+
+
+def error_page(error: CorralError, request_id: str) -> bytes:
+    """The page for a failure that no form can show in place. request_id: what the hub's log calls this request."""
+    heading, advice = _EXPLAINED.get(error.code, _SERVER_ERROR if error.status >= 500 else _CLIENT_ERROR)
+    text = "" if error.status >= 500 or error.code == "unauthorized" else error.message
+    page = {
+        **_site(public_url="", sign_up_open=False),
+        "caller": None,
+        "now": datetime.fromtimestamp(0, UTC),
+        "error": error,
+        "heading": heading,
+        "advice": advice,
+        "text": text if text.lower() != heading.lower() else "",
+        "request_id": request_id,
+    }
+    return _environment().get_template("error.html").render(page).encode()
+
+
+def _site(*, public_url: str, sign_up_open: bool) -> dict[str, Any]:
+    """What every template may use. public_url: empty for a page that does not know where it is served."""
+    return {
+        "hub_url": public_url,
+        "hub_name": urlsplit(public_url).netloc or "Corral",
+        "sign_up_open": sign_up_open,
+        "version": corral.__version__,
+    }
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    environment.globals["static"] = lambda name: static_files()[name].path
+    environment.globals["scope_words"] = SCOPE_WORDS
+    environment.globals["all_scopes"] = tuple(Scope)
+    environment.filters.update(
+        ago=format_ago, ahead=format_ahead, day=format_day, moment=format_moment, size=format_size, count=format_count,
+        scopes=format_scopes, sentence=format_sentence, browser=format_browser, short_fingerprint=shorten_fingerprint, urlpart=lambda text: quote(str(text), safe=""),
+    )  # fmt: skip
+    return environment
+
+
+def format_ago(moment: datetime | None, now: datetime) -> str:
+    """`12 seconds ago`, `2 hours ago`, and a date from 30 days on; `never` for None. A moment ahead of the clock is `just now`."""
+    if moment is None:
+        return "never"
+    elapsed = now - moment
+    if elapsed < timedelta(seconds=2):
+        return "just now"
+    return f"{_span(elapsed)} ago" if elapsed < timedelta(days=30) else f"on {format_day(moment)}"
+
+
+def format_ahead(moment: datetime, now: datetime) -> str:
+    """`78 days`, `3 hours`: how long until then."""
+    return _span(max(moment - now, timedelta(0)))
+
+
+def _span(span: timedelta) -> str:
+    seconds = int(span.total_seconds())
+    for unit, length in (("day", 86_400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            return _plural(seconds // length, unit)
+    return _plural(seconds, "second")
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def format_day(moment: datetime) -> str:
+    """`2027-02-21`, in UTC."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%d")
+
+
+def format_moment(moment: datetime) -> str:
+    """`2027-02-21 13:05 UTC`."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def format_size(size_bytes: int) -> str:
+    """`92 MB`, `1.1 GB`: decimal units, as Ollama's listings have them."""
+    return f"{_scaled(size_bytes, ('', 'k', 'M', 'G', 'T'))}B"
+
+
+def format_count(number: int) -> str:
+    """`940`, `12 k`, `1.2 M`."""
+    return _scaled(number, ("", "k", "M", "G", "T")).rstrip()
+
+
+def _scaled(number: float, units: tuple[str, ...]) -> str:
+    index = 0
+    # 999.5 would be written as 1000 of the smaller unit.
+    while number >= 999.5 and index < len(units) - 1:
+        number, index = number / 1000, index + 1
+    digits = f"{number:.1f}" if index and number < 9.95 else f"{number:.0f}"
+    return f"{digits.removesuffix('.0')} {units[index]}"
+
+
+def format_scopes(scopes: frozenset[Scope]) -> str:
+    """`run, pull`, in a fixed order."""
+    return ", ".join(label for scope, label in SCOPE_LABELS.items() if scope in scopes) or "nothing"
+
+
+def shorten_fingerprint(fingerprint: str) -> str:
+    """`SHA256:lbms…Sspg`: enough to tell devices of one account apart, never enough to compare on /connect."""
+    return f"{fingerprint[:11]}…{fingerprint[-4:]}"
+
+
+def format_sentence(text: str) -> str:
+    """A message of a service as a page writes it: with a capital and a full stop."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!", ":")) or not text else ".")
+
+
+_BROWSERS = (("Edg/", "Edge"), ("OPR/", "Opera"), ("Firefox/", "Firefox"), ("Chrome/", "Chrome"), ("Safari/", "Safari"))
+_SYSTEMS = (
+    ("Android", "Android"), ("iPhone", "iPhone"), ("iPad", "iPad"), ("Windows", "Windows"), ("Mac OS", "macOS"),
+    ("CrOS", "ChromeOS"), ("Linux", "Linux"),
+)  # fmt: skip
+
+
+def format_browser(user_agent: str) -> str:
+    """`Firefox on Linux`: enough to know one's own browsers again. The most specific mark is looked for first."""
+    browser = next((name for mark, name in _BROWSERS if mark in user_agent), "A browser")
+    system = next((name for mark, name in _SYSTEMS if mark in user_agent), "")
+    return f"{browser} on {system}" if system else browser

@@ -1,0 +1,65 @@
+"""The pages of the hub: what a browser gets. This module only puts them together; each family has a module of its own.
+
+`pages` renders, `forms` reads and guards, `web_account`, `web_connect`, `web_settings`, `web_keys`, `web_admin` and `web_models` hold
+the handlers. Pages work without JavaScript: every action is a link to a page or a form that posts.
+"""
+
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from corral.core.policy import PUBLIC
+from corral.core.ports import AuditLog, Clock, HostedStore, UsageStore
+from corral.edges.asgi import Dialect, Endpoint, endpoint
+from corral.edges.forms import Cookies, StepUp
+from corral.edges.pages import Pages, StaticFile, static_files
+from corral.edges.web_account import AccountPages
+from corral.edges.web_admin import AdminPages
+from corral.edges.web_connect import ConnectPages
+from corral.edges.web_keys import KeyPages
+from corral.edges.web_models import ModelPages, Shelf
+from corral.edges.web_settings import SettingsPages
+from corral.hub.accounts import Accounts
+from corral.hub.credentials import Credentials
+
+
+def web_endpoints(
+    *,
+    accounts: Accounts,
+    credentials: Credentials,
+    hosting: HostedStore,
+    usage: UsageStore,
+    audit: AuditLog,
+    public_url: str,
+    clock: Clock,
+    sign_up_open: bool,
+) -> list[Endpoint]:
+    """Every route a browser uses. Goes behind the other route lists: its last row matches any two-part path."""
+    pages = Pages(public_url=public_url, clock=clock, sign_up_open=sign_up_open)
+    cookies = Cookies(public_url=public_url, clock=clock)
+    step_up = StepUp(accounts=accounts, cookies=cookies, clock=clock)
+    shelf = Shelf(hosting)
+    account_pages = AccountPages(
+        pages=pages, accounts=accounts, cookies=cookies, public_url=public_url, sign_up_open=sign_up_open
+    )
+    settings_pages = SettingsPages(
+        pages=pages, accounts=accounts, credentials=credentials, usage=usage, cookies=cookies, clock=clock
+    )
+    key_pages = KeyPages(pages=pages, credentials=credentials, usage=usage, shelf=shelf, step_up=step_up, clock=clock)
+    return [
+        *(endpoint("GET,HEAD", file.path, _sender(file), PUBLIC, dialect=Dialect.TEXT) for file in static_files().values()),
+        *account_pages.endpoints(),
+        *ConnectPages(pages=pages, credentials=credentials, step_up=step_up).endpoints(),
+        *settings_pages.endpoints(),
+        *key_pages.endpoints(),
+        *AdminPages(pages=pages, accounts=accounts, audit=audit, step_up=step_up).endpoints(),
+        *ModelPages(pages=pages, shelf=shelf).endpoints(),
+    ]
+
+
+def _sender(file: StaticFile) -> Callable[[Request], Awaitable[Response]]:
+    async def send_file(request: Request) -> Response:
+        return file.response()
+
+    return send_file

@@ -1,0 +1,108 @@
+"""Pages about oneself: profile, password, browser sessions, usage."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from corral.core.ports import Clock, UsageStore
+from corral.core.records import Account, Principal
+from corral.edges.asgi import Dialect, Endpoint, caller_of, endpoint, facts_of
+from corral.edges.forms import MAX_FORM_BYTES, MEMBER, Cookies, query_of, redirect, session_form, wrong_password
+from corral.edges.pages import Draft, Pages
+from corral.hub.accounts import Accounts
+from corral.hub.credentials import Credentials
+from corral.wire.errors import CorralError
+
+_PERIODS = (1, 7, 30)
+#: What a page says after a change, by the word in its address: the address chooses a sentence, it never brings one.
+_NOTICES = {"password": "Your password is changed.", "sessions": "You are signed out everywhere else."}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageRow:
+    """One line of the usage table. what: `device`, `key` or what else ran a model."""
+
+    name: str
+    what: str
+    model: str
+    requests: int
+    prompt_tokens: int
+    eval_tokens: int
+
+
+class SettingsPages:
+    """Handlers of /settings and /settings/usage."""
+
+    def __init__(
+        self, *, pages: Pages, accounts: Accounts, credentials: Credentials, usage: UsageStore, cookies: Cookies, clock: Clock
+    ) -> None:
+        self._pages = pages
+        self._accounts = accounts
+        self._credentials = credentials
+        self._usage = usage
+        self._cookies = cookies
+        self._clock = clock
+
+    def endpoints(self) -> list[Endpoint]:
+        """All for signed-in browsers only."""
+        html, limit = Dialect.HTML, MAX_FORM_BYTES
+        return [
+            endpoint("GET,HEAD", "/settings", self.show, MEMBER, dialect=html),
+            endpoint("POST", "/settings/password", self.change_password, MEMBER, dialect=html, max_body_bytes=limit),
+            endpoint("POST", "/settings/sessions", self.end_other_sessions, MEMBER, dialect=html, max_body_bytes=limit),
+            endpoint("GET,HEAD", "/settings/usage", self.show_usage, MEMBER, dialect=html),
+        ]
+
+    async def show(self, request: Request) -> Response:
+        """Profile, sessions and the password form."""
+        notice = _NOTICES.get(query_of(request).text("done"), "")
+        return await self._page(caller_of(request), Draft(), notice=notice)
+
+    async def _page(self, caller: Principal, draft: Draft, *, notice: str = "", status: int = 200) -> Response:
+        sessions = await self._accounts.sessions_of(caller.account)
+        return self._pages.render("settings.html", caller=caller, status=status, draft=draft, sessions=sessions, notice=notice)
+
+    async def change_password(self, request: Request) -> Response:
+        """Set a new password; every other session of the account ends (T74)."""
+        form, caller, session = session_form(request)
+        network = facts_of(request).network
+        try:
+            renewed, value = await self._accounts.change_password(session, form.text("current"), form.text("new"), network=network)
+        except CorralError as error:
+            if error.code not in ("unauthorized", "rate_limited", "invalid"):
+                raise
+            errors = {"new": error.message} if error.code == "invalid" else wrong_password(error, "current")
+            return await self._page(caller, Draft(errors=errors), status=422 if error.code == "unauthorized" else error.status)
+        return self._cookies.set_on(redirect("/settings?done=password"), renewed, value)
+
+    async def end_other_sessions(self, request: Request) -> Response:
+        """Sign out every browser but this one."""
+        _, _, session = session_form(request)
+        await self._accounts.sign_out_others(session)
+        return redirect("/settings?done=sessions")
+
+    async def show_usage(self, request: Request) -> Response:
+        """Requests and tokens of a period, by what sent them and by model."""
+        caller = caller_of(request)
+        asked = query_of(request).text("days")
+        days = next((period for period in _PERIODS if str(period) == asked), _PERIODS[-1])
+        rows = await self._usage_rows(caller.account, timedelta(days=days))
+        return self._pages.render("usage.html", caller=caller, rows=rows, days=days, periods=_PERIODS)
+
+    async def _usage_rows(self, account: Account, period: timedelta) -> list[UsageRow]:
+        names = {device.id: (device.name, "device") for device in await self._credentials.devices_of(account)}
+        names |= {key.id: (key.name, "key") for key in await self._credentials.keys_of(account)}
+        rows = []
+        for credential_id, model, requests, prompt_tokens, eval_tokens in await self._usage.totals(
+            account.id, since=self._clock.now() - period
+        ):
+            # Keys are listed for ever, revoked devices are not.
+            name, what = names.get(credential_id, ("A device", "revoked"))
+            rows.append(
+                UsageRow(
+                    name=name, what=what, model=model, requests=requests, prompt_tokens=prompt_tokens, eval_tokens=eval_tokens
+                )
+            )
+        return sorted(rows, key=lambda row: (-row.prompt_tokens - row.eval_tokens, row.name, row.model))
