@@ -1,4 +1,5 @@
-"""In-memory stand-ins for the ports of identity, and a clock and bytes that tests control. They pass the suites in tests/contracts.
+"""In-memory stand-ins for the ports of identity, and a clock and bytes that tests control. They pass the suites in
+tests/contracts.
 
 Fakes of other areas live in fakes_<area>.py.
 """

@@ -6,8 +6,8 @@ from functools import lru_cache
 
 @lru_cache(maxsize=4096)
 def network_of(address: str) -> str:
-    """The network an address stands for: an IPv4 address alone, the /64 of an IPv6 address (one customer has all of it), `loopback`
-    for this machine whichever way it is written, and the text itself when it is no address."""
+    """The network an address stands for: an IPv4 address alone, the /64 of an IPv6 address (one customer has all of it),
+    `loopback` for this machine whichever way it is written, and the text itself when it is no address."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

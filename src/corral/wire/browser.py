@@ -24,7 +24,8 @@ def origin_of(url: str) -> str:
 
 
 def is_same_origin(headers: Mapping[str, Sequence[str]], public_url: str) -> bool:
-    """Whether a page of our own sent this request. headers: lower-case names. Absent, repeated or foreign headers mean no (T79)."""
+    """Whether a page of our own sent this request. headers: lower-case names. Absent, repeated or foreign headers mean no
+    (T79)."""
     sites = headers.get("sec-fetch-site")
     if sites:
         # `none` (typed into the address bar) is no page of ours either; it cannot be the source of a POST.

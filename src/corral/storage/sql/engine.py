@@ -70,6 +70,8 @@ class Database:
             rows = self._hot.execute(sql, (parameter,)).fetchall()
         except sqlite3.Error as error:
             raise _unavailable() from error
+        except UnicodeEncodeError:
+            return None  # a lone surrogate: no row can hold it
         return rows[0] if rows else None
 
     async def close(self) -> None:
