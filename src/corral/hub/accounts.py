@@ -15,7 +15,7 @@ from corral.core.ports import AccountStore, AuditLog, Clock, Entropy, SessionSto
 from corral.core.records import Account, AuditEvent, BrowserSession
 from corral.hub.networks import network_of
 from corral.hub.passwords import PasswordCost, Passwords, check_password
-from corral.hub.throttle import Throttle, per_five_minutes
+from corral.hub.throttle import Throttle, per_minutes
 from corral.wire.errors import CorralError
 from corral.wire.secrets import Secret
 from corral.wire.text import one_line
@@ -47,8 +47,8 @@ RESERVED_NAMES = frozenset(
     """.split()  # noqa: SIM905 - a list of ninety quoted words is harder to read
 )
 
-_TOTAL, _PER_NETWORK, _PER_ACCOUNT = per_five_minutes(1000), per_five_minutes(60), per_five_minutes(10)
-_SIGN_UPS_TOTAL, _SIGN_UPS_PER_NETWORK = per_five_minutes(100), per_five_minutes(10)
+_TOTAL, _PER_NETWORK, _PER_ACCOUNT = per_minutes(1000, 5), per_minutes(60, 5), per_minutes(10, 5)
+_SIGN_UPS_TOTAL, _SIGN_UPS_PER_NETWORK = per_minutes(100, 5), per_minutes(10, 5)
 
 CONSOLE = "console"
 

@@ -38,9 +38,9 @@ class Throttle:
         self._limiter.clear(limit, *who)
 
 
-def per_five_minutes(amount: int) -> RateLimitItem:
-    """So many attempts in any five minutes."""
-    return RateLimitItemPerMinute(amount, 5)
+def per_minutes(amount: int, minutes: int) -> RateLimitItem:
+    """So many attempts in any stretch of so many minutes."""
+    return RateLimitItemPerMinute(amount, minutes)
 
 
 class _ClockedStorage(Storage, MovingWindowSupport):
