@@ -1,4 +1,4 @@
-"""HTTP to the local server, by the standard library alone: `corral list` takes less time than importing an asynchronous client.
+"""Unsigned HTTP to a server, by the standard library alone: `corral list` takes less time than importing an asynchronous client.
 
 The CLI is one caller with one request at a time, so plain blocking sockets are all it needs; Ctrl-C interrupts them.
 """
@@ -14,9 +14,11 @@ import corral
 from corral.cli.context import Failed
 
 if TYPE_CHECKING:
-    from corral.settings import Settings
+    from corral.settings import Address, Settings
+    from corral.wire.secrets import Secret
 
 _CONNECT_TIMEOUT_S = 10.0
+_HUB_TIMEOUT_S = 30.0
 _MAX_ERROR_BYTES = 64 * 1024
 
 
@@ -33,14 +35,27 @@ class ApiError(Failed):
         super().__init__(message, advice)
 
 
-class LocalApi:
-    """The server at OLLAMA_HOST. timeout_s: how long to wait for a connection and between bytes; None waits for ever, as a model
-    that is being loaded demands."""
+class ServerApi:
+    """One server. timeout_s: how long to wait for a connection and between bytes; None waits for ever for bytes, as a model that
+    is being loaded demands. api_key: sent as Bearer, except over plain http to another machine."""
 
-    def __init__(self, settings: "Settings", *, timeout_s: float | None = None) -> None:
-        self._address = settings.local
-        self._api_key = settings.api_key
+    def __init__(self, address: "Address", api_key: "Secret | None", *, advice: str, timeout_s: float | None = None) -> None:
+        self._address = address
+        self._api_key = api_key
+        self._advice = advice
         self._timeout_s = timeout_s
+
+    @classmethod
+    def of_hub(cls, hub: str, api_key: "Secret") -> "ServerApi":
+        """A hub, asked with an API key. Raises: Failed for one that would get the key over plain http."""
+        from corral.settings import Address
+
+        parts = urlsplit(hub)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        address = Address(scheme=parts.scheme, host=parts.hostname or "", port=port)
+        if parts.scheme != "https" and not address.is_loopback:
+            raise Failed(f"{hub} would get the API key over plain http", "use its https address")
+        return cls(address, api_key, advice="is it running?", timeout_s=_HUB_TIMEOUT_S)
 
     @property
     def url(self) -> str:
@@ -49,11 +64,11 @@ class LocalApi:
 
     def get(self, path: str) -> Any:
         """The answer's JSON. Raises: ApiError, Failed when nobody answers."""
-        return self._call("GET", path, None)
+        return self.request("GET", path)
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The answer's JSON. Raises: ApiError, Failed when nobody answers."""
-        return self._call("POST", path, body)
+        return self.request("POST", path, body)
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The objects of an NDJSON answer as they arrive. Closing the iterator ends the request at the server.
@@ -70,7 +85,8 @@ class LocalApi:
         finally:
             connection.close()
 
-    def _call(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
+    def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The answer's JSON. Raises: ApiError, Failed when nobody answers."""
         connection, response = self._send(method, path, body)
         try:
             text = response.read()
@@ -112,8 +128,7 @@ class LocalApi:
 
     def _unreachable(self, error: OSError) -> Failed:
         reason = {ConnectionRefusedError: "nothing listens there", TimeoutError: "it does not answer"}.get(type(error))
-        advice = "start it: corral serve" if self._address.is_loopback else "check OLLAMA_HOST"
-        return Failed(f"could not connect to {self.url}: {reason or error.strerror or 'it is not reachable'}", advice)
+        return Failed(f"could not connect to {self.url}: {reason or error.strerror or 'it is not reachable'}", self._advice)
 
     def _headers(self) -> dict[str, str]:
         headers = {
@@ -125,6 +140,14 @@ class LocalApi:
         if self._api_key and (self._address.scheme == "https" or self._address.is_loopback):
             headers["Authorization"] = f"Bearer {self._api_key.reveal()}"
         return headers
+
+
+class LocalApi(ServerApi):
+    """The server at OLLAMA_HOST."""
+
+    def __init__(self, settings: "Settings", *, timeout_s: float | None = None) -> None:
+        advice = "start it: corral serve" if settings.local.is_loopback else "check OLLAMA_HOST"
+        super().__init__(settings.local, settings.api_key, advice=advice, timeout_s=timeout_s)
 
 
 def _object(text: bytes) -> dict[str, Any]:

@@ -32,6 +32,7 @@ _ROOT = {
     "ps": ("commands_models", "ps", "List running models"),
     "show": ("commands_models", "show", "Show a model's details"),
     "stop": ("commands_models", "stop", "Unload a running model"),
+    "install": ("commands_hub", "install", ""),
 }
 #: Other words for the same, as in ollama; understood and not listed.
 _ALIASES = {"login": "signin", "logout": "signout", "ls": "list", "start": "serve"}
@@ -42,7 +43,6 @@ _HUB = {
     "device": ("app", "hub_device", "Manage an account's devices"),
     "host": ("commands_hub", "host", "Offer a model to signed-in devices and API keys"),
     "unhost": ("commands_hub", "unhost", "Stop offering a model"),
-    "install": ("commands_hub", "install", ""),
 }
 _HUB_USER = {
     "add": ("commands_hub", "user_add", "Create an account"),
@@ -63,14 +63,14 @@ _HUB_DEVICE = {
     "revoke": ("commands_hub", "device_revoke", "Disconnect a device"),
 }
 _KEYS = {
-    "list": ("commands_account", "keys_list", "List your API keys"),
-    "create": ("commands_account", "keys_create", "Create an API key; prints its secret once"),
-    "rotate": ("commands_account", "keys_rotate", "Replace an API key by a new one"),
-    "revoke": ("commands_account", "keys_revoke", "Revoke an API key"),
+    "list": ("commands_keys", "keys_list", "List your API keys"),
+    "create": ("commands_keys", "keys_create", "Create an API key; prints its secret once"),
+    "rotate": ("commands_keys", "keys_rotate", "Replace an API key by a new one"),
+    "revoke": ("commands_keys", "keys_revoke", "Revoke an API key"),
 }
 _DEVICES = {
-    "list": ("commands_account", "devices_list", "List your devices"),
-    "revoke": ("commands_account", "devices_revoke", "Disconnect a device"),
+    "list": ("commands_keys", "devices_list", "List your devices"),
+    "revoke": ("commands_keys", "devices_revoke", "Disconnect a device"),
 }
 
 #: What helps against an error that a server answered with, by its code or status.

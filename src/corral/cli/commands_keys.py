@@ -1,0 +1,201 @@
+"""keys and devices: what may act for the signed-in account, managed through the hub's API.
+
+Requests carry this device's strong signature, or OLLAMA_API_KEY (with the scope `keys`) where no device is connected. A secret is
+printed alone on standard output, once; everything said about it goes to standard error.
+"""
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+
+from corral.cli import render
+from corral.cli.context import Environment, Failed, hub_option, json_option, pass_environment, wait_for
+from corral.cli.hub_access import HubAccess, hub_access
+
+_UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+_KEY_HEADINGS = ("ID", "NAME", "KEY", "SCOPES", "LAST USED", "EXPIRES")
+_DEVICE_HEADINGS = ("ID", "NAME", "FINGERPRINT", "SCOPES", "LAST USED")
+
+
+@click.command("list")
+@click.option("--all", "everything", is_flag=True, help="Show revoked and expired keys as well.")
+@hub_option
+@json_option
+@pass_environment
+def keys_list(environment: Environment, everything: bool, hub_url: str, as_json: bool) -> None:
+    """List your API keys. Secrets are not shown; the hub does not have them."""
+    keys = _ask(environment, hub_url, "GET", "/api/keys")
+    sys.stdout.write(render.as_json(keys) if as_json else keys_table(keys, datetime.now(UTC), everything=everything))
+
+
+@click.command("create")
+@click.argument("name")
+@click.option("--scope", "scopes", multiple=True, metavar="SCOPE", help="What it may do; repeatable. [default: inference]")
+@click.option("--expires", default="never", metavar="WHEN", help="90d, 12h, 2w, a date, or never. [default: never]")
+@hub_option
+@pass_environment
+def keys_create(environment: Environment, name: str, scopes: tuple[str, ...], expires: str, hub_url: str) -> None:
+    """Create an API key and print its secret, once and alone, on standard output.
+
+    Scopes: inference, models:pull, models:push, keys.
+    """
+    expires_at = parse_expiry(expires, datetime.now(UTC))
+    body = {"name": name, "scopes": list(scopes or ("inference",)), "expires_at": expires_at and expires_at.isoformat()}
+
+    async def create() -> None:
+        async with hub_access(environment, hub_url) as access:
+            key = await access.ask("POST", "/api/keys", body)
+            account = await _account_name(access)
+            show_new_key(key, account=account)
+
+    wait_for(create())
+
+
+@click.command("rotate")
+@click.argument("key")
+@click.option("--overlap", type=click.Choice(["0", "1h", "24h", "7d"]), default="0", help="How long the old key lives on.")
+@hub_option
+@pass_environment
+def keys_rotate(environment: Environment, key: str, overlap: str, hub_url: str) -> None:
+    """Replace a KEY (its id or name) by a new one with the same name and scopes; print the new secret."""
+
+    async def rotate() -> None:
+        async with hub_access(environment, hub_url) as access:
+            old = pick(await access.ask("GET", "/api/keys"), key, what="API key")
+            new = await access.ask("POST", f"/api/keys/{old['id']}/rotate", {"overlap": overlap})
+            show_new_key(new, account=await _account_name(access))
+            rest = "no longer works" if overlap == "0" else f"works for another {overlap}"
+            render.say(f"The old one ({render.plain(old['prefix'])}…) {rest}.")
+
+    wait_for(rotate())
+
+
+@click.command("revoke")
+@click.argument("key")
+@hub_option
+@pass_environment
+def keys_revoke(environment: Environment, key: str, hub_url: str) -> None:
+    """Revoke a KEY (its id or name): the next request with it is refused."""
+
+    async def revoke() -> None:
+        async with hub_access(environment, hub_url) as access:
+            found = pick(await access.ask("GET", "/api/keys"), key, what="API key")
+            await access.ask("DELETE", f"/api/keys/{found['id']}")
+            render.say(f'Revoked "{render.plain(found["name"])}" ({render.plain(found["prefix"])}…).')
+
+    wait_for(revoke())
+
+
+@click.command("list")
+@hub_option
+@json_option
+@pass_environment
+def devices_list(environment: Environment, hub_url: str, as_json: bool) -> None:
+    """List the devices connected to your account."""
+    devices = _ask(environment, hub_url, "GET", "/api/user/keys")
+    sys.stdout.write(render.as_json(devices) if as_json else devices_table(devices, datetime.now(UTC)))
+
+
+@click.command("revoke")
+@click.argument("device")
+@hub_option
+@pass_environment
+def devices_revoke(environment: Environment, device: str, hub_url: str) -> None:
+    """Disconnect a DEVICE (its id, name or fingerprint): its next request is refused."""
+    from corral.wire.signing import parse_authorized_key
+
+    async def revoke() -> None:
+        async with hub_access(environment, hub_url) as access:
+            found = pick(await access.ask("GET", "/api/user/keys"), device, what="device")
+            await access.ask("DELETE", f"/api/user/keys/{parse_authorized_key(found['key']).encoded}")
+            render.say(f'Disconnected "{render.plain(found["name"])}" ({found["fingerprint"]}).')
+
+    wait_for(revoke())
+
+
+def _ask(environment: Environment, hub_url: str, method: str, path: str) -> Any:
+    async def ask() -> Any:
+        async with hub_access(environment, hub_url) as access:
+            return await access.ask(method, path)
+
+    return wait_for(ask())
+
+
+async def _account_name(access: HubAccess) -> str:
+    try:
+        return str((await access.ask("POST", "/api/me"))["name"])
+    except Failed:
+        return ""  # the key exists and must be shown; whose it is, is an aside
+
+
+def show_new_key(key: Mapping[str, Any], *, account: str) -> None:
+    """The sentence to standard error, then the secret alone to standard output."""
+    whose = f" for {render.plain(account)}" if account else ""
+    expires = render.parse_time(key.get("expires_at") or "")
+    life = f"expires {expires:%Y-%m-%d}" if expires else "does not expire"
+    scopes = ", ".join(key["scopes"])
+    render.say(f'Key "{render.plain(key["name"])}"{whose} · {scopes} · {life}. It is shown once:')
+    print(key["key"], flush=True)
+
+
+def pick(entries: Sequence[Mapping[str, Any]], wanted: str, *, what: str) -> Mapping[str, Any]:
+    """The one live entry with that id, name or fingerprint. Raises: Failed when there is none, or several of that name."""
+    live = [entry for entry in entries if not entry.get("revoked_at")]
+    found = [entry for entry in live if wanted in (entry["id"], entry.get("fingerprint"))]
+    found = found or [entry for entry in live if entry["name"] == wanted]
+    if not found:
+        raise Failed(f'there is no {what} "{wanted}"', f"corral {'keys' if what == 'API key' else 'devices'} list")
+    if len(found) > 1:
+        raise Failed(f'{len(found)} of them are named "{wanted}"', f"use an id: {', '.join(entry['id'] for entry in found)}")
+    return found[0]
+
+
+def parse_expiry(text: str, now: datetime) -> datetime | None:
+    """`never`, `90d`, `12h`, `2w` or an ISO date as an aware time. Raises: Failed for anything else and for the past."""
+    if text == "never":
+        return None
+    if match := re.fullmatch(r"([1-9][0-9]{0,4})([hdw])", text):
+        return now + int(match[1]) * _UNITS[match[2]]
+    when = render.parse_time(text)
+    if when is None:
+        raise Failed(f"--expires takes 90d, 12h, 2w, a date such as 2027-01-31, or never; not {text!r}", status=2)
+    if when <= now:
+        raise Failed(f"{text} is in the past", status=2)
+    return when
+
+
+def keys_table(keys: Sequence[Mapping[str, Any]], now: datetime, *, everything: bool) -> str:
+    """API keys as a table; those that no longer work only on request."""
+    rows = [(key, *_life(key, now)) for key in keys]
+    shown = [_key_row(key, life, now) for key, life, works in rows if works or everything]
+    return render.table(_KEY_HEADINGS, shown)
+
+
+def _key_row(key: Mapping[str, Any], life: str, now: datetime) -> tuple[str, ...]:
+    used = render.relative_time(render.parse_time(key.get("last_used_at") or ""), now)
+    return key["id"], key["name"], f"{key['prefix']}…", ", ".join(key["scopes"]), used, life
+
+
+def _life(key: Mapping[str, Any], now: datetime) -> tuple[str, bool]:
+    """(what EXPIRES shows, whether the key works)."""
+    revoked, expires = (render.parse_time(key.get(name) or "") for name in ("revoked_at", "expires_at"))
+    if revoked:
+        return f"revoked {render.relative_time(revoked, now)}", False
+    if expires and expires <= now:
+        return f"expired {render.relative_time(expires, now)}", False
+    return (render.relative_time(expires, now) if expires else "Never"), True
+
+
+def devices_table(devices: Sequence[Mapping[str, Any]], now: datetime) -> str:
+    """Devices as a table; the one that asks is marked."""
+    rows = []
+    for device in devices:
+        name = f"{device['name']} (this one)" if device.get("current") else device["name"]
+        used = render.relative_time(render.parse_time(device.get("last_used_at") or ""), now)
+        where = f" from {device['last_network']}" if device.get("last_network") and device.get("last_used_at") else ""
+        rows.append((device["id"], name, device["fingerprint"], ", ".join(device["scopes"]), used + where))
+    return render.table(_DEVICE_HEADINGS, rows)

@@ -1,0 +1,156 @@
+"""up, serve, hub serve: commands that stay in the foreground until they are told to end."""
+
+import asyncio
+import json
+import os
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from corral.cli import render
+from corral.cli.context import Environment, Failed, pass_environment, wait_for
+
+if TYPE_CHECKING:
+    from corral.settings import Settings
+
+_SUPERVISED = click.option("--supervised", is_flag=True, hidden=True, help="Report to `corral up` and end when it is gone.")
+#: What runs a server: (settings, called once the port answers, set to end it).
+Serve = Callable[["Settings", Callable[[dict[str, Any]], None], asyncio.Event], Coroutine[Any, Any, None]]
+
+
+@click.command()
+@_SUPERVISED
+@pass_environment
+def serve(environment: Environment, supervised: bool) -> None:
+    """Run the local server: models on this machine, and hosted ones through the hub for a signed-in device."""
+    from corral import main
+
+    settings = environment.settings
+    _run(settings, main.run_local, local_lines, supervised=supervised, advice=local_port_advice(settings))
+
+
+@click.command("serve")
+@click.option("--workers", type=click.IntRange(min=1), default=1, hidden=True)
+@_SUPERVISED
+@pass_environment
+def hub_serve(environment: Environment, workers: int, supervised: bool) -> None:
+    """Run the hub: accounts, API keys, devices and hosted models."""
+    from corral import main
+
+    if workers > 1:
+        # Sightings of unknown devices and sign-in throttles are kept in memory; workers that do not share them break both.
+        raise Failed("this release runs the hub in one worker", "leave --workers out", status=2)
+    settings = environment.settings
+    _run(settings, main.run_hub, hub_lines, supervised=supervised, advice=hub_port_advice(settings))
+
+
+@click.command()
+@click.option("--model", "models", multiple=True, metavar="NAME=FILE", help="Install a GGUF file and offer it on the hub.")
+@pass_environment
+def up(environment: Environment, models: tuple[str, ...]) -> int:
+    """Run the hub and the local server together until Ctrl-C.
+
+    On the first run this prints a link that creates the admin account.
+    """
+    from corral.cli.up import Supervisor
+
+    named = [parse_model_option(text) for text in models]
+    return wait_for(Supervisor(environment).run(named))
+
+
+def parse_model_option(text: str) -> tuple[str, Path]:
+    """`NAME=FILE`. Raises: Failed when the form is another or there is no such file."""
+    name, equals, file = text.partition("=")
+    if not (name and equals and file):
+        raise Failed(f"--model takes NAME=FILE, not {text!r}", "such as --model smollm2:135m=SmolLM2-135M.gguf", status=2)
+    path = Path(file)
+    if not path.is_file():
+        raise Failed(f"there is no file {file}")
+    return name, path
+
+
+def _run(settings: "Settings", run: Serve, lines: Callable[[dict[str, Any]], str], *, supervised: bool, advice: str) -> None:
+    from corral.main import set_up_process
+    from corral.wire.errors import CorralError
+
+    set_up_process(settings)
+    for warning in settings.warnings:
+        render.say(f"Warning: {warning}")
+
+    def announce(facts: dict[str, Any]) -> None:
+        print(json.dumps(facts) if supervised else lines(facts), flush=True)
+
+    async def work() -> None:
+        stop = asyncio.Event()
+        if supervised:
+            _end_with_parent(stop)
+        await run(settings, announce, stop)
+
+    try:
+        wait_for(work())
+    except CorralError as error:
+        if error.code != "conflict":
+            raise
+        raise Failed(error.message, advice) from error
+
+
+def _end_with_parent(stop: asyncio.Event) -> None:
+    """Set `stop` when standard input ends: it is a pipe that `corral up` holds open for as long as it lives, however it dies."""
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        if not os.read(0, 4096):
+            loop.remove_reader(0)
+            stop.set()
+
+    loop.add_reader(0, read)
+
+
+def hub_port_advice(settings: "Settings") -> str:
+    """What to do when the hub's port is taken."""
+    return f"is a hub running already? Stop it, or set CORRAL_HUB_LISTEN to another port than {settings.hub_listen.port}"
+
+
+def local_port_advice(settings: "Settings") -> str:
+    """What to do when the local server's port is taken."""
+    return f"is ollama or corral running already? Stop it, or set OLLAMA_HOST to another port than {settings.local.port}"
+
+
+def hub_lines(facts: dict[str, Any]) -> str:
+    """What `hub serve` prints: where the hub is, what it offers, and the link for the first account."""
+    lines = [_line("hub", facts["url"], f"data in {facts['data']}"), *hosted_lines(facts), *first_run_lines(facts)]
+    return "\n".join(lines)
+
+
+def local_lines(facts: dict[str, Any]) -> str:
+    """What `serve` prints: where the server is, and the hub it uses."""
+    return "\n".join([_line("local", facts["url"], f"models in {facts['models']}"), _line("cloud", facts["cloud"], "")])
+
+
+def up_lines(hub: dict[str, Any], local: dict[str, Any]) -> str:
+    """What `up` prints once both answer."""
+    lines = [_line("hub", hub["url"], f"data in {hub['data']}"), _line("local", local["url"], f"models in {local['models']}")]
+    if local["cloud"] != hub["url"]:
+        lines.append(_line("cloud", local["cloud"], "because CORRAL_HUB says so"))
+    return "\n".join([*lines, *hosted_lines(hub), *first_run_lines(hub)])
+
+
+def hosted_lines(facts: dict[str, Any]) -> list[str]:
+    """One line per hosted model, at most five."""
+    hosted: list[tuple[str, str]] = facts["hosted"]
+    lines = [_line("hosted", name, f"as {cloud}") for name, cloud in hosted[:5]]
+    return lines + ([f"        and {len(hosted) - 5} more"] if len(hosted) > 5 else [])
+
+
+def first_run_lines(facts: dict[str, Any]) -> list[str]:
+    """The one-time link, as long as there is no account."""
+    if not facts["signup_url"]:
+        return []
+    title = render.needs_you("First run.")
+    return ["", f"{title} Create the admin account (link works once, for 30 minutes):", f"  {facts['signup_url']}"]
+
+
+def _line(word: str, what: str, more: str) -> str:
+    return f"{word:<8}{what:<28}{more}".rstrip() if len(what) < 28 else f"{word:<8}{what}  {more}".rstrip()

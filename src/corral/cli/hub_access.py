@@ -1,0 +1,101 @@
+"""The hub, for commands: which one it is, and requests to it, signed by this device or with the API key of the environment."""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from corral.cli.api import ApiError, LocalApi, ServerApi
+from corral.cli.context import Environment, Failed
+
+if TYPE_CHECKING:
+    from corral.clients.hub import HubClient
+    from corral.core.ports import HubMemory
+    from corral.settings import Settings
+
+#: Long enough for a server that is alive on this machine; a command must not hang on one that is not.
+_STATUS_TIMEOUT_S = 2.0
+
+
+def hub_of(environment: Environment, option: str) -> str:
+    """The hub's base URL: the option, else CORRAL_HUB, else the hub of the local server that runs here, else the saved one, else
+    ollama.com. Raises: BadSetting."""
+    from corral.main import hub_memory
+    from corral.settings import DEFAULT_HUB, parse_hub_url
+
+    settings = environment.settings
+    if option:
+        return parse_hub_url(option, where="--hub")
+    return settings.hub or hub_of_local_server(settings) or hub_memory(settings).hub() or DEFAULT_HUB
+
+
+def hub_of_local_server(settings: "Settings") -> str:
+    """The hub that the running local server uses, empty when none runs. Only a server on this machine is asked: whoever answers
+    chooses where this device's signature goes."""
+    if not settings.local.is_loopback:
+        return ""
+    try:
+        status = LocalApi(settings, timeout_s=_STATUS_TIMEOUT_S).get("/api/status")
+    except Failed:
+        return ""
+    hub = status.get("hub", "") if isinstance(status, dict) else ""
+    return hub if isinstance(hub, str) else ""
+
+
+def host_of(url: str) -> str:
+    """`localhost:11435` of `http://localhost:11435`: how sentences name a hub."""
+    return urlsplit(url).netloc
+
+
+def not_signed_in(hub: str) -> Failed:
+    """What a command says that needs an account and has none."""
+    return Failed(f"not signed in to {host_of(hub)}", "corral signin")
+
+
+class HubAccess:
+    """Requests to one hub. client: signs as this device. memory: where the choice of a hub is kept."""
+
+    def __init__(self, hub: str, client: "HubClient", memory: "HubMemory", settings: "Settings") -> None:
+        self.hub = hub
+        self.client = client
+        self.memory = memory
+        self._settings = settings
+
+    async def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The answer's JSON to a request signed by this device, or, when this device is not connected and OLLAMA_API_KEY is set,
+        sent with that key. Raises: ApiError, Failed."""
+        status, answer = await self.signed(method, path, body)
+        if status == 401 and self._settings.api_key is not None:
+            return ServerApi.of_hub(self.hub, self._settings.api_key).request(method, path, body)
+        if status >= 300:
+            raise self._refusal(status, answer)
+        return answer
+
+    async def signed(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> tuple[int, Any]:
+        """(status, JSON) of a request signed by this device. Raises: CorralError when the hub cannot be asked."""
+        payload = json.dumps(body).encode() if body is not None else b""
+        status, _, text = await self.client.request(method, path, payload)
+        try:
+            return status, json.loads(text) if text.strip() else None
+        except ValueError:
+            return status, None
+
+    def _refusal(self, status: int, answer: Any) -> Failed:
+        body = answer if isinstance(answer, dict) else {}
+        if status == 401:
+            return not_signed_in(self.hub)
+        if status == 404 and "error" not in body:
+            return Failed(f"{host_of(self.hub)} has no such API", "use its web page")
+        return ApiError(status, body, f"{host_of(self.hub)} answered {status}")
+
+
+@contextlib.asynccontextmanager
+async def hub_access(environment: Environment, option: str) -> AsyncIterator[HubAccess]:
+    """Requests to the hub that `hub_of` finds."""
+    from corral.main import hub_client, hub_memory
+
+    settings = environment.settings
+    hub = hub_of(environment, option)
+    async with hub_client(settings, hub) as client:
+        yield HubAccess(hub, client, hub_memory(settings), settings)
