@@ -14,8 +14,10 @@ import platform
 import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from types import SimpleNamespace
 from typing import Final
 
 import aiohttp
@@ -42,9 +44,22 @@ _MAX_CLOCK_OFFSET_S: Final = 300.0
 _DEVICE_NAME_HEADER: Final = "x-corral-device-name"
 
 
+@dataclass(slots=True)
+class _Trace:
+    is_reused: bool = False
+
+
 def open_session() -> aiohttp.ClientSession:
     """The connections a process keeps to hubs. Make one inside the event loop and close it at the end."""
+
+    async def note_reuse(_session: object, context: SimpleNamespace, _parameters: object) -> None:
+        if isinstance(context.trace_request_ctx, _Trace):
+            context.trace_request_ctx.is_reused = True
+
+    tracing = aiohttp.TraceConfig()
+    tracing.on_connection_reuseconn.append(note_reuse)
     return aiohttp.ClientSession(
+        trace_configs=[tracing],
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
@@ -239,18 +254,21 @@ class HubClient:
     # ── One request ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _attempt(self, hub: HubAddress, terms: HubTerms, key: DevicePrivateKey, call: HubCall) -> "HubResponse":
+        trace = _Trace()
         try:
-            return await self._send_signed(hub, terms, key, call)
-        except aiohttp.ServerDisconnectedError:
-            # A kept connection that the hub closed meanwhile: nothing was answered, so ask again, with a fresh signature.
             try:
-                return await self._send_signed(hub, terms, key, call)
-            except (aiohttp.ClientError, OSError) as error:
-                raise _unreachable(hub, error) from error
+                return await self._send_signed(hub, terms, key, call, trace)
+            except aiohttp.ServerDisconnectedError:
+                # A new connection that breaks may have carried the request; a kept one that did was closed before, so ask again.
+                if not trace.is_reused:
+                    raise
+                return await self._send_signed(hub, terms, key, call, trace)
         except (aiohttp.ClientError, OSError) as error:
             raise _unreachable(hub, error) from error
 
-    async def _send_signed(self, hub: HubAddress, terms: HubTerms, key: DevicePrivateKey, call: HubCall) -> "HubResponse":
+    async def _send_signed(
+        self, hub: HubAddress, terms: HubTerms, key: DevicePrivateKey, call: HubCall, trace: _Trace
+    ) -> "HubResponse":
         headers = CIMultiDict([*call.headers, *self._own_headers])
         headers.setdefault("user-agent", self._user_agent)
         now = self._clock.now().timestamp()
@@ -272,6 +290,7 @@ class HubClient:
             headers=headers,
             allow_redirects=False,
             skip_auto_headers=("Accept", "Content-Type"),
+            trace_request_ctx=trace,
         )
         return HubResponse(hub, response)
 
@@ -345,10 +364,10 @@ def _clock_offset_s(date: str, now: datetime) -> float:
 
 
 def _unreachable(hub: HubAddress, error: Exception) -> CorralError:
-    return CorralError("upstream_failed", f"could not reach the hub {hub}: {_reason(error)}")
+    return CorralError("upstream_failed", f"could not reach the hub {hub}: {reason_of(error)}")
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Why a connection failed and what to do, in a few words. The library's own texts repeat addresses and internals."""
     match error:
         case aiohttp.ClientConnectorDNSError():

@@ -1,0 +1,267 @@
+"""Stand-ins for what a local server talks to: a hub's memory, a device key, a gateway that answers as told, and a hub made of a
+plain socket, so that a test sees the bytes that really travelled and may break off wherever it likes."""
+
+import asyncio
+import json
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from corral.core.ports import HubCall, HubReply, HubTerms
+from corral.core.records import Model
+from corral.wire.discovery import STOCK, STRONG
+from corral.wire.errors import CorralError
+from corral.wire.names import ModelName
+from corral.wire.signing import DevicePrivateKey, DevicePublicKey
+
+SEED = bytes(range(32))
+
+
+class FakeDeviceKeys:
+    """One key, or the refusal a damaged file gets."""
+
+    def __init__(self, seed: bytes = SEED, *, refusal: CorralError | None = None) -> None:
+        self.key = DevicePrivateKey(seed)
+        self.refusal = refusal
+
+    def load(self) -> DevicePrivateKey | None:
+        return self.load_or_create()
+
+    def load_or_create(self) -> DevicePrivateKey:
+        if self.refusal:
+            raise self.refusal
+        return self.key
+
+
+class MemoryHubs:
+    """A HubMemory without a file."""
+
+    def __init__(self, **terms: HubTerms) -> None:
+        self.chosen = ""
+        self.kept: dict[str, HubTerms] = dict(terms)
+
+    def hub(self) -> str:
+        return self.chosen
+
+    def choose_hub(self, hub: str) -> None:
+        self.chosen = hub
+
+    def terms(self, hub: str) -> HubTerms | None:
+        return self.kept.get(hub)
+
+    def keep_terms(self, hub: str, terms: HubTerms) -> None:
+        self.kept[hub] = terms
+
+
+class MemoryModels:
+    """A ModelStore of given models."""
+
+    def __init__(self, *models: Model) -> None:
+        self.models = {model.name.key: model for model in models}
+
+    async def list(self) -> Sequence[Model]:
+        return list(self.models.values())
+
+    async def get(self, name: ModelName) -> Model | None:
+        return self.models.get(name.key)
+
+
+# ── A gateway that answers as told ───────────────────────────────────────────────────────────────────────────────────
+
+
+class FakeStream:
+    """A HubStream of given pieces; an error among them is raised when its turn comes."""
+
+    def __init__(self, status: int, headers: Sequence[tuple[str, str]], pieces: Sequence[bytes | CorralError]) -> None:
+        self.status = status
+        self.headers = headers
+        self.pieces = pieces
+        self.is_closed = False
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        for piece in self.pieces:
+            if isinstance(piece, CorralError):
+                raise piece
+            yield piece
+
+    async def read(self, limit_bytes: int) -> bytes:
+        return b"".join([piece async for piece in self.chunks()])[:limit_bytes]
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
+@dataclass
+class FakeGateway:
+    """A HubGateway. Calls are kept in `calls`; each takes the next of `answers`, which may be an error to raise."""
+
+    base: str = "http://localhost:11435"
+    key: DevicePublicKey = field(default_factory=lambda: DevicePrivateKey(SEED).public)
+    answers: deque[FakeStream | CorralError] = field(default_factory=deque)
+    calls: list[HubCall] = field(default_factory=list)
+
+    def will_answer(
+        self, status: int, *pieces: bytes | CorralError, headers: Mapping[str, str] | Iterable[tuple[str, str]] = ()
+    ) -> FakeStream:
+        stream = FakeStream(status, list(headers.items() if isinstance(headers, Mapping) else headers), pieces)
+        self.answers.append(stream)
+        return stream
+
+    def will_fail(self, error: CorralError) -> None:
+        self.answers.append(error)
+
+    async def signin_base(self) -> str:
+        return self.base
+
+    def device_key(self) -> DevicePublicKey:
+        return self.key
+
+    async def send(self, call: HubCall) -> HubReply:
+        stream = await self.open_stream(call)
+        return HubReply(status=stream.status, headers=stream.headers, body=await stream.read(1024 * 1024))
+
+    async def open_stream(self, call: HubCall) -> FakeStream:
+        self.calls.append(call)
+        answer = self.answers.popleft()
+        if isinstance(answer, CorralError):
+            raise answer
+        return answer
+
+
+# ── A hub on a real socket ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Received:
+    """One request as its bytes arrived. headers: names in lower case, in order."""
+
+    method: str
+    target: str
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    @property
+    def names(self) -> Counter[str]:
+        return Counter(name for name, _ in self.headers)
+
+    def header(self, name: str) -> str:
+        return next((value for given, value in self.headers if given == name), "")
+
+
+class Wire:
+    """The answering side of one request."""
+
+    def __init__(self, writer: asyncio.StreamWriter, has_left: asyncio.Event) -> None:
+        self._writer = writer
+        #: Set when the other side closed the connection.
+        self.has_left = has_left
+
+    async def send(self, data: bytes) -> None:
+        self._writer.write(data)
+        await self._writer.drain()
+
+    async def answer(self, status: int, body: bytes = b"", *headers: tuple[str, str]) -> None:
+        """A complete answer on a connection that stays open."""
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
+        await self.send(f"HTTP/1.1 {status} X\r\n{lines}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+
+    async def answer_json(self, status: int, value: Any, *headers: tuple[str, str]) -> None:
+        await self.answer(status, json.dumps(value).encode(), ("Content-Type", "application/json"), *headers)
+
+    async def begin_stream(self, content_type: str = "application/x-ndjson", *headers: tuple[str, str]) -> None:
+        """The head of a chunked answer."""
+        lines = "".join(f"{name}: {value}\r\n" for name, value in (("Content-Type", content_type), *headers))
+        await self.send(f"HTTP/1.1 200 OK\r\n{lines}Transfer-Encoding: chunked\r\n\r\n".encode())
+
+    async def chunk(self, data: bytes) -> None:
+        await self.send(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+
+    async def end_stream(self) -> None:
+        await self.send(b"0\r\n\r\n")
+
+    def cut(self) -> None:
+        """End the connection without any manners."""
+        self._writer.transport.abort()
+
+
+Script = Callable[[Received, Wire], Awaitable[None]]
+
+
+class SocketHub:
+    """Answers every request by the script its test gave; keeps what it received."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.received: list[Received] = []
+        self.url = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        has_left = asyncio.Event()
+        try:
+            while (request := await _read_request(reader)) is not None:
+                self.received.append(request)
+                watching = asyncio.create_task(_watch(reader, has_left))
+                try:
+                    await self.script(request, Wire(writer, has_left))
+                finally:
+                    watching.cancel()
+                    await asyncio.gather(watching, return_exceptions=True)
+                if has_left.is_set():
+                    return
+        except OSError:
+            return
+        finally:
+            writer.close()
+
+
+async def _read_request(reader: asyncio.StreamReader) -> Received | None:
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError:
+        return None
+    first, *lines = head.decode("latin-1").split("\r\n")
+    headers = [(name.lower(), value.strip()) for name, _, value in (line.partition(":") for line in lines if line)]
+    length = int(dict(headers).get("content-length", "0"))
+    method, target, _ = first.split(" ")
+    return Received(method, target, headers, await reader.readexactly(length))
+
+
+async def _watch(reader: asyncio.StreamReader, has_left: asyncio.Event) -> None:
+    # Nobody sends a second request before the first is answered, so a byte here would be a mistake of the client's.
+    with suppress(OSError):
+        assert await reader.read(1) == b""
+    has_left.set()
+
+
+@asynccontextmanager
+async def socket_hub(script: Script) -> AsyncIterator[SocketHub]:
+    """A hub on a free loopback port, gone at the end of the block."""
+    hub = SocketHub(script)
+    tasks: set[asyncio.Task[None]] = set()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(hub.serve(reader, writer))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    hub.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield hub
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def discovery(public_url: str, *signatures: str) -> dict[str, Any]:
+    """The discovery document of a Corral hub."""
+    return {"corral": "0.1.0", "public_url": public_url, "signatures": list(signatures or (STRONG, STOCK))}
+
+
+def stub(model: Model, *, host: str, remote: str) -> Model:
+    """The model as a stub of one that runs elsewhere."""
+    return replace(model, weights=None, remote_host=host, remote_model=remote)
