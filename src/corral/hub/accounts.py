@@ -231,6 +231,18 @@ class Accounts:
         await self._record(session.account_id, "session.close", session.account_id, network=session.network)
         await self._sessions.remove(session.id)
 
+    async def sessions_of(self, account: Account) -> Sequence[BrowserSession]:
+        """The account's live sessions, latest used first."""
+        now = self._clock.now()
+        idle, _ = _life(account)
+        kept = await self._sessions.of_account(account.id, now=now)
+        return [session for session in kept if now - session.last_used_at < idle]
+
+    async def sign_out_others(self, session: BrowserSession, *, network: str) -> None:
+        """End every session of the account but this one."""
+        await self._record(session.account_id, "session.close_others", session.account_id, network=network)
+        await self._sessions.remove_all(session.account_id, except_id=session.id)
+
     # ── Administration ───────────────────────────────────────────────────────────────────────────────────────────────
 
     async def add(self, name: str, *, email: str, password: str, is_admin: bool, actor: str = CONSOLE) -> Account:
@@ -316,18 +328,20 @@ class Accounts:
     def _new_account(self, name: str, email: str, *, is_admin: bool) -> Account:
         if not _NAME.fullmatch(name):
             raise CorralError(
-                "invalid", "a name has 2 to 39 letters, digits, hyphens or underscores, and begins with a letter or digit"
+                "invalid",
+                "a name has 2 to 39 letters, digits, hyphens or underscores, and begins with a letter or digit",
+                detail={"field": "name"},
             )
         if name.lower() in RESERVED_NAMES:
-            raise CorralError("invalid", f"the name {name} is reserved; choose another one")
+            raise CorralError("invalid", f"the name {name} is reserved; choose another one", detail={"field": "name"})
         if email and not (_EMAIL.fullmatch(email) and email.isprintable()):
-            raise CorralError("invalid", "that is not an e-mail address")
+            raise CorralError("invalid", "that is not an e-mail address", detail={"field": "email"})
         return Account(id=self._new_id(), name=name, email=email, is_admin=is_admin, created_at=self._clock.now())
 
     async def _add(self, account: Account, password_hash: str, *, actor: str, network: str) -> Account:
         # Asked first so that the audit log does not tell of accounts that were never made; the store decides in the end.
         if await self._accounts.by_name(account.name) or await self._accounts.by_email(account.email):
-            raise CorralError("conflict", "that name or e-mail address is already in use")
+            raise CorralError("conflict", "that name or e-mail address is already in use", detail={"field": "name"})
         role = "administrator" if account.is_admin else "member"
         await self._record(actor, "account.create", account.id, network=network, note=f"{account.name}, {role}")
         await self._accounts.add(account, password_hash)

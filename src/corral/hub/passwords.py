@@ -53,22 +53,26 @@ def check_password(password: str, *, own_words: tuple[str, ...]) -> None:
     """Refuse a password that is easy to guess. own_words: the account's name and e-mail address. Raises: invalid."""
     text = _normalised(password)
     if len(text) < MIN_CHARACTERS:
-        raise CorralError("invalid", f"a password needs at least {MIN_CHARACTERS} characters; several words are a good one")
+        raise _unacceptable(f"a password needs at least {MIN_CHARACTERS} characters; several words are a good one")
     if _is_easily_guessed(text.casefold(), own_words):
-        raise CorralError("invalid", "that password is easy to guess; several words that do not belong together are a good one")
+        raise _unacceptable("that password is easy to guess; several words that do not belong together are a good one")
+
+
+def _unacceptable(message: str) -> CorralError:
+    return CorralError("invalid", message, detail={"field": "password"})
 
 
 def _normalised(password: str) -> str:
     """The form that is counted and hashed: the same characters typed on two systems arrive in different compositions."""
     if len(password) > MAX_BYTES:
-        raise CorralError("invalid", f"a password may have at most {MAX_BYTES} bytes")
+        raise _unacceptable(f"a password may have at most {MAX_BYTES} bytes")
     text = unicodedata.normalize("NFC", password)
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
-        raise CorralError("invalid", "that password holds a character that cannot be kept") from error
+        raise _unacceptable("that password holds a character that cannot be kept") from error
     if size > MAX_BYTES:
-        raise CorralError("invalid", f"a password may have at most {MAX_BYTES} bytes")
+        raise _unacceptable(f"a password may have at most {MAX_BYTES} bytes")
     return text
 
 
