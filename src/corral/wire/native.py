@@ -107,7 +107,6 @@ class _TextRequest(_RunRequest, frozen=True, kw_only=True):
         force_setattr(self, "think", parse_think(self.think))
         if not 0 <= self.top_logprobs <= 20:
             raise CorralError("bad_request", "top_logprobs must be between 0 and 20")
-        check_encodable(self.format)
 
     @property
     def wants_stream(self) -> bool:
@@ -141,10 +140,6 @@ class ChatRequest(_TextRequest, frozen=True, kw_only=True):
 
     messages: list[Message] = []
     tools: list[dict[str, Any]] = []
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_encodable(self.tools)
 
     @property
     def only_loads(self) -> bool:
@@ -326,16 +321,6 @@ def _folded(value: Any, shape: _Shape) -> Any:
         if kept.get(name) == {} and name in shape.zeros:
             kept[name] = dict(_shape(inner).zeros)
     return kept
-
-
-def check_encodable(value: Any) -> None:
-    """Refuse now what could not be passed on later, which is an integer of more than 64 bits. Raises: bad_request."""
-    if value is None or value == []:
-        return
-    try:
-        _encode(value)
-    except OverflowError as error:
-        raise CorralError("bad_request", "a number in the request is out of range") from error
 
 
 # ── Bodies that are passed on ────────────────────────────────────────────────────────────────────────────────────────

@@ -22,6 +22,7 @@ from corral.wire.options import Think
 
 _FINGERPRINT = "fp_ollama"
 _JSON_TEXT = msgspec.json.Encoder()
+_ARGUMENTS = msgspec.json.Decoder(dict[str, Any])
 
 
 # ── Requests ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -262,13 +263,11 @@ def _native_call(call: _Call) -> ToolCall:
 
 
 def parse_arguments(text: str) -> dict[str, Any] | None:
-    """The object a JSON text holds, in its order; None when it is no object or has numbers nobody could pass on."""
+    """The object a JSON text holds, in its order; None when it is no object."""
     try:
-        arguments: dict[str, Any] = msgspec.json.decode(text, type=dict[str, Any])
-        _JSON_TEXT.encode(arguments)
-    except (msgspec.DecodeError, RecursionError, OverflowError, UnicodeError):
+        return _ARGUMENTS.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
         return None
-    return arguments
 
 
 def _name_of_call(messages: Sequence[_Message], call_id: str) -> str:
