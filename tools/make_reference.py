@@ -1,0 +1,189 @@
+"""Makes docs/reference.md from the code: every command with its options, every route with what it demands, every setting.
+
+`make reference` rewrites the page; tests/test_docs.py fails when it is not what the code says. Only the sentences about settings are
+written here, since the code has no place for them; a variable without one is an error.
+"""
+
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from corral import main as composition
+from corral.cli.app import root
+from corral.edges.asgi import Endpoint
+from corral.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs/reference.md"
+
+#: variable -> (default, meaning). Every variable that settings.py reads, in the order of the page.
+SETTINGS = {
+    "OLLAMA_HOST": ("`127.0.0.1:11434`", "Where the local server listens, and where commands look for it."),
+    "OLLAMA_MODELS": ("`~/.ollama/models`", "Installed models, in Ollama's own layout."),
+    "OLLAMA_KEEP_ALIVE": ("`5m`", "How long a model stays loaded after its last request; below 0 for ever, 0 not at all."),
+    "OLLAMA_LOAD_TIMEOUT": ("`5m`", "How long loading a model may take."),
+    "OLLAMA_CONTEXT_LENGTH": (
+        "`0`",
+        "Tokens a model may look back, where a request does not say; 0: up to 4096, as the model allows.",
+    ),
+    "OLLAMA_NUM_PARALLEL": ("`0`", "Requests one loaded model answers at the same time; 0: chosen for the machine."),
+    "OLLAMA_MAX_LOADED_MODELS": ("`0`", "Models loaded at the same time; 0: three."),
+    "OLLAMA_MAX_QUEUE": ("`512`", "Requests that may wait for a model; more are answered 503."),
+    "OLLAMA_ORIGINS": ("", "Further web origins that may call the local server, comma-separated."),
+    "OLLAMA_NO_CLOUD": ("`0`", "Refuse everything that would go to a hub."),
+    "OLLAMA_NOHISTORY": ("`0`", "Keep no history of interactive prompts."),
+    "OLLAMA_DEBUG": ("`0`", "1 or 2: log more."),
+    "OLLAMA_API_KEY": ("", "An API key for the hub, used by commands instead of this device's signature."),
+    "CORRAL_HUB": (
+        "what `corral signin --hub` saved",
+        "The hub that commands and the local server use. `https://ollama.com` when nothing says.",
+    ),
+    "CORRAL_HOME": ("`~/.corral`", "The hub's data: database, hosted models, secrets."),
+    "CORRAL_HUB_LISTEN": ("`127.0.0.1:11435`", "Where the hub listens."),
+    "CORRAL_PUBLIC_URL": (
+        "`http://localhost:11435`",
+        "How people and devices reach the hub; must be https when others can reach it.",
+    ),
+    "CORRAL_DATABASE_URL": ("SQLite in `CORRAL_HOME`", "The hub's database."),
+    "CORRAL_SIGNUP": ("`closed`", "`open`: anyone who reaches the hub may make an account."),
+    "CORRAL_LLAMA_SERVER": ("the embedded engine", "A `llama-server` program to use as the engine."),
+    "CORRAL_ALLOW_PUBLIC": ("`0`", "Let the local server, which asks for no authentication, listen where others can reach it."),
+    "CORRAL_TRUSTED_PROXIES": ("", "Networks of reverse proxies whose forwarded headers are believed, comma-separated."),
+    "HOME": ("", "The home directory; `USERPROFILE` where there is none."),
+}
+_FOLDED = {"USERPROFILE"}
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [
+        "# Reference",
+        "",
+        "Generated from the code by `make reference`; do not edit. [Concepts](concepts.md) explains the words.",
+        "",
+        "## Commands",
+        "",
+        *_commands(),
+        "## Routes of the local server",
+        "",
+        *_routes(local_endpoints()),
+        "",
+        "## Routes of the hub",
+        "",
+        "*Demands*: `anyone`, or the proofs that are accepted, and the scope the credential must have.",
+        "",
+        *_routes(hub_endpoints()),
+        "",
+        "## Settings",
+        "",
+        "Environment variables, read once when a command starts. Ollama's own keep their names and meaning.",
+        "",
+        "| Variable | Default | Meaning |",
+        "|---|---|---|",
+        *_settings(),
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def _commands() -> Iterator[str]:
+    for path, command in walk(root, ()):
+        if not isinstance(command, click.Group):
+            yield f"### `{' '.join((path, *usage(command)))}`"
+            yield ""
+            yield " ".join((command.help or command.short_help or "").split())
+            yield ""
+            options = [option for option in command.params if isinstance(option, click.Option) and not option.hidden]
+            yield from (f"- `{_spelling(option)}`: {' '.join((option.help or '').split())}" for option in options)
+            if options:
+                yield ""
+
+
+def walk(group: click.Group, path: tuple[str, ...]) -> Iterator[tuple[str, click.Command]]:
+    """(full name, command) of everything a person can type."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None, name
+        yield " ".join(("corral", *path, name)), command
+        if isinstance(command, click.Group):
+            yield from walk(command, (*path, name))
+
+
+def usage(command: click.Command) -> list[str]:
+    """The arguments as a usage line has them."""
+    words = []
+    for parameter in command.params:
+        if isinstance(parameter, click.Argument):
+            name = (parameter.metavar or parameter.name or "").upper() + ("…" if parameter.nargs == -1 else "")
+            words.append(name if parameter.required else f"[{name}]")
+    return words
+
+
+def _spelling(option: click.Option) -> str:
+    text = ", ".join([*option.opts, *option.secondary_opts])
+    if option.is_flag or option.count:
+        return text
+    return f"{text} {option.metavar or (option.name or '').upper()}"
+
+
+def _routes(endpoints: list[Endpoint]) -> Iterator[str]:
+    yield "| Route | Demands | |"
+    yield "|---|---|---|"
+    for row in sorted(endpoints, key=lambda row: (row.path, sorted(row.methods))):
+        what = (row.handler.__doc__ or "").strip().split("\n\n")[0].split(" Raises:")[0]
+        yield f"| `{','.join(sorted(row.methods))} {row.path}` | {_demands(row)} | {' '.join(what.split()).replace('|', '\\|')} |"
+
+
+def _demands(row: Endpoint) -> str:
+    if row.access.is_public:
+        return "anyone"
+    proofs = ", ".join(sorted(row.access.proofs))
+    return (
+        proofs
+        + (f"; scope `{row.access.scope}`" if row.access.scope else "")
+        + ("; administrators" if row.access.is_admin_only else "")
+    )
+
+
+def _settings() -> Iterator[str]:
+    missing = variables() ^ set(SETTINGS)
+    assert not missing, f"SETTINGS in tools/make_reference.py and settings.py disagree about {sorted(missing)}"
+    yield from (f"| `{name}` | {default} | {meaning} |" for name, (default, meaning) in SETTINGS.items())
+
+
+def variables() -> set[str]:
+    """Every variable that settings.py reads."""
+    text = (ROOT / "src/corral/settings.py").read_text()
+    return set(re.findall(r'read\.\w+\(\s*"([A-Z_]+)"', text)) - _FOLDED
+
+
+def hub_endpoints() -> list[Endpoint]:
+    """The hub's whole route table."""
+    return list(composition.build_hub(_settings_elsewhere()).app.endpoints)
+
+
+def local_endpoints() -> list[Endpoint]:
+    """The local server's whole route table."""
+    return list(composition.build_local(_settings_elsewhere()).app.endpoints)
+
+
+def _settings_elsewhere() -> Settings:
+    return Settings.from_env({"HOME": tempfile.mkdtemp()})
+
+
+def main() -> int:
+    """Print the page, or write it where it belongs."""
+    if "--write" in sys.argv[1:]:
+        PAGE.write_text(page())
+    else:
+        print(page())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
