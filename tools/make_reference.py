@@ -1,7 +1,7 @@
 """Makes docs/reference.md from the code: every command with its options, every route with what it demands, every setting.
 
-`make reference` rewrites the page; tests/test_docs.py fails when it is not what the code says. Only the sentences about settings are
-written here, since the code has no place for them; a variable without one is an error.
+`make reference` rewrites the page; tests/test_docs.py fails when it is not what the code says. Only the sentences about settings
+are written here, since the code has no place for them; a variable without one is an error.
 """
 
 import re
@@ -136,18 +136,15 @@ def _routes(endpoints: list[Endpoint]) -> Iterator[str]:
     yield "|---|---|---|"
     for row in sorted(endpoints, key=lambda row: (row.path, sorted(row.methods))):
         what = (row.handler.__doc__ or "").strip().split("\n\n")[0].split(" Raises:")[0]
-        yield f"| `{','.join(sorted(row.methods))} {row.path}` | {_demands(row)} | {' '.join(what.split()).replace('|', '\\|')} |"
+        what = " ".join(what.split()).replace("|", "&#124;")
+        yield f"| `{','.join(sorted(row.methods))} {row.path}` | {_demands(row)} | {what} |"
 
 
 def _demands(row: Endpoint) -> str:
     if row.access.is_public:
         return "anyone"
-    proofs = ", ".join(sorted(row.access.proofs))
-    return (
-        proofs
-        + (f"; scope `{row.access.scope}`" if row.access.scope else "")
-        + ("; administrators" if row.access.is_admin_only else "")
-    )
+    scope = f"; scope `{row.access.scope}`" if row.access.scope else ""
+    return ", ".join(sorted(row.access.proofs)) + scope + ("; administrators" if row.access.is_admin_only else "")
 
 
 def _settings() -> Iterator[str]:
