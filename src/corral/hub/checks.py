@@ -75,7 +75,7 @@ def presented(facts: RequestFacts, cookie_name: str) -> Presented | None:
     # SDKs send an empty x-api-key when they were given a bearer token instead.
     found += [KeyText(value) for value in facts.headers.get("x-api-key", ()) if value]
     found += [SessionCookie(value) for value in cookie_values(facts.headers, cookie_name) if value]
-    if strong.is_strong(facts.headers):  # type: ignore[arg-type]  # it looks at names only
+    if strong.is_strong(facts.headers):
         found.append(StrongHeaders({name: ", ".join(values) for name, values in facts.headers.items()}))
     if len(found) > 1:
         raise CorralError("two_credentials")

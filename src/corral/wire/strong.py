@@ -83,7 +83,7 @@ class StrongProof:
     nonce: str
 
 
-def is_strong(headers: Mapping[str, str]) -> bool:
+def is_strong(headers: Mapping[str, object]) -> bool:
     """Whether a request claims a strong signature. headers: lower-case names."""
     return "signature-input" in headers or "signature" in headers
 
