@@ -6,7 +6,7 @@ The CLI is one caller with one request at a time, so plain blocking sockets are 
 import http.client
 import json
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -70,7 +70,7 @@ class ServerApi:
         """The answer's JSON. Raises: ApiError, Failed when nobody answers."""
         return self.request("POST", path, body)
 
-    def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def stream(self, path: str, body: Mapping[str, Any]) -> Generator[dict[str, Any]]:
         """The objects of an NDJSON answer as they arrive. Closing the iterator ends the request at the server.
         Raises: ApiError, also for an error within the stream."""
         connection, response = self._send("POST", path, body)

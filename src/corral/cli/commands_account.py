@@ -1,8 +1,8 @@
 """signin, signout, whoami: who this device is to a hub.
 
 Signing in is a challenge that a person answers in a browser: the device signs `POST /api/me`; a hub that does not know its key
-answers 401 with a link; the person opens it, compares the fingerprint and presses Connect; the same signed request is then answered
-with the account. Requests go to the hub directly, so this works with and without a running local server.
+answers 401 with a link; the person opens it, compares the fingerprint and presses Connect; the same signed request is then
+answered with the account. Requests go to the hub directly, so this works with and without a running local server.
 """
 
 import asyncio

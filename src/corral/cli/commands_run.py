@@ -1,0 +1,252 @@
+"""run: one answer for a prompt, or a plain conversation. Behaviour as in ollama-surface 5.4, without its quirks in pipes.
+
+One-shot goes to /api/generate, a conversation to /api/chat. Text goes to standard output as it arrives, figures and everything
+else to standard error; a pipe sees the model's words and nothing more.
+"""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+
+from corral.cli import render
+from corral.cli.api import ApiError, LocalApi
+from corral.cli.context import Environment, Failed, pass_environment
+
+_THINK_WORDS: dict[str, bool | str] = {
+    "true": True,
+    "false": False,
+    "high": "high",
+    "medium": "medium",
+    "low": "low",
+    "max": "max",
+}
+_LABEL_WIDTH = 22
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What the command line asked for. think: None leaves it to the model."""
+
+    model: str
+    verbose: bool = False
+    format: Any = None
+    think: bool | str | None = None
+    hide_thinking: bool = False
+    keep_alive: str = ""
+    dimensions: int = 0
+    truncate: bool | None = None
+
+    def body(self) -> dict[str, Any]:
+        """What every request carries."""
+        wanted = {"model": self.model, "format": self.format, "think": self.think, "keep_alive": self.keep_alive or None}
+        return {name: value for name, value in wanted.items() if value is not None}
+
+
+class _RunCommand(click.Command):
+    """Takes a bare `--think` as `--think=true`, and never the word behind it, which is the prompt's first."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        return super().parse_args(ctx, ["--think=true" if word == "--think" else word for word in args[:end]] + args[end:])
+
+
+@click.command(cls=_RunCommand)
+@click.argument("model")
+@click.argument("prompt", nargs=-1)
+@click.option("--verbose", is_flag=True, help="Print counts and speeds after the answer.")
+@click.option("--format", "answer_format", default="", metavar="FORMAT", help="`json`, or a JSON schema.")
+@click.option(
+    "--think", flag_value="true", is_flag=False, default="", metavar="LEVEL", help="true, false, low, medium, high, max."
+)
+@click.option("--hidethinking", is_flag=True, help="Leave the model's thinking out.")
+@click.option("--keepalive", default="", metavar="DURATION", help="How long the model stays loaded, such as 5m.")
+@click.option("--dimensions", type=click.IntRange(min=0), default=0, help="Length of an embedding.")
+@click.option("--truncate/--no-truncate", default=None, help="Cut a text that is too long for an embedding.")
+@click.option("--nowordwrap", is_flag=True, hidden=True, help="Accepted for ollama's sake; lines are never wrapped here.")
+@click.option("--insecure", is_flag=True, hidden=True, help="Accepted for ollama's sake; nothing is pulled here.")
+@pass_environment
+def run(
+    environment: Environment,
+    model: str,
+    prompt: tuple[str, ...],
+    verbose: bool,
+    answer_format: str,
+    think: str,
+    hidethinking: bool,
+    keepalive: str,
+    dimensions: int,
+    truncate: bool | None,
+    nowordwrap: bool,
+    insecure: bool,
+) -> None:
+    """Run a model: answer PROMPT, or talk with it when there is none.
+
+    What is piped in comes before the prompt.
+    """
+    options = RunOptions(
+        model=model,
+        verbose=verbose,
+        format=parse_format(answer_format),
+        think=parse_think(think),
+        hide_thinking=hidethinking,
+        keep_alive=keepalive,
+        dimensions=dimensions,
+        truncate=truncate,
+    )
+    api = LocalApi(environment.settings)
+    has_prompt, text = _prompt_of(prompt)
+    capabilities = _show(api, model).get("capabilities") or []
+    if "embedding" in capabilities and "completion" not in capabilities:
+        _embed(api, options, text)
+    elif has_prompt or not sys.stdout.isatty():
+        _answer_once(api, options, text)
+    else:
+        from corral.cli.talk import talk
+
+        talk(environment, api, options)
+
+
+def _show(api: LocalApi, model: str) -> Mapping[str, Any]:
+    try:
+        details: dict[str, Any] = api.post("/api/show", {"model": model})
+    except ApiError as error:
+        if error.code == 404:
+            raise Failed(error.message, "corral list shows what is installed") from error
+        raise
+    return details
+
+
+def _prompt_of(words: tuple[str, ...]) -> tuple[bool, str]:
+    """(whether a prompt was given at all, its text): piped input first, then the words of the command line."""
+    parts = list(words)
+    is_piped = not sys.stdin.isatty()
+    if is_piped and (piped := sys.stdin.read()):
+        parts.insert(0, piped)
+    return bool(words) or is_piped, " ".join(parts)
+
+
+def parse_think(text: str) -> bool | str | None:
+    """The value of --think. Raises: Failed."""
+    if not text:
+        return None
+    if text not in _THINK_WORDS:
+        raise Failed(f'invalid value for --think: "{text}" (must be true, false, high, medium, low, or max)', status=2)
+    return _THINK_WORDS[text]
+
+
+def parse_format(text: str) -> Any:
+    """The value of --format: `json`, or the schema it spells. Raises: Failed."""
+    if not text or text == "json":
+        return text or None
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise Failed("--format takes json, or a JSON schema", status=2) from error
+
+
+def _embed(api: LocalApi, options: RunOptions, text: str) -> None:
+    if not text:
+        raise Failed(f'embedding models require input text. Usage: corral run {options.model} "your text here"', status=2)
+    body: dict[str, Any] = {"model": options.model, "input": text}
+    if options.dimensions:
+        body["dimensions"] = options.dimensions
+    if options.truncate is not None:
+        body["truncate"] = options.truncate
+    print(json.dumps(api.post("/api/embed", body)["embeddings"][0]))
+
+
+def _answer_once(api: LocalApi, options: RunOptions, text: str) -> None:
+    """One answer. An empty prompt only loads the model. Ctrl-C ends the answer and is no failure, as in ollama."""
+    try:
+        with contextlib.closing(api.stream("/api/generate", {**options.body(), "prompt": text})) as events:
+            final, _ = show_answer(events, options)
+    except KeyboardInterrupt:
+        print()
+        return
+    if text:
+        print("\n")
+    if options.verbose:
+        sys.stderr.write(figures(final))
+
+
+@dataclass(slots=True)
+class _Printer:
+    """Writes pieces of an answer as they come, with the thinking between two lines of its own."""
+
+    hide_thinking: bool
+    is_thinking: bool = False
+    said: list[str] = field(default_factory=list)
+
+    def thinking(self, text: str) -> None:
+        if self.hide_thinking or not text:
+            return
+        if not self.is_thinking:
+            self.is_thinking = True
+            self._write(render.quiet("Thinking...") + "\n")
+        self._write(render.quiet(text))
+
+    def content(self, text: str) -> None:
+        if not text:
+            return
+        if self.is_thinking:
+            self.is_thinking = False
+            self._write("\n" + render.quiet("...done thinking.") + "\n\n")
+        self.said.append(text)
+        self._write(text if not sys.stdout.isatty() else _without_controls(text))
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def _without_controls(text: str) -> str:
+    # A model's words are no commands for the terminal; in a pipe they pass as they are.
+    return "".join(char for char in text if char in "\n\t" or not (char < " " or "\x7f" <= char <= "\x9f"))
+
+
+def show_answer(events: Iterator[Mapping[str, Any]], options: RunOptions) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Print an answer of generate or chat as it arrives. Returns (its last object, the message it makes up)."""
+    printer, final = _Printer(options.hide_thinking), {}
+    calls: list[Any] = []
+    for event in events:
+        message = event.get("message") or {}
+        printer.thinking(event.get("thinking") or message.get("thinking") or "")
+        printer.content(event.get("response") or message.get("content") or "")
+        for call in message.get("tool_calls") or []:
+            calls.append(call)
+            function = call.get("function", {})
+            arguments = json.dumps(function.get("arguments", {}))
+            printer.content(f"Model called a non-existent function '{function.get('name', '')}()' with arguments: {arguments}\n")
+        final = dict(event)
+    return final, {"role": "assistant", "content": "".join(printer.said)}
+
+
+def figures(final: Mapping[str, Any]) -> str:
+    """What --verbose prints: durations, counts and rates of one answer."""
+    prompt_count, prompt_ns = final.get("prompt_eval_count", 0), final.get("prompt_eval_duration", 0)
+    eval_count, eval_ns = final.get("eval_count", 0), final.get("eval_duration", 0)
+    rows = [
+        ("total duration:", render.duration(final.get("total_duration", 0))),
+        ("load duration:", render.duration(final.get("load_duration", 0))),
+        ("prompt eval count:", f"{prompt_count} token(s)"),
+        ("prompt eval duration:", render.duration(prompt_ns)),
+        ("prompt eval rate:", _rate(prompt_count, prompt_ns)),
+        ("eval count:", f"{eval_count} token(s)"),
+        ("eval duration:", render.duration(eval_ns)),
+        ("eval rate:", _rate(eval_count, eval_ns)),
+    ]
+    return "".join(f"{label:<{_LABEL_WIDTH}}{value}\n" for label, value in rows)
+
+
+def _rate(count: int, ns: int) -> str:
+    return f"{count / ns * 1e9:.2f} tokens/s" if ns else "0.00 tokens/s"
+
+
+def show_failure(error: Failed) -> None:
+    """An error within a conversation, which goes on."""
+    sys.stderr.write(render.error_text(error.message, error.advice) + "\n")
