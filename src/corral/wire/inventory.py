@@ -234,5 +234,6 @@ def _go_literal(value: object) -> str:
 def _plain(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    # Numbers of a params layer come out of JSON, where 64 and 64.0 are the same number.
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    # Numbers of a params layer come out of JSON, where 64 and 64.0 are the same number. Go would write a million as 1e+06,
+    # which no integer parameter could be read back from.
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
