@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from starlette.requests import Request
@@ -31,8 +31,8 @@ class NewKey(msgspec.Struct):
     """Body of POST /api/keys. expires_at: RFC 3339, or absent for a key that does not expire."""
 
     name: str
-    scopes: list[Scope] = [Scope.INFERENCE]
-    expires_at: datetime | None = None
+    scopes: frozenset[Scope] = frozenset({Scope.INFERENCE})
+    expires_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
 
 
 class Rotation(msgspec.Struct):
@@ -124,7 +124,7 @@ class HubApi:
         key, secret = await self._credentials.create_key(
             caller_of(request),
             name=wanted.name,
-            scopes=frozenset(wanted.scopes),
+            scopes=wanted.scopes,
             expires_at=wanted.expires_at,
             network=facts_of(request).network,
         )

@@ -1,0 +1,222 @@
+"""The hub's JSON surface over its real services, with in-memory stores."""
+
+import json
+from dataclasses import dataclass
+from datetime import timedelta
+
+import pytest
+
+from asgi_client import Answer, Caller
+from corral.core.records import Account, Scope
+from corral.edges.asgi import App, AppOptions
+from corral.edges.hub_api import HubApi
+from corral.hub.accounts import AccountRules, Accounts
+from corral.hub.credentials import Credentials
+from corral.hub.passwords import PasswordCost
+from corral.hub.sightings import MemorySightings
+from corral.wire.apikeys import Peppers
+from corral.wire.signing import DevicePrivateKey, authorization_header, request_challenge
+from corral.wire.strong import NONCE_BYTES, sign_headers
+from fakes import FakeClock, MemoryAccounts, MemoryAudit, MemoryCredentials, MemorySessions, MemoryUsage, SeededEntropy
+
+PUBLIC_URL = "http://localhost:11435"
+FINCH = DevicePrivateKey(b"f" * 32)
+WREN = DevicePrivateKey(b"w" * 32)
+
+
+@dataclass
+class Hub:
+    """A hub in memory, and the ways to call it."""
+
+    app: App
+    clock: FakeClock
+    entropy: SeededEntropy
+    credentials: Credentials
+    alice: Account
+    bob: Account
+
+    async def stock(self, key: DevicePrivateKey, method: str, path: str, body: bytes = b"") -> Answer:
+        target = f"{path}?ts={int(self.clock.now().timestamp())}"
+        header = authorization_header(key, request_challenge(method, target))
+        return await Caller(self.app).request(method, target, headers={"authorization": header}, body=body)
+
+    async def strong(self, key: DevicePrivateKey, method: str, path: str, body: bytes = b"") -> Answer:
+        now, nonce = self.clock.now().timestamp(), self.entropy.bytes(NONCE_BYTES)
+        headers = sign_headers(key, method, PUBLIC_URL + path, {}, body=body, now=now, nonce=nonce)
+        return await Caller(self.app).request(method, path, headers=headers, body=body)
+
+    async def bearer(self, key: str, method: str, path: str, body: bytes = b"") -> Answer:
+        return await Caller(self.app).request(method, path, headers={"authorization": f"Bearer {key}"}, body=body)
+
+    async def api_key(self, account: Account, *scopes: Scope) -> tuple[str, str]:
+        key, secret = await self.credentials.create_key(account, name="k", scopes=frozenset(scopes), expires_at=None)
+        return key.id, secret.reveal()
+
+
+@pytest.fixture
+async def hub() -> Hub:
+    clock, entropy = FakeClock(), SeededEntropy()
+    store = MemoryAccounts()
+    audit = MemoryAudit()
+    rules = AccountRules(sign_up_open=True, password_cost=PasswordCost(time_cost=1, memory_kib=8))
+    accounts = Accounts(accounts=store, sessions=MemorySessions(store), audit=audit, clock=clock, entropy=entropy, rules=rules)
+    credentials = Credentials(
+        accounts=accounts,
+        store=MemoryCredentials(store),
+        sightings=MemorySightings(),
+        audit=audit,
+        clock=clock,
+        entropy=entropy,
+        peppers=Peppers(current_id="p1", values={"p1": b"p" * 32}),
+        public_url=PUBLIC_URL,
+    )
+    people = [await accounts.add(name, email="", password="seventeen quiet herons", is_admin=False) for name in ("alice", "bob")]
+
+    async def is_ready() -> bool:
+        return True
+
+    api = HubApi(credentials=credentials, usage=MemoryUsage(), clock=clock, public_url=PUBLIC_URL, is_ready=is_ready)
+    app = App(api.endpoints(), AppOptions(authenticate=credentials.authenticate))
+    return Hub(app, clock, entropy, credentials, *people)
+
+
+async def test_me_names_the_account_of_a_connected_device(hub: Hub) -> None:
+    await hub.credentials.add_device(hub.alice, name="finch", authorized_key=FINCH.public.authorized_key, scopes=frozenset(Scope))
+    for answer in (await hub.stock(FINCH, "POST", "/api/me"), await hub.strong(FINCH, "POST", "/api/me")):
+        assert (answer.status, answer.json()["name"], answer.json()["plan"]) == (200, "alice", "free")
+        assert answer.json()["device"]["name"] == "finch"
+
+
+async def test_me_tells_an_unknown_device_where_to_sign_in(hub: Hub) -> None:
+    first, again = await hub.stock(FINCH, "POST", "/api/me"), await hub.stock(FINCH, "POST", "/api/me")
+    assert first.status == 401
+    assert list(first.json()) == ["error", "signin_url"]
+    assert first.json()["error"] == "unauthorized"
+    assert first.json()["signin_url"].startswith(f"{PUBLIC_URL}/connect?name=")
+    assert f"key={FINCH.public.encoded}" in first.json()["signin_url"]
+    assert again.json() == first.json()
+
+
+async def test_me_without_credentials_is_401_without_a_link(hub: Hub) -> None:
+    answer = await Caller(hub.app).request("POST", "/api/me")
+    assert (answer.status, answer.json()) == (401, {"error": "unauthorized"})
+
+
+async def test_t016_stock_signature_may_not_manage_keys_or_devices(hub: Hub) -> None:
+    await hub.credentials.add_device(hub.alice, name="finch", authorized_key=FINCH.public.authorized_key, scopes=frozenset(Scope))
+    for method, path in [("POST", "/api/keys"), ("GET", "/api/keys"), ("GET", "/api/user/keys"), ("POST", "/api/user/keys")]:
+        assert (await hub.stock(FINCH, method, path, b'{"name":"x"}' if method == "POST" else b"")).status == 403
+
+
+async def test_key_is_created_used_rotated_and_revoked_by_the_strong_signature(hub: Hub) -> None:
+    await hub.credentials.add_device(hub.alice, name="finch", authorized_key=FINCH.public.authorized_key, scopes=frozenset(Scope))
+    made = (await hub.strong(FINCH, "POST", "/api/keys", b'{"name":"ci","scopes":["inference","keys"]}')).json()
+    assert set(made) == {*("id", "name", "prefix", "scopes", "created_at", "expires_at", "last_used_at", "revoked_at", "key")}
+    assert (await hub.bearer(made["key"], "POST", "/api/me")).status == 200
+    heir = (await hub.strong(FINCH, "POST", f"/api/keys/{made['id']}/rotate", b'{"overlap":"1h"}')).json()
+    assert [(await hub.bearer(key, "POST", "/api/me")).status for key in (made["key"], heir["key"])] == [200, 200]
+    hub.clock.advance(3601)
+    assert [(await hub.bearer(key, "POST", "/api/me")).status for key in (made["key"], heir["key"])] == [401, 200]
+    assert (await hub.strong(FINCH, "DELETE", f"/api/keys/{heir['id']}")).status == 200
+    assert (await hub.bearer(heir["key"], "POST", "/api/me")).status == 401
+
+
+async def test_t053_secret_is_in_the_answer_to_create_and_nowhere_else(hub: Hub) -> None:
+    _, manager = await hub.api_key(hub.alice, Scope.KEYS, Scope.INFERENCE)
+    answer = await hub.bearer(manager, "POST", "/api/keys", b'{"name":"ci"}')
+    assert (answer.status, answer.headers["cache-control"]) == (201, "no-store")
+    secret = answer.json()["key"]
+    listed = await hub.bearer(manager, "GET", "/api/keys")
+    assert secret not in listed.body.decode()
+    assert secret[15:] not in listed.body.decode()
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"{", 422),
+        (b"[]", 422),
+        (b'{"name":""}', 422),
+        (b'{"name":"x","scopes":["root"]}', 422),
+        (b'{"name":"x","scopes":[]}', 422),
+        (b'{"name":"x","expires_at":"yesterday"}', 422),
+        (b'{"name":"x","expires_at":"2020-01-01T00:00:00Z"}', 422),
+        (b'{"name":"x","expires_at":"2030-01-01T00:00:00"}', 422),
+        (b"[" * 100_000, 422),
+    ],
+)
+async def test_create_key_with_a_bad_body_says_what_is_wrong(hub: Hub, body: bytes, status: int) -> None:
+    _, manager = await hub.api_key(hub.alice, Scope.KEYS, Scope.INFERENCE)
+    answer = await hub.bearer(manager, "POST", "/api/keys", body)
+    assert answer.status == status
+    assert answer.json()["error"]
+
+
+async def test_t061_key_cannot_create_one_with_wider_scopes(hub: Hub) -> None:
+    _, manager = await hub.api_key(hub.alice, Scope.KEYS)
+    answer = await hub.bearer(manager, "POST", "/api/keys", b'{"name":"x","scopes":["models:push"]}')
+    assert answer.status == 403
+
+
+async def test_t066_foreign_key_and_device_are_not_found(hub: Hub) -> None:
+    _, manager = await hub.api_key(hub.alice, Scope.KEYS)
+    foreign, text = await hub.api_key(hub.bob, Scope.INFERENCE)
+    await hub.credentials.add_device(hub.bob, name="wren", authorized_key=WREN.public.authorized_key, scopes=frozenset(Scope))
+    for method, path in [
+        ("DELETE", f"/api/keys/{foreign}"),
+        ("POST", f"/api/keys/{foreign}/rotate"),
+        ("DELETE", f"/api/user/keys/{WREN.public.encoded}"),
+    ]:
+        assert (await hub.bearer(manager, method, path)).status == 404
+    assert (await hub.bearer(text, "POST", "/api/me")).status == 200
+    assert (await hub.stock(WREN, "POST", "/api/me")).status == 200
+
+
+async def test_t020_device_signs_itself_out_and_is_refused_from_then_on(hub: Hub) -> None:
+    await hub.credentials.add_device(hub.alice, name="finch", authorized_key=FINCH.public.authorized_key, scopes=frozenset(Scope))
+    answer = await hub.stock(FINCH, "DELETE", f"/api/user/keys/{FINCH.public.encoded}")
+    assert (answer.status, answer.body) == (200, b"null")
+    assert (await hub.stock(FINCH, "POST", "/api/me")).status == 401
+
+
+@pytest.mark.parametrize("spelling", ["x" * 10_000, "%00", "c3NoLWVkMjU1MTk", "%F0%9F%98%80"])
+async def test_t020_damaged_key_in_the_path_is_refused(hub: Hub, spelling: str) -> None:
+    _, manager = await hub.api_key(hub.alice, Scope.KEYS)
+    assert (await hub.bearer(manager, "DELETE", f"/api/user/keys/{spelling}")).status in (400, 404)
+
+
+async def test_device_is_added_by_a_key_with_the_scope_and_by_no_other(hub: Hub) -> None:
+    body = json.dumps({"name": "box", "key": FINCH.public.authorized_key}).encode()
+    _, weak = await hub.api_key(hub.alice, Scope.INFERENCE)
+    assert (await hub.bearer(weak, "POST", "/api/user/keys", body)).status == 403
+    _, manager = await hub.api_key(hub.alice, Scope.KEYS, Scope.INFERENCE)
+    assert (await hub.bearer(manager, "POST", "/api/user/keys", body)).status == 201
+    assert (await hub.stock(FINCH, "POST", "/api/me")).status == 200
+    devices = (await hub.bearer(manager, "GET", "/api/user/keys")).json()
+    assert [(device["name"], device["current"]) for device in devices] == [("box", False)]
+
+
+async def test_t059_two_credentials_are_refused(hub: Hub) -> None:
+    _, text = await hub.api_key(hub.alice, Scope.INFERENCE)
+    headers = {"authorization": f"Bearer {text}", "x-api-key": text}
+    assert (await Caller(hub.app).request("POST", "/api/me", headers=headers)).status == 400
+
+
+async def test_t004_clock_skew_is_403_and_names_the_offset(hub: Hub) -> None:
+    now = int((hub.clock.now() - timedelta(seconds=412)).timestamp())
+    target = f"/api/me?ts={now}"
+    header = authorization_header(FINCH, request_challenge("POST", target))
+    answer = await Caller(hub.app).request("POST", target, headers={"authorization": header})
+    assert answer.status == 403
+    assert answer.json()["error"] == "request time is 412 s behind the server; check this machine's clock"
+
+
+async def test_discovery_gives_the_url_that_signatures_cover(hub: Hub) -> None:
+    answer = (await Caller(hub.app).request("GET", "/.well-known/corral")).json()
+    assert (answer["public_url"], answer["signatures"]) == (PUBLIC_URL, ["corral-v1", "stock"])
+
+
+async def test_usage_is_empty_for_a_new_account(hub: Hub) -> None:
+    _, text = await hub.api_key(hub.alice, Scope.INFERENCE)
+    assert (await hub.bearer(text, "GET", "/api/usage")).json()["usage"] == []
