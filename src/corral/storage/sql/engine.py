@@ -76,9 +76,10 @@ class Database:
 
     async def close(self) -> None:
         """Finish what was begun and close all files. Safe to call twice."""
-        await asyncio.to_thread(self._close)
+        await asyncio.to_thread(self.close_now)
 
-    def _close(self) -> None:
+    def close_now(self) -> None:
+        """The same for callers without an event loop; waits for what was begun."""
         self._reader_threads.shutdown()
         self._writer_thread.shutdown()
         self._hot.close()

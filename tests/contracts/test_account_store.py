@@ -1,0 +1,101 @@
+"""What every AccountStore does."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from corral.core.records import Account
+from corral.wire.errors import CorralError
+from fakes import NOON
+from identity_stores import Stores, account
+
+
+async def test_account_added_is_found_by_id_name_and_email(stores: Stores) -> None:
+    ada = account("Ada", email="Ada@Example.org", is_admin=True)
+    await stores.accounts.add(ada, "hash")
+    assert await stores.accounts.by_id(ada.id) == ada
+    assert await stores.accounts.by_name("aDA") == ada
+    assert await stores.accounts.by_email("ada@example.ORG") == ada
+    assert await stores.accounts.password_hash(ada.id) == "hash"
+
+
+async def test_account_unknown_is_none(stores: Stores, ada: Account) -> None:
+    assert await stores.accounts.by_id("nobody") is None
+    assert await stores.accounts.by_name("nobody") is None
+    assert await stores.accounts.by_name("") is None
+    assert await stores.accounts.by_email("") is None
+    assert await stores.accounts.password_hash("nobody") == ""
+
+
+async def test_account_name_that_no_database_can_hold_is_none(stores: Stores) -> None:
+    assert await stores.accounts.by_name("\ud800") is None
+    assert await stores.accounts.by_email("\ud800@x") is None
+
+
+async def test_account_name_taken_in_other_case_conflicts(stores: Stores, ada: Account) -> None:
+    with pytest.raises(CorralError) as error:
+        await stores.accounts.add(account("ADA", id="other"), "hash")
+    assert error.value.code == "conflict"
+
+
+async def test_account_email_taken_conflicts_on_add_and_update(stores: Stores) -> None:
+    await stores.accounts.add(account("Ada", email="a@example.org"), "hash")
+    with pytest.raises(CorralError) as added:
+        await stores.accounts.add(account("Bob", email="A@example.org"), "hash")
+    await stores.accounts.add(account("Bob"), "hash")
+    with pytest.raises(CorralError) as updated:
+        await stores.accounts.update(account("Bob", email="A@example.org"))
+    assert added.value.code == updated.value.code == "conflict"
+
+
+async def test_account_without_email_does_not_conflict(stores: Stores, ada: Account, bob: Account) -> None:
+    assert [found.name for found in await stores.accounts.list()] == ["Ada", "Bob"]
+
+
+async def test_accounts_are_listed_oldest_first(stores: Stores) -> None:
+    await stores.accounts.add(account("Young", created_at=NOON + timedelta(microseconds=1)), "hash")
+    await stores.accounts.add(account("Old", created_at=NOON), "hash")
+    assert [found.name for found in await stores.accounts.list()] == ["Old", "Young"]
+
+
+async def test_account_update_stores_email_role_and_disabling(stores: Stores, ada: Account) -> None:
+    changed = replace(ada, email="new@example.org", is_admin=True, disabled_at=NOON)
+    await stores.accounts.update(changed)
+    assert await stores.accounts.by_id(ada.id) == changed
+    assert await stores.accounts.list() == [changed]
+
+
+async def test_account_update_does_not_rename(stores: Stores, ada: Account) -> None:
+    await stores.accounts.update(replace(ada, name="Eve"))
+    assert await stores.accounts.by_id(ada.id) == ada
+
+
+async def test_account_password_hash_is_replaced(stores: Stores, ada: Account) -> None:
+    await stores.accounts.set_password_hash(ada.id, "new")
+    assert await stores.accounts.password_hash(ada.id) == "new"
+
+
+async def test_t119_account_removed_is_found_by_nothing_and_its_name_stays_taken(stores: Stores) -> None:
+    ada = account("Ada", email="a@example.org")
+    await stores.accounts.add(ada, "hash")
+    assert await stores.accounts.remove(ada.id, now=NOON)
+    assert await stores.accounts.by_id(ada.id) is None
+    assert await stores.accounts.by_name("ada") is None
+    assert await stores.accounts.by_email("a@example.org") is None
+    assert await stores.accounts.password_hash(ada.id) == ""
+    assert await stores.accounts.list() == []
+    with pytest.raises(CorralError) as error:
+        await stores.accounts.add(account("aDa", id="new"), "hash")
+    assert error.value.code == "conflict"
+
+
+async def test_account_removed_frees_its_email_and_cannot_be_changed(stores: Stores) -> None:
+    ada = account("Ada", email="a@example.org")
+    await stores.accounts.add(ada, "hash")
+    await stores.accounts.remove(ada.id, now=NOON)
+    assert not await stores.accounts.remove(ada.id, now=NOON)
+    await stores.accounts.update(ada)
+    await stores.accounts.set_password_hash(ada.id, "hash")
+    assert await stores.accounts.by_id(ada.id) is None
+    await stores.accounts.add(account("Bob", email="a@example.org"), "hash")
