@@ -9,7 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from flows.stack import MODEL, Running, Stack, answers, call, descendants, free_port, is_alive, opened, wait_until
+from flows.stack import (
+    MODEL,
+    Running,
+    Stack,
+    answers,
+    call,
+    descendants,
+    free_port,
+    is_alive,
+    listening_ports,
+    opened,
+    wait_until,
+)
 
 CLOUD = f"{MODEL}-cloud"
 LONG = {"prompt": "Count to ten thousand.", "options": {"num_predict": 4000, "ignore_eos": True, "num_ctx": 8192}}
@@ -216,20 +228,4 @@ def engines_of(stack: Stack) -> list[int]:
     assert stack.up is not None
     found = [pid for pid, command in descendants(stack.up.process.pid).items() if "llama" in command]
     assert found, f"no engine among {descendants(stack.up.process.pid)}"
-    return found
-
-
-def listening_ports(pid: int) -> list[tuple[str, int]]:
-    """(address, port) of a process's listening TCP sockets."""
-    inodes = set()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        target = str(entry.readlink()) if entry.is_symlink() else ""
-        if target.startswith("socket:["):
-            inodes.add(target[8:-1])
-    found = []
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[3] == "0A" and fields[9] in inodes:
-            address, _, port = fields[1].partition(":")
-            found.append((socket.inet_ntoa(bytes.fromhex(address)[::-1]), int(port, 16)))
     return found

@@ -1,0 +1,259 @@
+"""The figures themselves. Each function measures one row of docs/performance.md on servers that it is given or starts."""
+
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nacl.bindings import crypto_sign_open
+
+from bench import load
+from bench.engine import Engine
+from bench.measure import Figure, compared, in_turn, limited, quantile
+from corral.main import SystemEntropy
+from corral.storage.home import FileDeviceKeys
+from corral.wire import signing
+from flows.stack import MODEL, Running, Stack, corral_command, free_port, wait_until
+
+ROOT = Path(__file__).resolve().parent.parent
+PROMPT = "The sea was calm that morning, and the old harbour master began to tell"
+TOKENS = 96
+_SAMPLING = {"temperature": 0, "seed": 7}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One way to ask for the same tokens."""
+
+    port: int
+    request: str
+
+    def tokens_per_second(self, streams: int) -> float:
+        """Tokens of all streams over the time they took together."""
+        plan = load.Plan(port=self.port, requests=[self.request], connections=streams, count=streams, keep=True)
+        outcome = load.run(plan).check()
+        tokens = [tokens_of(body) for body in outcome.bodies]
+        assert all(count > TOKENS // 2 for count in tokens), f"the answers are too short to measure: {tokens}"
+        return sum(tokens) / outcome.seconds
+
+    def first_token_ms(self, count: int) -> list[float]:
+        """Milliseconds to the first byte of the body, of several requests in a row."""
+        plan = load.Plan(port=self.port, requests=[self.request], count=count)
+        return [value * 1000 for value in load.run(plan).check().first]
+
+
+def tokens_of(body: str) -> int:
+    """How many tokens an answer says it holds, ours or the engine's."""
+    for line in reversed(body.splitlines()):
+        start = line.find("{")
+        if start >= 0:
+            with_counts: dict[str, Any] = json.loads(line[start:])
+            return int(with_counts.get("eval_count") or with_counts.get("tokens_predicted") or 0)
+    return 0
+
+
+def ours(base_url: str, model: str, *, tokens: int = TOKENS) -> Side:
+    """Our server, asked for raw text: no template, so both sides run the same prompt."""
+    body = {"model": model, "prompt": PROMPT, "raw": True, "options": {**_SAMPLING, "num_predict": tokens}}
+    port = int(base_url.rsplit(":", 1)[1])
+    return Side(port=port, request=load.request_bytes("POST", f"{base_url}/api/generate", body))
+
+
+def directly(engine: Engine, *, tokens: int = TOKENS) -> Side:
+    """The engine process itself."""
+    body = {"prompt": PROMPT, "n_predict": tokens, "stream": True, "cache_prompt": True, **_SAMPLING}
+    url = f"http://127.0.0.1:{engine.port}/completion"
+    return Side(port=engine.port, request=load.request_bytes("POST", url, body, {"Authorization": f"Bearer {engine.key}"}))
+
+
+def p1_p2(stack: Stack, engine: Engine) -> Iterator[Figure]:
+    """Tokens per second of the local server."""
+    mine, peer = ours(stack.local_url, MODEL), directly(engine)
+    one, one_peer = in_turn([lambda: mine.tokens_per_second(1), lambda: peer.tokens_per_second(1)])
+    yield compared("P1", "local generate, 1 stream", one, one_peer, unit="tok/s", at_least=0.98)
+    four, four_peer = in_turn([lambda: mine.tokens_per_second(4), lambda: peer.tokens_per_second(4)])
+    yield compared("P2", "local generate, 4 streams", four, four_peer, unit="tok/s", at_least=0.97)
+    yield compared("P2", "4 streams against our own 1", four, one, unit="tok/s", at_least=1.3)
+
+
+def p3(stack: Stack, engine: Engine) -> Iterator[Figure]:
+    """Time to the first token of a warm model."""
+    yield from _first_token(
+        "P3", "local first token", ours(stack.local_url, MODEL, tokens=1), directly(engine, tokens=1), limits=(2, 5)
+    )
+
+
+def p4(stack: Stack, engine: Engine) -> Iterator[Figure]:
+    """A hosted model through everything."""
+    model = f"{MODEL}-cloud"
+    mine, peer = ours(stack.local_url, model), directly(engine)
+    speed, speed_peer = in_turn([lambda: mine.tokens_per_second(1), lambda: peer.tokens_per_second(1)])
+    yield compared("P4", "-cloud generate, 1 stream", speed, speed_peer, unit="tok/s", at_least=0.95)
+    sides = ours(stack.local_url, model, tokens=1), directly(engine, tokens=1)
+    yield from _first_token("P4", "-cloud first token", *sides, limits=(8, 0))
+
+
+def _first_token(number: str, name: str, mine: Side, peer: Side, *, limits: tuple[float, float]) -> Iterator[Figure]:
+    each: tuple[list[float], list[float]] = ([], [])
+
+    def take(side: Side, into: list[float]) -> Callable[[], float]:
+        def measure() -> float:
+            taken = side.first_token_ms(20)
+            into.extend(taken)
+            return statistics.median(taken)
+
+        return measure
+
+    in_turn([take(mine, each[0]), take(peer, each[1])], rounds=7)
+    for share, limit in zip((0.5, 0.99), limits, strict=True):
+        if limit:
+            added = quantile(each[0], share) - quantile(each[1], share)
+            label = "median" if share == 0.5 else f"p{share * 100:.0f}"
+            yield limited(number, f"{name}, added at {label}", added, unit="ms", at_most=limit, peer=quantile(each[1], share))
+
+
+def p5_p6(stack: Stack, key: str, model: str, upstream_port: int) -> Iterator[Figure]:
+    """The hub in front of an upstream that answers at once, against a relay that does nothing but pass on."""
+    relay_port = free_port()
+    with started("bench.bare_relay", str(relay_port), f"http://127.0.0.1:{upstream_port}", port=relay_port):
+        body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
+        hub_port = int(stack.hub_url.rsplit(":", 1)[1])
+        headers = {"Authorization": f"Bearer {key}"}
+
+        def plan(port: int, connections: int, **more: Any) -> load.Plan:
+            host = stack.hub_url.removeprefix("http://") if port == hub_port else f"127.0.0.1:{port}"
+            request = load.request_bytes("POST", f"http://{host}/v1/chat/completions", {**body, **more}, headers)
+            return load.Plan(port=port, requests=[request], connections=connections, seconds=2.0)
+
+        def rate(port: int, **more: Any) -> Callable[[], float]:
+            return lambda: load.run(plan(port, 16, **more)).check().rate
+
+        def latency_ms(port: int) -> Callable[[], float]:
+            return lambda: statistics.median(load.run(plan(port, 1)).check().whole) * 1000
+
+        for warm in (hub_port, relay_port):
+            load.run(plan(warm, 4))
+        mine, peer = in_turn([rate(hub_port), rate(relay_port)])
+        yield compared("P5", "hub unary, 16 connections", mine, peer, unit="req/s", at_least=0.6)
+        mine, peer = in_turn([latency_ms(hub_port), latency_ms(relay_port)])
+        added = statistics.median(one - two for one, two in zip(mine, peer, strict=True))
+        yield limited("P5", "hub unary, added at median, 1 connection", added, unit="ms", at_most=1, peer=statistics.median(peer))
+        mine, peer = in_turn([rate(hub_port, stream=True), rate(relay_port, stream=True)])
+        yield compared("P6", "hub streams of 64 chunks, 16 connections", mine, peer, unit="req/s", at_least=0.7)
+
+
+def p8(stack: Stack) -> Iterator[Figure]:
+    """Signed requests per second against bare verifications per second. Every request carries a signature of its own."""
+    private = FileDeviceKeys(stack.home / ".ollama", SystemEntropy()).load()
+    assert private is not None
+    hub_port = int(stack.hub_url.rsplit(":", 1)[1])
+
+    def signed_rate() -> float:
+        requests = []
+        for number in range(4000):
+            target = f"/api/me?n={number}&ts={int(time.time())}"
+            header = signing.authorization_header(private, signing.request_challenge("POST", target))
+            requests.append(load.request_bytes("POST", stack.hub_url + target, None, {"Authorization": header}))
+        plan = load.Plan(port=hub_port, requests=requests, connections=16, count=len(requests))
+        return load.run(plan).check().rate
+
+    def bare_rate() -> float:
+        message = signing.request_challenge("POST", f"/api/me?ts={int(time.time())}")
+        signed, key = private.sign(message) + message, private.public.raw
+        began, count = time.perf_counter(), 10_000
+        for _ in range(count):
+            crypto_sign_open(signed, key)
+        return count / (time.perf_counter() - began)
+
+    mine, peer = in_turn([signed_rate, bare_rate])
+    yield compared("P8", "signed /api/me, 16 connections", mine, peer, unit="/s", at_least=0.2)
+
+
+def p13(stack: Stack) -> Iterator[Figure]:
+    """How long a short command takes."""
+
+    def seconds(command: list[str]) -> Callable[[], float]:
+        def once() -> float:
+            began = time.perf_counter()
+            subprocess.run(command, env=stack.env, check=True, capture_output=True)
+            return (time.perf_counter() - began) * 1000
+
+        return once
+
+    corral, python = corral_command(), sys.executable
+    for name, ours_, peers, limit in (
+        ("corral --version", [*corral, "--version"], [python, "-c", "pass"], 6.0),
+        ("corral list", [*corral, "list"], [python, "-c", "import aiohttp"], 1.2),
+    ):
+        once_mine, once_peer = seconds(ours_), seconds(peers)
+        once_mine(), once_peer()
+        mine, peer = in_turn([once_mine, once_peer], rounds=11)
+        yield compared("P13", name, mine, peer, unit="ms", at_most=limit)
+
+
+def p14(folder: Path) -> Iterator[Figure]:
+    """Start-up and idle memory of each server, started alone on a home that has been used once."""
+    stack = Stack(folder)
+    for name, arguments, port, limits in (
+        ("local server", ["serve"], int(stack.local_url.rsplit(":", 1)[1]), (1.0, 90.0)),
+        ("hub", ["hub", "serve"], int(stack.hub_url.rsplit(":", 1)[1]), (1.5, 120.0)),
+    ):
+        taken: list[tuple[float, float]] = []
+        for _ in range(6):
+            began = time.perf_counter()
+            server = stack.begin(*arguments)
+            wait_for_port(port, server)
+            seconds = time.perf_counter() - began
+            # Let what runs once after the start be over: this is the idle server.
+            time.sleep(1.0)
+            taken.append((seconds, resident_mb(server.process.pid)))
+            server.end(signal.SIGTERM)
+        # The first start makes the home; a person waits for it once.
+        start, memory = (statistics.median(values) for values in zip(*taken[1:], strict=True))
+        yield limited("P14", f"{name}: port open after", start, unit="s", at_most=limits[0])
+        yield limited("P14", f"{name}: idle memory", memory, unit="MB", at_most=limits[1])
+
+
+def wait_for_port(port: int, server: Running) -> None:
+    """Return as soon as something listens."""
+
+    def is_open() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    deadline = time.monotonic() + 30
+    while not is_open():
+        assert server.process.poll() is None, server.output
+        assert time.monotonic() < deadline, server.output
+        time.sleep(0.005)
+
+
+def resident_mb(pid: int) -> float:
+    """Resident memory of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@contextmanager
+def started(module: str, *arguments: str, port: int) -> Iterator[None]:
+    """A helper process of the bench, until the end of the block."""
+    with ExitStack() as stack:
+        process = subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=ROOT)
+        stack.callback(process.wait)
+        stack.callback(process.terminate)
+
+        def is_open() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) == 0
+
+        wait_until(is_open, f"{module} to listen")
+        yield
