@@ -113,7 +113,7 @@ class HubClient:
 
     def device_key(self) -> DevicePublicKey:
         """The public half of this installation's key. Raises: invalid."""
-        return self._keys.load_or_create().public
+        return (self._keys.load() or self._keys.load_or_create()).public
 
     async def request(self, method: str, path: str, body: bytes = b"") -> tuple[int, dict[str, str], bytes]:
         """(status, headers by lower-case name, body) of a signed call. path: may hold a query. body: JSON."""
@@ -138,7 +138,7 @@ class HubClient:
     async def open_stream(self, call: HubCall) -> "HubResponse":
         """A signed call whose answer is read as it arrives. Raises: see HubGateway."""
         hub = self._address()
-        key = self._keys.load_or_create()
+        key = self._keys.load() or self._keys.load_or_create()
         terms = await self._terms(hub)
         response = await self._attempt(hub, terms, key, call)
         if terms.signature == STOCK or response.status not in (401, 403):

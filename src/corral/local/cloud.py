@@ -108,7 +108,7 @@ class Cloud:
 
 
 def route(requested: str, installed: Model | None, *, hub: str) -> Local | Cloud:
-    """Where a request's model runs. installed: what the store holds under that name, if anything. hub: base URL of the hub in use.
+    """Where a request's model runs. installed: what the store holds under that name, if anything. hub: base URL of the hub used.
     Raises: bad_request for two source suffixes and for a stub of another server; not_found for `:local` on a stub."""
     reference = parse_reference(requested)
     if reference.source is Source.CLOUD:

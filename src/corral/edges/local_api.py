@@ -1,0 +1,278 @@
+"""The HTTP surface of the local server: one visible route list, and the branch that sends a request to the hub.
+
+Nobody proves who they are here: every route is public, and the guard (local_guard) is what keeps web pages out. A request whose
+model is asked for with `:cloud`, or is installed as a stub of a model at the hub, is passed on with this device's signature; all
+else runs on this machine. Errors of that branch have Ollama's plain form on the OpenAI routes as well, since that is where clients
+look for `signin_url`. Source: ollama server/routes.go, server/cloud_proxy.go.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Final
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import Receive, Scope, Send
+
+import corral
+from corral.core.policy import PUBLIC
+from corral.edges.asgi import (
+    App,
+    AppOptions,
+    Dialect,
+    Endpoint,
+    Guard,
+    Handler,
+    body_of,
+    endpoint,
+    facts_of,
+    json_response,
+    server_log,
+)
+from corral.edges.inference_api import inference_endpoints
+from corral.local.cloud import Cloud, CloudAccess, RelayedAnswer, route
+from corral.local.models import LocalModels, RunsElsewhere
+from corral.wire.errors import CorralError, native_body
+from corral.wire.frames import MAX_FRAME_BYTES, NDJSON, SSE, ndjson_error, sse_error
+from corral.wire.native import ShowRequest, decode, raw_request
+
+_MAX_WHOLE_BYTES: Final = 64 * 1024 * 1024
+_RUN = "remote model is unavailable"
+_DETAILS = "remote model details are unavailable"
+#: Routes whose model may be one of the hub's -> what is not available when the cloud is off.
+_RELAYED: Final = {
+    "/api/generate": _RUN,
+    "/api/chat": _RUN,
+    "/api/embed": _RUN,
+    "/api/embeddings": _RUN,
+    "/api/show": _DETAILS,
+    "/v1/chat/completions": _RUN,
+    "/v1/models/{model}": _DETAILS,
+}
+
+
+class LocalApi:
+    """Handlers of the local server. hub_url: the hub in use, asked for each time. version: the level of Ollama's API."""
+
+    def __init__(self, *, models: LocalModels, cloud: CloudAccess, hub_url: Callable[[], str], version: str) -> None:
+        self._models = models
+        self._cloud = cloud
+        self._hub_url = hub_url
+        self._version = version
+
+    def endpoints(self) -> list[Endpoint]:
+        """Every route of the local server."""
+        return [
+            endpoint("GET,HEAD", "/", self.alive, PUBLIC),
+            endpoint("GET,HEAD", "/api/version", self.version, PUBLIC),
+            endpoint("GET", "/api/status", self.status, PUBLIC),
+            endpoint("POST", "/api/me", self.me, PUBLIC, cancel_on_disconnect=True),
+            endpoint("POST", "/api/signout", self.sign_out, PUBLIC),
+            endpoint("DELETE", "/api/user/keys/{encoded_key}", self.sign_out, PUBLIC),
+            *(self._with_cloud(row) for row in inference_endpoints(self._models, PUBLIC, PUBLIC)),
+        ]
+
+    async def alive(self, request: Request) -> Response:
+        """What monitors and installers look for."""
+        return PlainTextResponse("Ollama is running")
+
+    async def version(self, request: Request) -> Response:
+        """The level of Ollama's API, which clients compare, and our own version beside it."""
+        return json_response({"version": self._version, "corral": corral.__version__})
+
+    async def status(self, request: Request) -> Response:
+        """Whether the cloud is switched off, and which hub is the cloud."""
+        source = self._cloud.off_by
+        return json_response({"cloud": {"disabled": source != "none", "source": source}, "hub": self._hub_url()})
+
+    async def me(self, request: Request) -> Response:
+        """The account this device is connected to."""
+        return json_response(await self._cloud.whoami())
+
+    async def sign_out(self, request: Request) -> Response:
+        """Disconnect this device; the older path names a key, which is ignored as Ollama ignores it."""
+        await self._cloud.sign_out()
+        return json_response(None)
+
+    # ── The branch to the hub ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _with_cloud(self, row: Endpoint) -> Endpoint:
+        """The route with the branch to the hub in front of its handler, if its requests name a model."""
+        operation = _RELAYED.get(row.path)
+        if operation is None:
+            return row
+        here = row.handler
+
+        async def handle(request: Request) -> Response:
+            try:
+                target = self._explicit_target(request, row)
+                if target is None:
+                    return await self._run_here(request, here, row, operation)
+                return await self._relay(request, row, target, operation)
+            except _CloudError as failed:
+                response = json_response(native_body(failed.error), failed.error.status)
+                if failed.error.retry_after_s is not None:
+                    response.headers["Retry-After"] = str(failed.error.retry_after_s)
+                return response
+
+        return replace(row, handler=handle, cancel_on_disconnect=True)
+
+    def _explicit_target(self, request: Request, row: Endpoint) -> str | None:
+        """The hub's name of a model that is asked for with a suffix; None for one that may be installed, and for a request that
+        the handler will refuse in its own words."""
+        try:
+            where = route(_requested(request, row), None, hub="")
+        except CorralError:
+            return None
+        return where.model if isinstance(where, Cloud) else None
+
+    async def _run_here(self, request: Request, here: Handler, row: Endpoint, operation: str) -> Response:
+        try:
+            return await here(request)
+        except RunsElsewhere as found:
+            where = route(_requested(request, row), found.stub, hub=self._hub_url())
+            assert isinstance(where, Cloud)
+            return await self._relay(request, row, where.model, operation)
+
+    async def _relay(self, request: Request, row: Endpoint, model: str, operation: str) -> Response:
+        facts = facts_of(request)
+        path, body = row.path, b""
+        if facts.method == "POST":
+            body = raw_request(body_of(request)).with_model(model)
+        else:
+            path = row.path.replace("{model}", quote(model, safe=":/"))
+        try:
+            self._cloud.require_on(operation)
+            answer = await self._cloud.relay(
+                facts.method, path, query=facts.target.partition("?")[2], headers=facts.headers, body=body
+            )
+        except CorralError as error:
+            raise _CloudError(error) from error
+        return await _response_of(answer)
+
+
+def local_app(api: LocalApi, guard: Guard) -> App:
+    """The application of a local server. guard: see local_guard."""
+    return App(api.endpoints(), AppOptions(guard=guard, fallback=lambda path: Dialect.TEXT))
+
+
+class _CloudError(Exception):
+    """An error of the branch to the hub, to be answered in the plain form whatever the route's dialect."""
+
+    def __init__(self, error: CorralError) -> None:
+        self.error = error
+        super().__init__(error.message)
+
+
+def _requested(request: Request, row: Endpoint) -> str:
+    """The model a request names. Raises: bad_request for a body that is not an object."""
+    if "{model}" in row.path:
+        return str(request.path_params["model"])
+    if row.path != "/api/show":
+        return raw_request(body_of(request)).model
+    wanted = decode(body_of(request), ShowRequest)
+    return wanted.model or wanted.name
+
+
+# ── The hub's answer, on to the caller ───────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class _StreamForm:
+    """How a stream is cut into frames, and how it tells an error. ends: what a frame may end with."""
+
+    ends: tuple[bytes, ...]
+    error_frame: Callable[[CorralError], bytes]
+
+    def split(self, data: bytes) -> tuple[bytes, bytes]:
+        """(whole frames, the beginning of the next one)."""
+        if data.endswith(self.ends):
+            return data, b""
+        cut = max((at + len(end) for end in self.ends if (at := data.rfind(end)) >= 0), default=0)
+        return data[:cut], data[cut:]
+
+
+_FORMS: Final = {
+    NDJSON: _StreamForm((b"\n",), ndjson_error),
+    SSE: _StreamForm((b"\n\n", b"\r\n\r\n"), sse_error),
+}
+
+
+async def _response_of(answer: RelayedAnswer) -> Response:
+    """A stream goes on as it arrives. Anything else is awaited whole, so that a hub that dies in the middle of it is a 502 and
+    not half an object."""
+    form = _FORMS.get(answer.content_type)
+    if form is not None:
+        return _RelayedStream(answer, form)
+    try:
+        body = await _whole(answer)
+    except CorralError as error:
+        raise _CloudError(error) from error
+    finally:
+        await answer.close()
+    response = Response(body, answer.status)
+    response.raw_headers = [*_encoded(answer), (b"content-length", str(len(body)).encode())]
+    return response
+
+
+async def _whole(answer: RelayedAnswer) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    async for chunk in answer.chunks():
+        size += len(chunk)
+        if size > _MAX_WHOLE_BYTES:
+            raise CorralError("upstream_failed", f"the hub's answer is larger than {_MAX_WHOLE_BYTES} bytes")
+        parts.append(chunk)
+    return b"".join(parts)
+
+
+def _encoded(answer: RelayedAnswer) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
+
+
+class _RelayedStream(Response):
+    """Sends on what arrives, when it arrives, and lets the hub go when the caller leaves.
+
+    The beginning of a frame waits for its end: nobody can use it earlier, and when the hub breaks off, an error frame can follow
+    the last whole one (Ollama would end the stream as if it were complete; docs/divergences.md).
+    """
+
+    def __init__(self, answer: RelayedAnswer, form: _StreamForm) -> None:
+        self._answer = answer
+        self._form = form
+        self.status_code = answer.status
+        self.background = None
+        self.raw_headers = _encoded(answer)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send status and headers, then the body."""
+        closing: asyncio.Event = scope["corral.closing"]
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async with aclosing(self._frames(closing)) as frames:
+                async for data in frames:
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            await self._answer.close()
+
+    async def _frames(self, closing: asyncio.Event) -> AsyncGenerator[bytes, None]:
+        rest = b""
+        try:
+            async for chunk in self._answer.chunks():
+                whole, rest = self._form.split(rest + chunk)
+                if len(rest) > MAX_FRAME_BYTES:
+                    raise CorralError("upstream_failed", "the hub sent a line that does not end")
+                if whole:
+                    yield whole
+                if closing.is_set():
+                    raise CorralError("unavailable", "the server is shutting down")
+        except CorralError as error:
+            server_log.warning("a relayed stream broke off: %s", error.message)
+            yield self._form.error_frame(error)
+        else:
+            if rest:
+                yield rest

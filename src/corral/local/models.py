@@ -1,0 +1,101 @@
+"""The installed models of this machine, as the inference routes see them: found by name, shown, and run.
+
+The wording for a model that is not there differs from route to route, because clients of Ollama match on it (ollama-surface.md
+1.10); everything else about a request is the business of serving.inference. Nobody proves who they are to a local server, so the
+caller of these verbs is always None.
+"""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from corral.core.ports import ModelStore
+from corral.core.records import Model, Principal
+from corral.serving.inference import Inference
+from corral.wire.errors import CorralError
+from corral.wire.names import Source, parse_name, parse_reference
+from corral.wire.native import (
+    ChatRequest,
+    ChatResponse,
+    EmbeddingsRequest,
+    EmbeddingsResponse,
+    EmbedRequest,
+    EmbedResponse,
+    GenerateRequest,
+    GenerateResponse,
+    model_not_found,
+    model_not_pulled,
+    model_required,
+)
+
+
+class RunsElsewhere(CorralError):
+    """What was asked for is a stub of a model of another server: who knows that server may take the request there."""
+
+    def __init__(self, stub: Model) -> None:
+        self.stub = stub
+        super().__init__("bad_request", "this server cannot run this remote model")
+
+
+class LocalModels:
+    """An `InferenceService` over a model store."""
+
+    def __init__(self, store: ModelStore, inference: Inference) -> None:
+        self._store = store
+        self._inference = inference
+
+    async def tags(self, caller: Principal | None) -> list[Model]:
+        """What is installed, newest first."""
+        return list(await self._store.list())
+
+    async def show(self, name: str, caller: Principal | None) -> Model:
+        """One model; a stub too, unless `:local` is asked for. Raises: bad_request, not_found."""
+        if not name:
+            raise model_required()
+        reference = parse_reference(name)
+        parsed = parse_name(reference.base)
+        model = await self._store.get(parsed)
+        if model is None:
+            raise model_not_found(parsed.short)
+        if model.is_stub and reference.source is Source.LOCAL:
+            raise model_not_found(name)
+        return model
+
+    async def generate(self, request: GenerateRequest, caller: Principal | None) -> AsyncGenerator[GenerateResponse, None]:
+        """Raises: bad_request, not_found, whatever Inference.generate raises."""
+        if not request.model:
+            raise model_not_found("")
+        model = await self._installed(request.model, model_not_found)
+        async with aclosing(self._inference.generate(model, request)) as events:
+            async for event in events:
+                yield event
+
+    async def chat(self, request: ChatRequest, caller: Principal | None) -> AsyncGenerator[ChatResponse, None]:
+        """Raises: bad_request, not_found, whatever Inference.chat raises."""
+        if not request.model:
+            raise model_required()
+        model = await self._installed(request.model, model_not_found)
+        async with aclosing(self._inference.chat(model, request)) as events:
+            async for event in events:
+                yield event
+
+    async def embed(self, request: EmbedRequest, caller: Principal | None) -> EmbedResponse:
+        """Raises: bad_request, not_found, whatever Inference.embed raises."""
+        if not request.model:
+            raise model_not_found("")
+        return await self._inference.embed(await self._installed(request.model, model_not_pulled), request)
+
+    async def embeddings(self, request: EmbeddingsRequest, caller: Principal | None) -> EmbeddingsResponse:
+        """Raises: bad_request, not_found, whatever Inference.embeddings raises."""
+        if not request.model:
+            raise model_required()
+        return await self._inference.embeddings(await self._installed(request.model, model_not_pulled), request)
+
+    async def _installed(self, name: str, absent: Callable[[str], CorralError]) -> Model:
+        """The model that runs here under a requested name. Raises: what `absent` makes; bad_request for a malformed name;
+        RunsElsewhere for a stub."""
+        model = await self._store.get(parse_name(parse_reference(name).base))
+        if model is None:
+            raise absent(name)
+        if model.is_stub:
+            raise RunsElsewhere(model)
+        return model
