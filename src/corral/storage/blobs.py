@@ -20,6 +20,7 @@ import fcntl
 import os
 import stat
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -237,6 +238,18 @@ async def in_thread(work: Callable[[], T], *, on_cancel: Callable[[], None] = la
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([future])
         raise
+
+
+async def in_thread_reporting(work: Callable[[Progress], T], progress: Progress) -> T:
+    """Run what blocks and reports in a thread. Cancelling ends it at its next report, with the code canceled."""
+    stop = threading.Event()
+
+    def report(done: int, total: int) -> None:
+        if stop.is_set():
+            raise CorralError("canceled")
+        progress(done, total)
+
+    return await in_thread(partial(work, report), on_cancel=stop.set)
 
 
 # ── Files ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -13,7 +13,6 @@ Source: ollama manifest/{manifest,paths}.go, auth/auth.go, cmd/cmd.go initialize
 import asyncio
 import contextlib
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,7 +22,7 @@ from pathlib import Path
 
 from corral.core.ports import Entropy
 from corral.core.records import Model
-from corral.storage.blobs import BlobFiles, Progress, disk_errors, in_thread, open_regular, write_atomically
+from corral.storage.blobs import BlobFiles, Progress, disk_errors, in_thread_reporting, open_regular, write_atomically
 from corral.storage.models import ModelBlobs
 from corral.storage.secretfile import create_private, ensure_private_dir, read_private
 from corral.wire.errors import CorralError
@@ -72,14 +71,7 @@ class HomeModels:
         A model of that name with other weights is replaced; the name keeps the spelling it has. progress is called from a thread.
         Canceling stops the work and leaves nothing behind. Raises: as `ModelBlobs.import_gguf`.
         """
-        stop = threading.Event()
-
-        def report(done: int, total: int) -> None:
-            if stop.is_set():
-                raise CorralError("canceled")
-            progress(done, total)
-
-        return await in_thread(partial(self._install, name, path, report), on_cancel=stop.set)
+        return await in_thread_reporting(partial(self._install, name, path), progress)
 
     async def remove_stale(self, now: datetime) -> None:
         """Remove what killed processes left behind. For the start of a server."""

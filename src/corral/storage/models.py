@@ -49,7 +49,7 @@ V = TypeVar("V")
 
 
 class WeightFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a GGUF file says of itself, ready to be listed. metadata: as on the wire, arrays that are not empty as null."""
+    """What a GGUF file says of itself, ready to be listed. metadata: as JSON; arrays that were stepped over as null."""
 
     version: int = _NOTE_VERSION
     size_bytes: int
@@ -279,14 +279,18 @@ def _facts_from(header: GgufHeader, size_bytes: int) -> WeightFacts:
         quantization=header.quantization,
         parameter_count=header.parameter_count,
         is_projector=header.is_projector,
-        metadata={key: _wire_value(value) for key, value in header.metadata.items()},
+        metadata={key: _json_value(value) for key, value in header.metadata.items()},
     )
 
 
-def _wire_value(value: Value) -> object:
-    if isinstance(value, (tuple, ArrayMark)):
-        return [] if value == () else None
-    return value
+def _json_value(value: Value) -> object:
+    match value:
+        case ArrayMark():
+            return None
+        case tuple():
+            return list(value)
+        case _:
+            return value
 
 
 def _metadata(config: ModelConfig, facts: WeightFacts | None) -> dict[str, object]:
