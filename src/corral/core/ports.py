@@ -354,9 +354,10 @@ class ChatCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionCall:
-    """A prompt sent as it is."""
+    """A prompt sent as it is. context: tokens that go before it."""
 
     prompt: str
+    context: Sequence[int] = ()
     grammar_schema: dict[str, Any] | None = None
     sampling: Sampling = Sampling()
 

@@ -98,7 +98,6 @@ class _TextRequest(_RunRequest, frozen=True, kw_only=True):
     think: Any = None
     truncate: bool | None = None
     shift: bool | None = None
-    debug_render_only: bool = msgspec.field(default=False, name="_debug_render_only")
     logprobs: bool = False
     top_logprobs: int = 0
 
@@ -206,7 +205,6 @@ class GenerateResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     eval_count: int = 0
     eval_duration: int = 0
     tool_calls: list[ToolCall] = []
-    debug_info: dict[str, Any] | None = msgspec.field(default=None, name="_debug_info")
     logprobs: list[Logprob] = []
 
 
@@ -220,7 +218,6 @@ class ChatResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     message: Message
     done: bool
     done_reason: str = ""
-    debug_info: dict[str, Any] | None = msgspec.field(default=None, name="_debug_info")
     logprobs: list[Logprob] = []
     total_duration: int = 0
     load_duration: int = 0

@@ -1,0 +1,123 @@
+"""Requests that are longer than a model's context: found out only after an engine has refused one, then cut or refused in words.
+
+Nobody counts the tokens of a request that fits: that would cost every request two more calls. An engine refuses what is too long
+as bad_request, and only then is the prompt rendered and counted here, so that its text need not be understood.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from corral.core.ports import ChatCall, Chunk, CompletionCall, Finish, Runner
+from corral.wire.errors import CorralError
+
+Call = ChatCall | CompletionCall
+Event = Chunk | Finish
+
+#: What Ollama reckons for a picture that no tokenizer counts.
+_IMAGE_TOKENS = 768
+TOO_LONG = (
+    "the prompt is longer than the context length currently available to the model; shorten the prompt, "
+    "adjust the context length in settings, or use a model with a longer context length"
+)
+INPUT_TOO_LONG = "the input length exceeds the context length"
+
+
+async def fitted_events(runner: Runner, call: Call, *, context_length: int, truncate: bool) -> AsyncGenerator[Event, None]:
+    """The events of a call. truncate: leave out the oldest messages of a chat that is too long, never system messages or the last
+    one. Raises: bad_request with Ollama's text when it cannot be made to fit; whatever the runner raises."""
+    events = _started(runner, call)
+    try:
+        try:
+            event = await anext(events, None)
+        except CorralError as error:
+            if error.code != "bad_request":
+                raise
+            shorter = await _shortened(runner, call, context_length, truncate=truncate)
+            if shorter is None:
+                raise
+            await _close(events)
+            events = _started(runner, shorter)
+            event = await anext(events, None)
+        while event is not None:
+            yield event
+            event = await anext(events, None)
+    finally:
+        await _close(events)
+
+
+def _started(runner: Runner, call: Call) -> AsyncIterator[Event]:
+    return runner.chat(call) if isinstance(call, ChatCall) else runner.complete(call)
+
+
+async def _close(events: AsyncIterator[Event]) -> None:
+    close = getattr(events, "aclose", None)
+    if close is not None:
+        await close()
+
+
+async def _shortened(runner: Runner, call: Call, context_length: int, *, truncate: bool) -> Call | None:
+    """The call made to fit; None when length was not what the engine disliked. Raises: bad_request."""
+    if context_length <= 0 or await _tokens(runner, call) < context_length:
+        return None
+    if not truncate or isinstance(call, CompletionCall) or len(call.messages) < 2:
+        raise CorralError("bad_request", TOO_LONG)
+    # Leaving out more never makes a prompt longer, so the fewest messages to leave out are found by halving.
+    low, high = 1, len(call.messages) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if await _tokens(runner, _without(call, middle)) < context_length:
+            high = middle
+        else:
+            low = middle + 1
+    shorter = _without(call, low)
+    if await _tokens(runner, shorter) >= context_length:
+        raise CorralError("bad_request", TOO_LONG)
+    return shorter
+
+
+def _without(call: ChatCall, count: int) -> ChatCall:
+    """The chat without the first so many messages, except those of the system among them."""
+    kept = [message for message in call.messages[:count] if message.get("role") == "system"]
+    return replace(call, messages=[*kept, *call.messages[count:]])
+
+
+async def _tokens(runner: Runner, call: Call) -> int:
+    if isinstance(call, CompletionCall):
+        return len(call.context) + len(await runner.tokenize(call.prompt))
+    return len(await runner.tokenize(await runner.apply_template(call))) + _IMAGE_TOKENS * sum(map(_media_of, call.messages))
+
+
+def _media_of(message: dict[str, Any]) -> int:
+    content = message.get("content")
+    return sum(1 for part in content if part.get("type") != "text") if isinstance(content, list) else 0
+
+
+async def embed_fitting(runner: Runner, texts: Sequence[str], *, limit: int, truncate: bool) -> tuple[list[list[float]], int]:
+    """One vector per text and the tokens read. limit: tokens that one text may have. truncate: cut longer texts at their end.
+    Raises: bad_request with Ollama's text for a text that may not be cut."""
+    try:
+        return await runner.embed(texts)
+    except CorralError as error:
+        if error.code != "bad_request" or limit <= 0:
+            raise
+        fitting = [await _cut(runner, text, limit) for text in texts]
+        if fitting == list(texts):
+            raise
+        if not truncate:
+            raise CorralError("bad_request", INPUT_TOO_LONG) from error
+    return await runner.embed(fitting)
+
+
+async def _cut(runner: Runner, text: str, limit: int) -> str:
+    """The longest beginning of at most so many tokens, found by halving, since engines count but do not cut."""
+    if len(await runner.tokenize(text)) <= limit:
+        return text
+    low, high = 0, len(text) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if len(await runner.tokenize(text[:middle])) <= limit:
+            low = middle
+        else:
+            high = middle - 1
+    return text[:low]

@@ -1,0 +1,381 @@
+"""Native requests answered by runners: what to check, what to ask the engine for, what to say of its answer.
+
+A chat always goes through the engine's chat with the template inside the weights, and so does a generation that is not raw:
+thinking and calls are split off by the engine (Ollama does that for chats only). Weights without any template get the text as it
+is. Nothing here knows HTTP, names of the hub or who is calling. Source: ollama server/routes.go, fb30760.
+"""
+
+import hashlib
+import math
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
+from typing import Any, Protocol
+
+from corral.core.ports import ChatCall, Chunk, Clock, CompletionCall, Finish, Runner, Sampling
+from corral.core.records import Capability, Model
+from corral.serving.fitting import embed_fitting
+from corral.wire.engine_chat import engine_message, native_call
+from corral.wire.errors import CorralError
+from corral.wire.inventory import DEFAULT_TEMPLATE
+from corral.wire.native import (
+    ChatRequest,
+    ChatResponse,
+    EmbeddingsRequest,
+    EmbeddingsResponse,
+    EmbedRequest,
+    EmbedResponse,
+    GenerateRequest,
+    GenerateResponse,
+    Logprob,
+    Message,
+    TokenLogprob,
+    ToolCall,
+    format_time,
+)
+from corral.wire.options import Options, Think, completion_schema, merge_options, response_format, template_kwargs
+
+Call = ChatCall | CompletionCall
+
+
+class Slot(Protocol):
+    """A runner lent for one request. load_ns: how long the request waited for it."""
+
+    @property
+    def runner(self) -> Runner: ...
+    @property
+    def load_ns(self) -> int: ...
+    @property
+    def context_length(self) -> int:
+        """Tokens; 0 when nobody knows."""
+        ...
+
+
+class RunnerPool(Protocol):
+    """Where runners come from: serving.runners for weights, the hub's upstreams for models that run elsewhere."""
+
+    def use(
+        self,
+        model: Model,
+        *,
+        options: Mapping[str, object] = ...,
+        keep_alive_s: float | None = ...,
+        embedding: bool = ...,
+    ) -> AbstractAsyncContextManager[Slot]: ...
+
+    async def unload(self, model: Model) -> None: ...
+
+
+class Inference:
+    """Runs models. Generators must be closed by whoever does not read them to the end, which stops the engine."""
+
+    def __init__(self, runners: RunnerPool, clock: Clock) -> None:
+        self._runners = runners
+        self._clock = clock
+
+    async def generate(self, model: Model, request: GenerateRequest) -> AsyncGenerator[GenerateResponse, None]:
+        """The events of a generation. Raises: bad_request, not_supported, busy, unavailable, engine_failed."""
+        started_ns = self._clock.monotonic_ns()
+        if request.only_loads and request.keep_alive_s == 0:
+            await self._runners.unload(model)
+            yield self._generated(request, done=True, done_reason="unload")
+            return
+        think = _check_generate(model, request)
+        options = merge_options(model.parameters, request.options)
+        async with self._runners.use(model, options=options.load, keep_alive_s=request.keep_alive_s) as slot:
+            if request.only_loads:
+                yield self._generated(request, done=True, done_reason="load")
+                return
+            sampling = _sampling(options, request, slot)
+            run = _Run(slot, await _generate_call(model, request, slot, sampling, think), started_ns)
+            async with aclosing(run.chunks(truncate=request.truncate is not False)) as chunks:
+                async for chunk in chunks:
+                    yield self._generated(
+                        request, response=chunk.content, thinking=chunk.thinking, logprobs=_logprobs(chunk, request.top_logprobs)
+                    )
+            context = [] if request.raw else await run.context(request.context or ())
+            numbers = self._numbers(run)
+            yield self._generated(
+                request, done=True, done_reason=run.finish.reason, context=context, tool_calls=run.calls, **numbers
+            )
+
+    async def chat(self, model: Model, request: ChatRequest) -> AsyncGenerator[ChatResponse, None]:
+        """The events of a chat; complete calls come with the last. Raises: as generate."""
+        started_ns = self._clock.monotonic_ns()
+        if request.only_loads and request.keep_alive_s == 0:
+            await self._runners.unload(model)
+            yield self._chatted(request, done=True, done_reason="unload")
+            return
+        think = _check_chat(model, request)
+        options = merge_options(model.parameters, request.options)
+        async with self._runners.use(model, options=options.load, keep_alive_s=request.keep_alive_s) as slot:
+            if request.only_loads:
+                yield self._chatted(request, done=True, done_reason="load")
+                return
+            run = _Run(slot, _chat_call(model, request, _sampling(options, request, slot), think), started_ns)
+            async with aclosing(run.chunks(truncate=request.truncate is not False)) as chunks:
+                async for chunk in chunks:
+                    logprobs = _logprobs(chunk, request.top_logprobs)
+                    yield self._chatted(request, chunk.content, thinking=chunk.thinking, logprobs=logprobs)
+            numbers = self._numbers(run)
+            yield self._chatted(request, done=True, done_reason=run.finish.reason, tool_calls=run.calls, **numbers)
+
+    async def embed(self, model: Model, request: EmbedRequest) -> EmbedResponse:
+        """Unit vectors, one per text. Raises: bad_request, busy, unavailable, engine_failed."""
+        started_ns = self._clock.monotonic_ns()
+        texts = request.texts
+        async with self._embedding_slot(model, request) as slot:
+            if not texts:
+                return EmbedResponse(model=request.model, embeddings=[])
+            vectors, tokens = await embed_fitting(
+                slot.runner, texts, limit=slot.context_length - 1, truncate=request.truncate is not False
+            )
+            return EmbedResponse(
+                model=request.model,
+                embeddings=[_unit(vector, request.dimensions) for vector in vectors],
+                total_duration=self._clock.monotonic_ns() - started_ns,
+                load_duration=slot.load_ns,
+                prompt_eval_count=tokens,
+            )
+
+    async def embeddings(self, model: Model, request: EmbeddingsRequest) -> EmbeddingsResponse:
+        """One vector as the engine gives it. Raises: as embed, but what the engine refuses has Ollama's status 500 here."""
+        async with self._embedding_slot(model, request) as slot:
+            if not request.prompt:
+                return EmbeddingsResponse(embedding=[])
+            try:
+                vectors, _ = await slot.runner.embed([request.prompt])
+            except CorralError as error:
+                if error.code != "bad_request":
+                    raise
+                raise CorralError("bad_request", error.message, status=500) from error
+            return EmbeddingsResponse(embedding=vectors[0])
+
+    def _embedding_slot(self, model: Model, request: EmbedRequest | EmbeddingsRequest) -> AbstractAsyncContextManager[Slot]:
+        options = merge_options(model.parameters, request.options)
+        return self._runners.use(model, options=options.load, keep_alive_s=request.keep_alive_s, embedding=True)
+
+    def _generated(self, request: GenerateRequest, *, response: str = "", done: bool = False, **fields: Any) -> GenerateResponse:
+        created_at = format_time(self._clock.now())
+        return GenerateResponse(model=request.model, created_at=created_at, response=response, done=done, **fields)
+
+    def _chatted(
+        self,
+        request: ChatRequest,
+        content: str = "",
+        *,
+        done: bool = False,
+        thinking: str = "",
+        tool_calls: Sequence[ToolCall] = (),
+        **fields: Any,
+    ) -> ChatResponse:
+        message = Message(role="assistant", content=content, thinking=thinking, tool_calls=list(tool_calls))
+        created_at = format_time(self._clock.now())
+        return ChatResponse(model=request.model, created_at=created_at, message=message, done=done, **fields)
+
+    def _numbers(self, run: "_Run") -> dict[str, Any]:
+        timings = run.finish.timings
+        return {
+            "total_duration": self._clock.monotonic_ns() - run.started_ns,
+            "load_duration": run.slot.load_ns,
+            "prompt_eval_count": timings.prompt_tokens,
+            "prompt_eval_duration": timings.prompt_ns,
+            "eval_count": timings.eval_tokens,
+            "eval_duration": timings.eval_ns,
+        }
+
+
+class _Run:
+    """One call on its way through the engine. finish, calls and the text are complete once `chunks` has ended."""
+
+    def __init__(self, slot: Slot, call: Call, started_ns: int) -> None:
+        self.slot = slot
+        self.call = call
+        self.started_ns = started_ns
+        self.calls: list[ToolCall] = []
+        self.finish: Finish
+        self._text: list[str] = []
+
+    async def chunks(self, *, truncate: bool) -> AsyncGenerator[Chunk, None]:
+        """Everything worth an event of its own. Raises: engine_failed also for an answer that ends without saying why."""
+        finish: Finish | None = None
+        slot = self.slot
+        fitted = fitted_events(slot.runner, self.call, context_length=slot.context_length, truncate=truncate)
+        async with aclosing(fitted) as events:
+            async for event in events:
+                if isinstance(event, Finish):
+                    finish = event
+                    continue
+                for call in event.tool_calls:
+                    index = len(self.calls)
+                    self.calls.append(native_call(call, index, _call_id(self.started_ns, index)))
+                self._text.append(event.content)
+                if event.content or event.thinking or event.logprobs:
+                    yield event
+        if finish is None:
+            raise CorralError("engine_failed", "an error was encountered while running the model: the answer ended early")
+        self.finish = finish
+
+    async def context(self, earlier: Sequence[int]) -> list[int]:
+        """The tokens of prompt and answer, for a later request's `context`; empty where the engine cannot tell, because an answer
+        that is complete must not fail for the sake of a deprecated field."""
+        runner, call = self.slot.runner, self.call
+        try:
+            prompt = call.prompt if isinstance(call, CompletionCall) else await runner.apply_template(call)
+            return [*earlier, *await runner.tokenize(prompt + "".join(self._text), add_special=not earlier)]
+        except CorralError:
+            return []
+
+
+def _call_id(started_ns: int, index: int) -> str:
+    """An id for engines that give calls none, in Ollama's form: it need only differ from the others of one conversation."""
+    return f"call_{hashlib.blake2b(f'{started_ns}.{index}'.encode(), digest_size=4).hexdigest()}"
+
+
+# ── Checks ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _check_generate(model: Model, request: GenerateRequest) -> Think:
+    """What to think, when the model can do what is asked. Raises: bad_request, not_supported."""
+    if request.raw and (request.template or request.system or request.context):
+        raise CorralError("bad_request", "raw mode does not support template, system, or context")
+    think = _think(model, request)
+    if Capability.COMPLETION not in model.capabilities:
+        raise CorralError("bad_request", f'"{request.model}" does not support generate')
+    if request.suffix and Capability.INSERT not in model.capabilities:
+        raise CorralError("bad_request", f"{model.name} does not support insert")
+    if request.template:
+        raise CorralError("not_supported", "a template in the request is not supported yet; send a raw prompt, or use /api/chat")
+    if request.suffix and not request.raw:
+        raise CorralError(
+            "not_supported", "filling in the middle is not supported yet; send the model's own markers as a raw prompt"
+        )
+    if request.raw and request.images:
+        raise CorralError("not_supported", "a raw prompt with images is not supported yet; leave raw out")
+    if not request.raw:
+        _check_template(model)
+    return think
+
+
+def _check_chat(model: Model, request: ChatRequest) -> Think:
+    """As for generate."""
+    think = _think(model, request)
+    if Capability.COMPLETION not in model.capabilities:
+        raise CorralError("bad_request", f'"{request.model}" does not support chat')
+    if request.tools and Capability.TOOLS not in model.capabilities:
+        raise CorralError("bad_request", f"{model.name} does not support tools")
+    _check_template(model)
+    return think
+
+
+def _check_template(model: Model) -> None:
+    if model.weights and not model.chat_template and model.template not in ("", DEFAULT_TEMPLATE):
+        raise CorralError(
+            "not_supported",
+            f"{model.name.short} has a template in Go's language only, which is not supported yet; "
+            "use weights with an embedded chat template, or send a raw prompt to /api/generate",
+        )
+
+
+def _think(model: Model, request: GenerateRequest | ChatRequest) -> Think:
+    """What was asked for; a model that can think does unless told not to. Raises: bad_request."""
+    think: Think = request.think
+    if Capability.THINKING not in model.capabilities:
+        if think:
+            raise CorralError("bad_request", f'"{request.model}" does not support thinking')
+        return think
+    if think == "max" and model.details.family == "gptoss":
+        return "high"  # its template knows three levels
+    return True if think is None else think
+
+
+# ── Calls ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _sampling(options: Options, request: GenerateRequest | ChatRequest, slot: Slot) -> Sampling:
+    return Sampling(values=options.bounded(slot.context_length) | _logprob_options(request))
+
+
+def _logprob_options(request: GenerateRequest | ChatRequest) -> dict[str, Any]:
+    if not request.logprobs:
+        return {}
+    wanted = max(request.top_logprobs, 1)
+    if isinstance(request, GenerateRequest) and request.raw:
+        return {"n_probs": wanted}
+    return {"logprobs": True, "top_logprobs": wanted}
+
+
+async def _generate_call(model: Model, request: GenerateRequest, slot: Slot, sampling: Sampling, think: Think) -> Call:
+    if request.raw:
+        return CompletionCall(prompt=request.prompt, grammar_schema=completion_schema(request.format), sampling=sampling)
+    system = request.system or model.system
+    stored = [] if request.context is not None else [Message(role=role, content=text) for role, text in model.messages]
+    messages = [
+        *([Message(role="system", content=system)] if system else []),
+        *stored,
+        Message(role="user", content=request.prompt, images=request.images),
+    ]
+    call = _templated(model, messages, [], request.format, sampling, think)
+    if not request.context or isinstance(call, CompletionCall):
+        return call
+    # An earlier answer's tokens are put in front of what the template makes of this prompt, as Ollama does.
+    prompt = await slot.runner.apply_template(call)
+    return CompletionCall(
+        prompt=prompt, context=tuple(request.context), grammar_schema=completion_schema(request.format), sampling=sampling
+    )
+
+
+def _chat_call(model: Model, request: ChatRequest, sampling: Sampling, think: Think) -> Call:
+    stored = [Message(role=role, content=text) for role, text in model.messages]
+    messages = [*stored, *request.messages]
+    if model.system and request.messages[0].role != "system":
+        messages.insert(0, Message(role="system", content=model.system))
+    return _templated(model, messages, request.tools, request.format, sampling, think)
+
+
+def _templated(
+    model: Model, messages: Sequence[Message], tools: list[dict[str, Any]], wanted: object, sampling: Sampling, think: Think
+) -> Call:
+    """The call for messages. wanted: the request's `format`."""
+    if model.weights and not model.chat_template:
+        # Base models: Ollama's template for them is the prompt alone, turn after turn.
+        prompt = "".join(message.content for message in messages if message.role in ("user", "assistant"))
+        return CompletionCall(prompt=prompt, grammar_schema=completion_schema(wanted), sampling=sampling)
+    return ChatCall(
+        messages=[engine_message(message) for message in messages],
+        tools=tools,
+        response_format=response_format(wanted),
+        template_kwargs=template_kwargs(think),
+        sampling=sampling,
+    )
+
+
+# ── Answers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _logprobs(chunk: Chunk, top: int) -> list[Logprob]:
+    """The engine's token objects; the alternatives only when they were asked for."""
+    return [
+        Logprob(
+            token=item["token"],
+            logprob=item["logprob"],
+            bytes=_bytes_of(item),
+            top_logprobs=[
+                TokenLogprob(token=other["token"], logprob=other["logprob"], bytes=_bytes_of(other))
+                for other in (item.get("top_logprobs", ()) if top else ())
+            ],
+        )
+        for item in chunk.logprobs
+    ]
+
+
+def _bytes_of(item: Mapping[str, Any]) -> list[int]:
+    return item.get("bytes") or list(str(item["token"]).encode("utf-8", "replace"))
+
+
+def _unit(vector: Sequence[float], dimensions: int) -> list[float]:
+    """The vector, cut to so many dimensions when that is fewer, at length one. Raises: bad_request for what is no number."""
+    cut = vector[:dimensions] if 0 < dimensions < len(vector) else vector
+    length = math.hypot(*cut)
+    if not math.isfinite(length):
+        raise CorralError("bad_request", "embedding contains NaN or Inf values")
+    return [value / max(length, 1e-12) for value in cut]
