@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from corral.core.ports import ChatCall, Chunk, Clock, CompletionCall, Finish, Runner, Sampling
 from corral.core.records import Capability, Model
-from corral.serving.fitting import embed_fitting
+from corral.serving.fitting import embed_fitting, fitted_events
 from corral.wire.engine_chat import engine_message, native_call
 from corral.wire.errors import CorralError
 from corral.wire.inventory import DEFAULT_TEMPLATE
