@@ -13,16 +13,26 @@ from datetime import datetime
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
 
 from corral.core.ports import Clock, Entropy
 from corral.core.records import HostedModel, Model
 from corral.storage.blobs import BlobFiles, Progress, disk_errors, in_thread_reporting
 from corral.storage.models import ModelBlobs
 from corral.storage.sql.engine import Database
-from corral.storage.sql.schema import blobs, hosted_models, manifests, repositories, repository_blobs, repository_manifests, tags
+from corral.storage.sql.schema import (
+    blobs,
+    from_micros,
+    hosted_models,
+    manifests,
+    repositories,
+    repository_blobs,
+    repository_manifests,
+    tags,
+)
 from corral.wire.errors import CorralError
 from corral.wire.manifest import MANIFEST_TYPE, Manifest, parse_manifest
 from corral.wire.names import DEFAULT_HOST, Digest, ModelName, parse_digest, parse_name
@@ -46,8 +56,24 @@ _HOSTED = (
     .select_from(hosted_models)
     .outerjoin(repositories, repositories.c.id == hosted_models.c.repository_id)
     .outerjoin(tags, (tags.c.repository_id == repositories.c.id) & (tags.c.tag_key == sa.func.lower(hosted_models.c.tag)))
-    .order_by(hosted_models.c.name)
 )
+#: The same for one name, as `Database.row` takes it: what it finds is as the file has it, times in microseconds.
+_HOSTED_BY_NAME = str(_HOSTED.where(hosted_models.c.name == sa.bindparam("name")).compile(dialect=sqlite.dialect()))
+
+
+class _Hosted(NamedTuple):
+    """A row of `_HOSTED`."""
+
+    shown_name: str
+    upstream_url: str
+    upstream_model: str
+    is_public: bool
+    created_at: datetime
+    namespace: str | None
+    model: str | None
+    tag: str | None
+    updated_at: datetime
+    manifest_digest: str
 
 
 class SqlHosting:
@@ -63,20 +89,24 @@ class SqlHosting:
     async def list(self) -> Sequence[HostedModel]:
         """By name. A model whose manifest cannot be read is skipped."""
         hosted = []
-        for row in await self._database.read(lambda connection: connection.execute(_HOSTED).all()):
+        query = _HOSTED.order_by(hosted_models.c.name)
+        for row in await self._database.read(lambda connection: connection.execute(query).all()):
             with contextlib.suppress(CorralError):
-                hosted.append(await self._hosted_of(row))
+                hosted.append(await self._hosted_of(_Hosted._make(row)))
         return hosted
 
     async def get(self, name: str) -> HostedModel | None:
-        """Raises: unavailable when the model is offered but its manifest cannot be read."""
+        """One inline read by primary key. Raises: unavailable when the model is offered but its manifest cannot be read."""
         try:
             key = _key_of(name)
         except CorralError:
             return None
-        query = _HOSTED.where(hosted_models.c.name == key)
-        row = await self._database.read(lambda connection: connection.execute(query).one_or_none())
-        return await self._hosted_of(row) if row is not None else None
+        raw = self._database.row(_HOSTED_BY_NAME, key)
+        if raw is None:
+            return None
+        *head, is_public, created_at, namespace, model, tag, updated_at, digest = raw
+        times = from_micros(created_at), from_micros(updated_at or 0)
+        return await self._hosted_of(_Hosted(*head, bool(is_public), times[0], namespace, model, tag, times[1], digest))
 
     async def offer(self, model: HostedModel) -> None:
         """Raises: bad_request for a name that is none, not_found when the model is in no repository of this hub."""
@@ -120,7 +150,7 @@ class SqlHosting:
             return False
         return True
 
-    async def _hosted_of(self, row: Any) -> HostedModel:
+    async def _hosted_of(self, row: _Hosted) -> HostedModel:
         model = None if row.upstream_url else await self._model_of(row)
         return HostedModel(
             name=row.shown_name,
@@ -131,8 +161,8 @@ class SqlHosting:
             created_at=row.created_at,
         )
 
-    async def _model_of(self, row: Any) -> Model:
-        if row.tag is None:
+    async def _model_of(self, row: _Hosted) -> Model:
+        if row.namespace is None or row.model is None or row.tag is None:
             raise CorralError("unavailable", f"model '{row.shown_name}' is offered but its tag is gone")
         name = ModelName(DEFAULT_HOST, row.namespace, row.model, row.tag)
         # In memory after the first time: this is on the path of every request for a hosted model.
