@@ -106,7 +106,8 @@ class SqlHosting:
             return None
         *head, is_public, created_at, namespace, model, tag, updated_at, digest = raw
         times = from_micros(created_at), from_micros(updated_at or 0)
-        return await self._hosted_of(_Hosted(*head, bool(is_public), times[0], namespace, model, tag, times[1], digest))
+        row = _Hosted._make((*head, bool(is_public), times[0], namespace, model, tag, times[1], digest))
+        return await self._hosted_of(row)
 
     async def offer(self, model: HostedModel) -> None:
         """Raises: bad_request for a name that is none, not_found when the model is in no repository of this hub."""
