@@ -4,16 +4,28 @@ plain socket, so that a test sees the bytes that really travelled and may break 
 import asyncio
 import json
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from corral.core.ports import HubCall, HubReply, HubTerms
-from corral.core.records import Model
+from corral.core.records import Capability, Model, ModelDetails
 from corral.wire.discovery import STOCK, STRONG
 from corral.wire.errors import CorralError
-from corral.wire.names import ModelName
+from corral.wire.names import Digest, ModelName, parse_name
+from corral.wire.native import (
+    ChatRequest,
+    ChatResponse,
+    EmbeddingsRequest,
+    EmbeddingsResponse,
+    EmbedRequest,
+    EmbedResponse,
+    GenerateRequest,
+    GenerateResponse,
+    Message,
+)
 from corral.wire.signing import DevicePrivateKey, DevicePublicKey
 
 SEED = bytes(range(32))
@@ -265,3 +277,59 @@ def discovery(public_url: str, *signatures: str) -> dict[str, Any]:
 def stub(model: Model, *, host: str, remote: str) -> Model:
     """The model as a stub of one that runs elsewhere."""
     return replace(model, weights=None, remote_host=host, remote_model=remote)
+
+
+# ── Running models ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class FakeInference:
+    """Answers every request with words, without a model. closed: how many streams were ended."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = words or ("one", "two")
+        self.models: list[Model] = []
+        self.closed = 0
+
+    async def generate(self, model: Model, request: GenerateRequest) -> AsyncGenerator[GenerateResponse, None]:
+        self.models.append(model)
+        try:
+            for word in self.words:
+                yield GenerateResponse(model=request.model, created_at=CREATED_AT, response=word, done=False)
+            yield GenerateResponse(model=request.model, created_at=CREATED_AT, response="", done=True, done_reason="stop")
+        finally:
+            self.closed += 1
+
+    async def chat(self, model: Model, request: ChatRequest) -> AsyncGenerator[ChatResponse, None]:
+        self.models.append(model)
+        try:
+            for word in self.words:
+                message = Message(role="assistant", content=word)
+                yield ChatResponse(model=request.model, created_at=CREATED_AT, message=message, done=False)
+            message = Message(role="assistant", content="")
+            yield ChatResponse(model=request.model, created_at=CREATED_AT, message=message, done=True, done_reason="stop")
+        finally:
+            self.closed += 1
+
+    async def embed(self, model: Model, request: EmbedRequest) -> EmbedResponse:
+        self.models.append(model)
+        return EmbedResponse(model=request.model, embeddings=[[1.0]])
+
+    async def embeddings(self, model: Model, request: EmbeddingsRequest) -> EmbeddingsResponse:
+        self.models.append(model)
+        return EmbeddingsResponse(embedding=[1.0])
+
+
+CREATED_AT = "2026-09-21T12:00:00Z"
+
+
+def installed(name: str = "llama3:8b") -> Model:
+    """A model as a store gives it."""
+    return Model(
+        name=parse_name(name),
+        digest=Digest("0" * 64),
+        size_bytes=1,
+        modified_at=datetime(2026, 1, 1, tzinfo=UTC),
+        details=ModelDetails(),
+        capabilities=frozenset({Capability.COMPLETION}),
+        weights="/weights",
+    )

@@ -1,31 +1,17 @@
 """What a local server does at the hub: which requests go there, what of them travels, and how refusals are told."""
 
 import json
-from datetime import UTC, datetime
 
 import pytest
 
-from corral.core.records import Model, ModelDetails
+from corral.core.records import Model
 from corral.local.cloud import Cloud, CloudAccess, CloudSwitch, Local, headers_for_caller, headers_for_hub, route
 from corral.wire.errors import CorralError, native_body
-from corral.wire.names import Digest, parse_name
 from corral.wire.signing import connect_url
-from fakes_local import FakeGateway, stub
+from fakes_local import FakeGateway, installed, stub
 
 HUB = "http://localhost:11435"
 VERSION = "0.34.0"
-
-
-def model(name: str = "llama3:8b") -> Model:
-    return Model(
-        name=parse_name(name),
-        digest=Digest("0" * 64),
-        size_bytes=1,
-        modified_at=datetime(2026, 1, 1, tzinfo=UTC),
-        details=ModelDetails(),
-        capabilities=frozenset(),
-        weights="/weights",
-    )
 
 
 def switch(*, by_env: bool = False, by_config: bool = False) -> CloudSwitch:
@@ -46,29 +32,27 @@ def cloud(gateway: FakeGateway) -> CloudAccess:
 
 
 @pytest.mark.parametrize(
-    ("requested", "installed", "expected"),
+    ("requested", "there", "expected"),
     [
         ("llama3", None, Local()),
-        ("llama3:8b", model(), Local()),
+        ("llama3:8b", installed(), Local()),
         ("llama3:8b-cloud", None, Cloud("llama3:8b")),
-        ("llama3:8b-CLOUD", model(), Cloud("llama3:8b")),
+        ("llama3:8b-CLOUD", installed(), Cloud("llama3:8b")),
         ("llama3:cloud", None, Cloud("llama3")),
         ("llama3:8b:cloud", None, Cloud("llama3:8b")),
         ("ada/llama3:8b-cloud", None, Cloud("ada/llama3:8b")),
-        ("llama3:8b:local", model(), Local()),
+        ("llama3:8b:local", installed(), Local()),
         ("llama3:8b:local", None, Local()),
         ("my-cloud-model", None, Local()),
         ("llama3:clod", None, Local()),
         ("", None, Local()),
-        ("llama3:8b", stub(model(), host=HUB, remote="big:1t"), Cloud("big:1t")),
-        ("llama3:8b", stub(model(), host="http://127.0.0.1:11435", remote="big:1t"), Cloud("big:1t")),
-        ("llama3:8b", stub(model(), host=f"{HUB}/", remote="big:1t"), Cloud("big:1t")),
+        ("llama3:8b", stub(installed(), host=HUB, remote="big:1t"), Cloud("big:1t")),
+        ("llama3:8b", stub(installed(), host="http://127.0.0.1:11435", remote="big:1t"), Cloud("big:1t")),
+        ("llama3:8b", stub(installed(), host=f"{HUB}/", remote="big:1t"), Cloud("big:1t")),
     ],
 )
-def test_route_follows_the_suffix_first_and_the_stub_then(
-    requested: str, installed: Model | None, expected: Local | Cloud
-) -> None:
-    assert route(requested, installed, hub=HUB) == expected
+def test_route_follows_the_suffix_first_and_the_stub_then(requested: str, there: Model | None, expected: Local | Cloud) -> None:
+    assert route(requested, there, hub=HUB) == expected
 
 
 @pytest.mark.parametrize(
@@ -76,18 +60,18 @@ def test_route_follows_the_suffix_first_and_the_stub_then(
 )
 def test_stub_of_another_server_is_not_run(host: str) -> None:
     with pytest.raises(CorralError) as refused:
-        route("llama3:8b", stub(model(), host=host, remote="x"), hub=HUB)
+        route("llama3:8b", stub(installed(), host=host, remote="x"), hub=HUB)
     assert (refused.value.status, refused.value.message) == (400, "this server cannot run this remote model")
 
 
 def test_stub_of_the_public_cloud_runs_when_that_is_the_hub() -> None:
-    installed = stub(model(), host="https://ollama.com:443", remote="gpt-oss:120b")
-    assert route("gpt-oss:120b-x", installed, hub="https://ollama.com") == Cloud("gpt-oss:120b")
+    there = stub(installed(), host="https://ollama.com:443", remote="gpt-oss:120b")
+    assert route("gpt-oss:120b-x", there, hub="https://ollama.com") == Cloud("gpt-oss:120b")
 
 
 def test_local_suffix_on_a_stub_is_not_found_under_the_requested_name() -> None:
     with pytest.raises(CorralError) as refused:
-        route("llama3:8b:local", stub(model(), host=HUB, remote="x"), hub=HUB)
+        route("llama3:8b:local", stub(installed(), host=HUB, remote="x"), hub=HUB)
     assert (refused.value.status, refused.value.message) == (404, "model 'llama3:8b:local' not found")
 
 

@@ -2,7 +2,7 @@
 
 Nobody proves who they are here: every route is public, and the guard (local_guard) is what keeps web pages out. A request whose
 model is asked for with `:cloud`, or is installed as a stub of a model at the hub, is passed on with this device's signature; all
-else runs on this machine. Errors of that branch have Ollama's plain form on the OpenAI routes as well, since that is where clients
+else runs on this machine. Errors of that branch have Ollama's plain form on the OpenAI routes as well, since that is where they
 look for `signin_url`. Source: ollama server/routes.go, server/cloud_proxy.go.
 """
 
