@@ -56,21 +56,25 @@ class _Keys(HTTPSignatureKeyResolver):
 def sign_headers(
     key: DevicePrivateKey, method: str, url: str, headers: Mapping[str, str], *, body: bytes, now: float, nonce: bytes
 ) -> dict[str, str]:
-    """The headers to add: Content-Digest, Signature-Input and Signature. url: absolute, as it will be sent. headers: those that
-    will be sent; `content-type` is covered when present. nonce: `NONCE_BYTES` random bytes."""
+    """The headers to add: Content-Digest, Signature-Input and Signature. url: absolute, as it will be sent. headers: those
+    that will be sent; `content-type` is covered when present. nonce: `NONCE_BYTES` random bytes. Raises: bad_request for
+    another URL."""
     sent = {name.lower(): value for name, value in headers.items()}
     message = _Message(method.upper(), url, {"content-type": sent["content-type"]} if "content-type" in sent else {})
     covered = (*_COVERED[:2], *(("content-type",) if "content-type" in sent else ()))
-    HTTPMessageSigner(signature_algorithm=algorithms.ED25519, key_resolver=_Keys(key)).sign(
-        message,
-        key_id=key.public.blob_text,
-        created=datetime.fromtimestamp(int(now), UTC),
-        nonce=base64.urlsafe_b64encode(nonce).decode().rstrip("="),
-        label="corral",
-        tag=TAG,
-        covered_component_ids=covered,
-        body=body,
-    )
+    try:
+        HTTPMessageSigner(signature_algorithm=algorithms.ED25519, key_resolver=_Keys(key)).sign(
+            message,
+            key_id=key.public.blob_text,
+            created=datetime.fromtimestamp(int(now), UTC),
+            nonce=base64.urlsafe_b64encode(nonce).decode().rstrip("="),
+            label="corral",
+            tag=TAG,
+            covered_component_ids=covered,
+            body=body,
+        )
+    except HTTPMessageSignaturesException as error:
+        raise CorralError("bad_request", "this URL cannot be signed; it is not an absolute URL in its encoded form") from error
     message.headers.pop("content-type", None)
     return message.headers
 

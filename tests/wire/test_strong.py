@@ -1,0 +1,208 @@
+"""The RFC 9421 form: what it covers, and that nothing but a whole, fresh, single signature passes."""
+
+from collections.abc import Callable
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from corral.wire import strong
+from corral.wire.errors import CorralError
+from corral.wire.signing import DevicePrivateKey, DevicePublicKey
+
+KEY = DevicePrivateKey(bytes(range(32)))
+NOW = 1_790_000_000.0
+URL = "https://hub.example/api/keys?a=1&b=%2F"
+BODY = b'{"name": "ci"}'
+Headers = dict[str, str]
+
+
+def signed(
+    key: DevicePrivateKey = KEY,
+    *,
+    method: str = "POST",
+    url: str = URL,
+    body: bytes = BODY,
+    now: float = NOW,
+    nonce: bytes = bytes(16),
+) -> Headers:
+    """Headers as a hub receives them: lower-case names."""
+    sent = {"Content-Type": "application/json"}
+    added = strong.sign_headers(key, method, url, sent, body=body, now=NOW, nonce=nonce)
+    return {name.lower(): value for name, value in (sent | added).items()}
+
+
+def verify(headers: Headers, *, method: str = "POST", url: str = URL, body: bytes = BODY, now: float = NOW) -> strong.StrongProof:
+    return strong.verify_headers(method, url, headers, body=body, now=now)
+
+
+def refused(headers: Headers, **changes: object) -> CorralError:
+    with pytest.raises(CorralError) as error:
+        verify(headers, **changes)  # type: ignore[arg-type]
+    assert error.value.code == "unauthorized"
+    return error.value
+
+
+def test_t019_good_signature_gives_key_and_nonce() -> None:
+    proof = verify(signed())
+    assert proof == strong.StrongProof(KEY.public, "AAAAAAAAAAAAAAAAAAAAAA")
+
+
+def test_t019_good_signature_without_body_or_content_type_passes() -> None:
+    added = strong.sign_headers(KEY, "GET", URL, {}, body=b"", now=NOW, nonce=bytes(16))
+    headers = {name.lower(): value for name, value in added.items()}
+    assert verify(headers, method="GET", body=b"").key == KEY.public
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"body": b'{"name": "cd"}'},
+        {"body": b""},
+        {"method": "GET"},
+        {"url": "https://evil.example/api/keys?a=1&b=%2F"},
+        {"url": "http://hub.example/api/keys?a=1&b=%2F"},
+        {"url": "https://hub.example/api/keys?b=%2F&a=1"},
+        {"url": "https://hub.example/api/keys?a=1&b=%2f"},
+        {"url": "https://hub.example/api/keys"},
+        {"url": "https://hub.example/api/Keys?a=1&b=%2F"},
+    ],
+)
+def test_t019_changed_body_host_method_or_query_is_refused(changes: dict[str, object]) -> None:
+    refused(signed(), **changes)
+
+
+def test_t019_changed_content_type_is_refused() -> None:
+    refused(signed() | {"content-type": "text/plain"})
+
+
+def test_t019_content_type_added_behind_the_signature_is_refused() -> None:
+    added = strong.sign_headers(KEY, "POST", URL, {}, body=BODY, now=NOW, nonce=bytes(16))
+    refused({name.lower(): value for name, value in added.items()} | {"content-type": "application/json"})
+
+
+@pytest.mark.parametrize("name", ["signature", "signature-input", "content-digest"])
+def test_t019_missing_header_is_refused(name: str) -> None:
+    headers = signed()
+    del headers[name]
+    refused(headers)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text.replace('"content-digest"', ""),
+        lambda text: text.replace('"@target-uri"', ""),
+        lambda text: text.replace('"@method"', ""),
+        lambda text: text.replace("tag=", "x-tag="),
+        lambda text: text.replace("corral-v1", "corral-v2"),
+        lambda text: text.replace("ed25519", "hmac-sha256"),
+        lambda text: text.replace("ed25519", "none"),
+        lambda text: text.replace("created=1790000000", "created=1790000001"),
+        lambda text: text.replace("created=1790000000;", ""),
+        lambda text: text.replace('nonce="', 'nonce="A'),
+        lambda text: f"{text}, other={text.partition('=')[2]}",
+        lambda text: text.replace("corral=", "other="),
+        lambda text: "",
+        lambda text: "corral=()",
+        lambda text: "corral",
+        lambda text: "=;=",
+        lambda text: text * 2,
+        lambda text: text.replace(KEY.public.blob_text, DevicePrivateKey(bytes(32)).public.blob_text),
+        lambda text: text.replace(KEY.public.blob_text, "junk"),
+        lambda text: text.replace(KEY.public.blob_text, DevicePublicKey(bytes(32)).blob_text),
+        lambda text: text.replace(f'keyid="{KEY.public.blob_text}"', "keyid=1"),
+        lambda text: text.replace(f';keyid="{KEY.public.blob_text}"', ""),
+    ],
+)
+def test_t019_edited_signature_input_is_refused(edit: Callable[[str], str]) -> None:
+    headers = signed()
+    edited = edit(headers["signature-input"])
+    assert edited != headers["signature-input"]
+    refused(headers | {"signature-input": edited})
+
+
+def test_t019_two_signatures_are_refused() -> None:
+    one, two = signed(), signed(DevicePrivateKey(bytes(32)))
+    both = dict(one)
+    for name in ("signature", "signature-input"):
+        both[name] = f"{one[name]}, {two[name].replace('corral=', 'second=', 1)}"
+    refused(both)
+
+
+@pytest.mark.parametrize("age", [-5, 0, 60])
+def test_t019_age_within_a_minute_passes(age: int) -> None:
+    verify(signed(), now=NOW + age)
+
+
+@pytest.mark.parametrize("age", [61, 3600, -6, -30])
+def test_t019_signature_61_s_old_or_from_the_future_is_refused(age: int) -> None:
+    assert "clock" in refused(signed(), now=NOW + age).message
+
+
+@pytest.mark.parametrize("nonce", [b"", bytes(5), bytes(60)])
+def test_t019_nonce_too_short_or_too_long_is_refused(nonce: bytes) -> None:
+    refused(signed(nonce=nonce))
+
+
+def test_t019_signature_of_another_key_under_this_key_id_is_refused() -> None:
+    ours, theirs = signed(), signed(DevicePrivateKey(bytes(32)))
+    refused(ours | {"signature": theirs["signature"]})
+
+
+@given(st.integers(0, 85))
+@settings(max_examples=20)
+def test_t002_changed_character_of_the_signature_is_refused(place: int) -> None:
+    headers = signed()
+    start = headers["signature"].index(":") + 1
+    characters = list(headers["signature"])
+    characters[start + place] = "A" if characters[start + place] != "A" else "B"
+    refused(headers | {"signature": "".join(characters)})
+
+
+@given(
+    st.text(max_size=60) | st.text('corral=();:"@method,sig 1?*', max_size=60),
+    st.text(max_size=60) | st.text("corral=:AB, ", max_size=60),
+    st.text(max_size=60) | st.text("sha-256=:AB, 512", max_size=60),
+)
+@settings(max_examples=150)
+def test_t019_any_headers_are_refused_and_nothing_else_happens(given_input: str, signature: str, digest: str) -> None:
+    refused({"signature-input": given_input, "signature": signature, "content-digest": digest})
+    refused(signed() | {"signature-input": given_input})
+    refused({"signature-input": given_input} | {"signature": signature})
+
+
+@given(st.text('sha-256=:AB, 512;"?1', max_size=60))
+@settings(max_examples=50)
+def test_t019_any_content_digest_is_refused(digest: str) -> None:
+    refused(signed() | {"content-digest": digest})
+
+
+@given(
+    st.binary(max_size=64),
+    st.sampled_from(["GET", "POST", "DELETE"]),
+    st.lists(st.sampled_from(["a", "/", "%2F", "?", "&b=1", "..", "é"])).map("".join),
+)
+@settings(max_examples=25)
+def test_t022_what_was_signed_verifies(body: bytes, method: str, path: str) -> None:
+    url = f"https://hub.example/{quote(path, safe='/%?&=')}"
+    assert verify(signed(method=method, url=url, body=body), method=method, url=url, body=body).key == KEY.public
+
+
+@pytest.mark.parametrize(
+    "url", ["https://hub.example/%", "https:///x", "/api/me", "https://hub.example/\n", "https://hub.example/é"]
+)
+def test_url_that_cannot_be_signed_is_a_bad_request_and_never_verifies(url: str) -> None:
+    with pytest.raises(CorralError) as error:
+        signed(url=url)
+    assert error.value.code == "bad_request"
+    refused(signed(), url=url)
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_strong"),
+    [({}, False), ({"authorization": "x"}, False), ({"signature": ""}, True), ({"signature-input": ""}, True)],
+)
+def test_claim_of_a_strong_signature_is_seen(headers: Headers, is_strong: bool) -> None:
+    assert strong.is_strong(headers) is is_strong
