@@ -15,16 +15,15 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 up: ## install, fetch the first model, run hub and local server until Ctrl-C
-	@python=$$(tools/find_python up) && $$python tools/bootstrap.py run
-	@$(BIN)/python tools/first_model.py >/dev/null
+	@python=$$(tools/find_python up) && $$python tools/bootstrap.py run && $$python tools/first_model.py >/dev/null
 	@exec $(BIN)/corral up --model smollm2:135m=$(MODEL)
 
 test: .dev ## all checks and tests; `make test T=tests/wire` runs a part
 ifeq ($(strip $(T)),)
 	@$(MAKE) check
-	@$(BIN)/python tools/bootstrap.py compat
+	@python=$$(tools/find_python) && $$python tools/bootstrap.py compat
 endif
-	@$(BIN)/python tools/first_model.py >/dev/null
+	@python=$$(tools/find_python) && $$python tools/first_model.py >/dev/null
 	@$(BIN)/python -m pytest $(T) $(ARGS)
 
 check: .dev ## formatting, lint and types
@@ -36,7 +35,7 @@ fix: .dev ## format and mend what ruff can mend
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
 
 bench: .dev ## the figures of docs/performance.md, as one table and as JSON in bench/results
-	@$(BIN)/python tools/first_model.py >/dev/null
+	@python=$$(tools/find_python) && $$python tools/first_model.py >/dev/null
 	@$(BIN)/python -m bench $(ARGS)
 
 reference: .dev ## rewrite docs/reference.md from the code

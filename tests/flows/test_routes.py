@@ -1,0 +1,50 @@
+"""T112: what answers without credentials is exactly what public_routes.txt says, and what is not in it really refuses."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from corral import main
+from corral.edges.asgi import Endpoint
+from corral.settings import Settings
+from flows.stack import Stack, call
+
+LIST = Path(__file__).with_name("public_routes.txt")
+
+
+def endpoints(home: Path) -> dict[str, tuple[Endpoint, ...]]:
+    """Server -> its whole route table."""
+    settings = Settings.from_env({"HOME": str(home)})
+    return {"hub": main.build_hub(settings).app.endpoints, "local": main.build_local(settings).app.endpoints}
+
+
+def lines_of(server: str, row: Endpoint) -> list[str]:
+    return [f"{server} {method} {row.path}" for method in sorted(row.methods)]
+
+
+def test_t112_public_routes_are_those_of_the_list(tmp_path: Path) -> None:
+    tables = endpoints(tmp_path).items()
+    found = {line for server, rows in tables for row in rows if row.access.is_public for line in lines_of(server, row)}
+    listed = {line for line in LIST.read_text().splitlines() if line and not line.startswith("#")}
+    assert found == listed, "a route changed hands: is that meant? Then change public_routes.txt in the same commit"
+
+
+def test_t112_every_other_route_of_the_hub_refuses_a_stranger(shared: Stack, tmp_path: Path) -> None:
+    for row in endpoints(tmp_path)["hub"]:
+        if row.access.is_public:
+            continue
+        for method in sorted(row.methods - {"HEAD"}):
+            path = re.sub(r"\{[^}]+\}", "x", row.path)
+            answer = call(method, shared.hub_url + path, b"" if method != "GET" else None)
+            is_sent_to_signin = answer.status == 303 and answer.headers["location"].startswith("/signin")
+            assert answer.status == 401 or is_sent_to_signin, f"{method} {path} answered {answer.status} to nobody"
+
+
+@pytest.mark.parametrize("path", ["/api/me", "/api/keys", "/api/generate", "/settings/keys", "/admin"])
+@pytest.mark.parametrize("header", ["Bearer", "Bearer x", "Basic YTpi", "crlk_x", "", ":", "\u00e9:\u00e9"])
+def test_t059_broken_credentials_are_never_taken_for_somebody(shared: Stack, path: str, header: str) -> None:
+    answer = call(
+        "GET" if path.startswith(("/settings", "/admin")) else "POST", shared.hub_url + path, headers={"Authorization": header}
+    )
+    assert answer.status in (400, 401, 405) or (answer.status == 303 and answer.headers["location"].startswith("/signin"))
