@@ -429,6 +429,28 @@ async def test_closing_a_stream_early_ends_the_connection(session: aiohttp.Clien
         await asyncio.wait_for(left, 5)
 
 
+async def test_abandoned_streams_fail_for_their_readers_instead_of_waiting_for_ever(
+    session: aiohttp.ClientSession, memory: MemoryHubs
+) -> None:
+    async def endless(request: Received, wire: Wire) -> None:
+        await wire.begin_stream()
+        await wire.chunk(b"one\n")
+        await wire.has_left.wait()
+
+    async with socket_hub(stock(endless)) as hub:
+        made = client(hub, session, memory)
+        stream = await made.open_stream(HubCall(method="POST", path="/api/chat", body=b"{}"))
+        chunks = stream.chunks()
+        assert await anext(chunks) == b"one\n"
+        waiting = asyncio.ensure_future(anext(chunks))
+        await asyncio.sleep(0)
+        made.abandon()
+        with pytest.raises(CorralError) as failed:
+            await asyncio.wait_for(waiting, 5)
+        assert failed.value.code == "upstream_failed"
+        await stream.close()
+
+
 @pytest.mark.parametrize("ending", ["cut", "short"])
 async def test_hub_that_dies_in_the_middle_is_an_error_and_not_an_end(
     ending: str, session: aiohttp.ClientSession, memory: MemoryHubs

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import SimpleNamespace
 from typing import Final
+from weakref import WeakSet
 
 import aiohttp
 from multidict import CIMultiDict
@@ -104,6 +105,7 @@ class HubClient:
         self._negotiating = asyncio.Lock()
         self._clock_offset_s: dict[str, float] = {}
         self._rechecked_ns: dict[str, int] = {}
+        self._open: WeakSet[HubResponse] = WeakSet()
 
     # ── What services and commands call ──────────────────────────────────────────────────────────────────────────────
 
@@ -162,6 +164,11 @@ class HubClient:
         if now != before:
             self._memory.keep_terms(str(hub), now)
         return before, now
+
+    def abandon(self) -> None:
+        """Break off every answer that is still arriving: whoever reads one gets upstream_failed. For the end of a server."""
+        for response in tuple(self._open):
+            response.abandon()
 
     # ── Terms ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -292,7 +299,9 @@ class HubClient:
             skip_auto_headers=("Accept", "Content-Type"),
             trace_request_ctx=trace,
         )
-        return HubResponse(hub, response)
+        answer = HubResponse(hub, response)
+        self._open.add(answer)
+        return answer
 
 
 class HubResponse:
@@ -330,6 +339,11 @@ class HubResponse:
             return await _read_bounded(self._response, limit_bytes)
         except (aiohttp.ClientError, OSError) as error:
             raise CorralError("upstream_failed", f"the hub {self._hub} stopped before its answer was complete") from error
+
+    def abandon(self) -> None:
+        """End the connection under a reader. aiohttp alone would leave the reader waiting for ever."""
+        self._response.content.set_exception(aiohttp.ClientConnectionError("abandoned"))
+        self._response.close()
 
     async def close(self) -> None:
         """Give the connection back when the body was read, end it otherwise, so that the hub sees its caller leave."""

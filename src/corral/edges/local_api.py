@@ -269,10 +269,11 @@ class _RelayedStream(Response):
                 if whole:
                     yield whole
                 if closing.is_set():
-                    raise CorralError("unavailable", "the server is shutting down")
+                    raise CorralError("unavailable")
         except CorralError as error:
             server_log.warning("a relayed stream broke off: %s", error.message)
-            yield self._form.error_frame(error)
+            is_ours = closing.is_set()
+            yield self._form.error_frame(CorralError("unavailable", "the server is shutting down") if is_ours else error)
         else:
             if rest:
                 yield rest
