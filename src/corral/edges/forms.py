@@ -175,7 +175,8 @@ class StepUp:
             return Stepped(caller=caller, session=session)
         password = form.text("password")
         if not password:
-            return Unproven(errors={"password": "Type your password: it is more than five minutes since you last did."}, status=403)
+            errors = {"password": "Type your password: it is more than five minutes since you last did."}
+            return Unproven(errors=errors, status=403)
         try:
             renewed, value = await self._accounts.step_up(session, password, network=facts_of(request).network)
         except CorralError as error:

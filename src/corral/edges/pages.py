@@ -137,7 +137,10 @@ _EXPLAINED = {
     "too_large": ("That is too much at once", "Send less and try again."),
 }
 _CLIENT_ERROR = ("That did not work", "Nothing was changed. Go back and try again.")
-_SERVER_ERROR = ("Something failed on this hub", "It is not your fault. Try again; if it stays, tell the administrator the number below.")
+_SERVER_ERROR = (
+    "Something failed on this hub",
+    "It is not your fault. Try again; if it stays, tell the administrator the number below.",
+)
 
 
 def error_page(error: CorralError, request_id: str) -> bytes:
@@ -181,14 +184,23 @@ def _environment() -> Environment:
     environment.globals["scope_words"] = SCOPE_WORDS
     environment.globals["all_scopes"] = tuple(Scope)
     environment.filters.update(
-        ago=format_ago, ahead=format_ahead, day=format_day, moment=format_moment, size=format_size, count=format_count,
-        scopes=format_scopes, sentence=format_sentence, browser=format_browser, short_fingerprint=shorten_fingerprint, urlpart=lambda text: quote(str(text), safe=""),
-    )  # fmt: skip
+        ago=format_ago,
+        ahead=format_ahead,
+        browser=format_browser,
+        count=format_count,
+        day=format_day,
+        moment=format_moment,
+        scopes=format_scopes,
+        sentence=format_sentence,
+        short_fingerprint=shorten_fingerprint,
+        size=format_size,
+        urlpart=lambda text: quote(str(text), safe=""),
+    )
     return environment
 
 
 def format_ago(moment: datetime | None, now: datetime) -> str:
-    """`12 seconds ago`, `2 hours ago`, and a date from 30 days on; `never` for None. A moment ahead of the clock is `just now`."""
+    """`12 seconds ago`, `2 hours ago`, and a date from 30 days on; `never` for None. The future is `just now`."""
     if moment is None:
         return "never"
     elapsed = now - moment

@@ -1,7 +1,7 @@
 """The pages of the hub: what a browser gets. This module only puts them together; each family has a module of its own.
 
-`pages` renders, `forms` reads and guards, `web_account`, `web_connect`, `web_settings`, `web_keys`, `web_admin` and `web_models` hold
-the handlers. Pages work without JavaScript: every action is a link to a page or a form that posts.
+`pages` renders, `forms` reads and guards; the `web_*` modules hold the
+handlers. Pages work without JavaScript: every action is a link to a page or a form that posts.
 """
 
 from collections.abc import Awaitable, Callable

@@ -63,7 +63,9 @@ class AccountPages:
             return self._sign_up_page(request, form, mode="first" if code else "open", draft=draft, status=error.status)
         return await self._enter(request, account, safe_next(form.text("next")))
 
-    def _sign_up_page(self, request: Request, form: Form, *, mode: str, draft: Draft | None = None, status: int = 200) -> Response:
+    def _sign_up_page(
+        self, request: Request, form: Form, *, mode: str, draft: Draft | None = None, status: int = 200
+    ) -> Response:
         return self._pages.render(
             "signup.html",
             caller=maybe_caller(request),
@@ -85,13 +87,14 @@ class AccountPages:
     async def sign_in(self, request: Request) -> Response:
         """Open a session. Every failure looks the same but for the throttle's."""
         form = visitor_form(request, self._public_url)
-        name, next_path = form.text("name"), safe_next(form.text("next"))
+        next_path = safe_next(form.text("next"))
         try:
-            account = await self._accounts.sign_in(name, form.text("password"), network=facts_of(request).network)
+            account = await self._accounts.sign_in(form.text("name"), form.text("password"), network=facts_of(request).network)
         except CorralError as error:
             if error.code not in ("unauthorized", "rate_limited"):
                 raise
-            return self._sign_in_page(request, Draft(_typed(form, "name"), _sign_in_errors(error)), next_path, status=error.status)
+            draft = Draft(_typed(form, "name"), _sign_in_errors(error))
+            return self._sign_in_page(request, draft, next_path, status=error.status)
         return await self._enter(request, account, next_path)
 
     def _sign_in_page(self, request: Request, draft: Draft, next_path: str, *, status: int = 200) -> Response:

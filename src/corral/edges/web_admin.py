@@ -1,10 +1,13 @@
 """Pages for administrators: accounts and the audit log."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from starlette.requests import Request
 from starlette.responses import Response
 
 from corral.core.ports import AuditLog
-from corral.core.records import Account, Principal
+from corral.core.records import Account, AuditEvent, Principal
 from corral.edges.asgi import Dialect, Endpoint, caller_of, endpoint
 from corral.edges.forms import ADMIN, MAX_FORM_BYTES, StepUp, Unproven, query_of, redirect, session_form, session_of
 from corral.edges.pages import Draft, Pages
@@ -13,6 +16,17 @@ from corral.wire.errors import CorralError
 
 _SHOWN_EVENTS = 50
 _NOTICES = {"disable": "The account is disabled.", "enable": "The account is enabled."}
+
+
+def _with_names(events: Sequence[AuditEvent], accounts: Sequence[Account]) -> list[AuditEvent]:
+    """The events with accounts' names in the place of their ids. An actor is an account, or `account by credential`."""
+    names = {account.id: account.name for account in accounts}
+
+    def named(text: str) -> str:
+        account, by, credential = text.partition(" by ")
+        return names.get(account, account) + by + credential
+
+    return [replace(event, actor=named(event.actor), subject=named(event.subject)) for event in events]
 
 
 class AdminPages:
@@ -38,12 +52,12 @@ class AdminPages:
     async def show(self, request: Request) -> Response:
         """Who has an account, and what changed lately."""
         accounts = await self._accounts.list()
+        events = await self._audit.recent(limit=_SHOWN_EVENTS)
         return self._pages.render(
             "admin.html",
             caller=caller_of(request),
             accounts=accounts,
-            names={account.id: account.name for account in accounts},
-            events=await self._audit.recent(limit=_SHOWN_EVENTS),
+            events=_with_names(events, accounts),
             notice=_NOTICES.get(query_of(request).text("done"), ""),
         )
 
@@ -79,7 +93,8 @@ class AdminPages:
 
     def _confirm_page(self, caller: Principal, account: Account, verb: str, draft: Draft, *, status: int = 200) -> Response:
         consequence = {
-            "disable": "Its browsers are signed out, and its devices and API keys are refused from their next request on. Nothing is deleted.",
+            "disable": "Its browsers are signed out, and its devices and API keys are refused from their next request on."
+            " Nothing is deleted.",
             "enable": "Its devices and API keys work again, and its owner can sign in.",
         }[verb]
         return self._pages.render(

@@ -1,25 +1,25 @@
 """Pages that connect a device: what a `signin_url` leads to.
 
-The link can be mailed by anybody (W7), so opening it changes nothing and tells everything: whose account, which device, from where.
-Only the form connects, with the session's token, a password typed lately, and, when the device is on another network, characters
-that only its owner's terminal shows.
+The link can be mailed by anybody (W7), so opening it changes nothing and tells everything: whose account, which device, from
+where. Only the form connects, with the session's token, a password typed lately, and, when the device is on another network,
+characters that only its owner's terminal shows.
 """
 
-from collections.abc import Mapping
+import hmac
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from corral.core.records import BrowserSession, Principal, Scope
+from corral.core.records import Principal, Scope
 from corral.edges.asgi import Dialect, Endpoint, caller_of, endpoint, facts_of
 from corral.edges.forms import (
     MAX_FORM_BYTES,
     MEMBER,
     Form,
-    StepUp,
     Stepped,
+    StepUp,
     Unproven,
     query_of,
     redirect,
@@ -75,19 +75,15 @@ class ConnectPages:
 
     async def show(self, request: Request) -> Response:
         """The device that asks, or why it cannot be connected."""
-        link, caller = _link_of(query_of(request)), caller_of(request)
-        try:
-            pending = await self._pending(request, link)
-        except CorralError as error:
-            return self._refused(caller, error, link)
-        return self._form_page(caller, session_of(caller), link, pending, Draft())
+        return await self._page(request, caller_of(request), _link_of(query_of(request)), Draft())
 
     async def connect(self, request: Request) -> Response:
         """Connect, or the page again with what is wrong with it."""
         form, caller, _ = session_form(request)
         stepped = await self._step_up.check(request, form, caller)
         if isinstance(stepped, Unproven):
-            return await self._again(request, caller, form, stepped.errors, stepped.status)
+            draft = Draft(_typed(form), stepped.errors)
+            return await self._page(request, caller, _link_of(form), draft, ticked=form.scopes(), status=stepped.status)
         return self._step_up.finish(await self._connect(request, form, stepped), stepped)
 
     async def _connect(self, request: Request, form: Form, stepped: Stepped) -> Response:
@@ -100,13 +96,16 @@ class ConnectPages:
                 name=link.name,
                 code=link.code,
                 network=facts_of(request).network,
-                fingerprint_tail=form.text("fingerprint_tail").strip(),
+                fingerprint_tail=form.text("fingerprint_tail"),
                 scopes=form.scopes(),
             )
         except CorralError as error:
-            if error.code in ("forbidden", "invalid", "rate_limited"):
-                return await self._again(request, stepped.caller, form, {"fingerprint_tail": error.message}, error.status)
-            return self._refused(stepped.caller, error, link)
+            if error.code in ("conflict", "gone"):
+                return self._problem_page(stepped.caller, _problem_of(error))
+            if error.code not in ("invalid", "rate_limited"):
+                raise
+            draft = Draft(_typed(form), {"fingerprint_tail": error.message})
+            return await self._page(request, stepped.caller, link, draft, ticked=form.scopes(), status=error.status)
         return redirect(f"/connect/done?{urlencode({'device': device.id})}")
 
     async def done(self, request: Request) -> Response:
@@ -122,32 +121,23 @@ class ConnectPages:
         """For who did not start this. The sighting lapses by itself: a GET changes nothing."""
         return self._pages.render("declined.html", caller=caller_of(request))
 
-    async def _pending(self, request: Request, link: _Link) -> PendingDevice:
-        """Raises: conflict, gone, bad_request."""
-        pending = await self._credentials.pending_device(
-            encoded_key=link.key, name=link.name, code=link.code, network=facts_of(request).network
-        )
-        return pending
-
-    async def _again(self, request: Request, caller: Principal, form: Form, errors: Mapping[str, str], status: int) -> Response:
-        link = _link_of(form)
-        try:
-            pending = await self._pending(request, link)
-        except CorralError as error:
-            return self._refused(caller, error, link)
-        draft = Draft({"fingerprint_tail": form.text("fingerprint_tail")}, errors)
-        return self._form_page(caller, session_of(caller), link, pending, draft, ticked=form.scopes(), status=status)
-
-    def _form_page(
+    async def _page(
         self,
+        request: Request,
         caller: Principal,
         link: _Link,
-        pending: PendingDevice,
         draft: Draft,
         *,
         ticked: frozenset[Scope] | None = None,
         status: int = 200,
     ) -> Response:
+        """The form, or why there is none. Raises: bad_request for a damaged key."""
+        pending = await self._credentials.pending_device(
+            encoded_key=link.key, name=link.name, code=link.code, network=facts_of(request).network, account=caller.account
+        )
+        problem = _problem_with(pending, link)
+        if problem is not None:
+            return self._problem_page(caller, problem, pending)
         if ticked is None:
             ticked = _TICKED_ELSEWHERE if pending.needs_tail else _TICKED
         return self._pages.render(
@@ -162,3 +152,68 @@ class ConnectPages:
             needs_password=self._step_up.is_needed(session_of(caller)),
             switch_path=sign_in_path(link.path),
         )
+
+    def _problem_page(self, caller: Principal, problem: "_Problem", pending: PendingDevice | None = None) -> Response:
+        return self._pages.render(
+            "connect_problem.html",
+            caller=caller,
+            status=problem.status,
+            is_personal=True,
+            problem=problem,
+            pending=pending,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Problem:
+    """Why a device cannot be connected now, and what to do about it. command: for the device, or empty."""
+
+    heading: str
+    text: str
+    status: int
+    command: str = "corral signin"
+
+
+_NOT_SEEN = _Problem(
+    heading="This device is not waiting",
+    text="It has not asked to be connected in the last 15 minutes. Run this on it, and open the link that it prints:",
+    status=409,
+)
+_OLD_LINK = _Problem(
+    heading="This link is old",
+    text="It was used, or the device has made a new one since. Run this on the device, and open the link that it prints:",
+    status=410,
+)
+_ELSEWHERE = _Problem(
+    heading="This device is connected to another account",
+    text="A device belongs to one account at a time. Sign it out there first, by running this on it:",
+    status=409,
+    command="corral signout",
+)
+_CONNECTED = _Problem(
+    heading="This device is already connected",
+    text="It is connected to your account. There is nothing more to do, and you can close this page.",
+    status=200,
+    command="",
+)
+
+
+def _problem_with(pending: PendingDevice, link: _Link) -> _Problem | None:
+    if pending.already:
+        return _CONNECTED if pending.already == "this account" else _ELSEWHERE
+    if pending.sighting is None:
+        return _NOT_SEEN
+    # Said here already, so that nobody types a password for a link that cannot work; `connect_device` is what enforces it.
+    is_old = bool(link.code) and not hmac.compare_digest(link.code.encode(), pending.sighting.code.encode())
+    return _OLD_LINK if is_old else None
+
+
+def _problem_of(error: CorralError) -> _Problem:
+    """The page for a device whose state changed between the page and its form."""
+    if error.code == "gone":
+        return _OLD_LINK
+    return _Problem(heading="This device cannot be connected now", text=error.message, status=error.status, command="")
+
+
+def _typed(form: Form) -> dict[str, str]:
+    return {"fingerprint_tail": form.text("fingerprint_tail")}

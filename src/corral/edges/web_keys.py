@@ -1,9 +1,10 @@
 """The page of devices and API keys, and the small pages behind it: create, rotate, rename, revoke.
 
-What gives authority away (a new key, a rotated one) asks for the password when it was typed more than five minutes ago. What takes
-authority back never does: revoking must be quick for somebody who has just lost a laptop.
+What gives authority away (a new key, a rotated one) asks for the password when it was typed more than five minutes ago. What
+takes authority back never does: revoking must be quick for somebody who has just lost a laptop.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -17,8 +18,8 @@ from corral.edges.forms import (
     MAX_FORM_BYTES,
     MEMBER,
     Form,
-    StepUp,
     Stepped,
+    StepUp,
     Unproven,
     query_of,
     redirect,
@@ -158,9 +159,7 @@ class KeyPages:
             if error.code not in ("invalid", "conflict", "rate_limited"):
                 raise
             field = "" if error.code == "rate_limited" else "name"
-            return await self._page(
-                stepped.caller, _key_draft(form, {field: error.message}), form.scopes(), status=error.status
-            )
+            return await self._page(stepped.caller, _key_draft(form, {field: error.message}), form.scopes(), status=error.status)
         return await self._secret_page(stepped.caller, key, secret)
 
     async def _secret_page(
@@ -203,7 +202,9 @@ class KeyPages:
         if isinstance(stepped, Unproven):
             return self._rotate_page(caller, key, Draft({"overlap": overlap}, stepped.errors), status=stepped.status)
         overlap_s = _OVERLAPS[overlap][1]
-        new, secret = await self._credentials.rotate_key(stepped.caller, key.id, overlap_s=overlap_s)
+        new, secret = await self._credentials.rotate_key(
+            stepped.caller, key.id, overlap_s=overlap_s, network=facts_of(request).network
+        )
         ends_at = self._clock.now() + timedelta(seconds=overlap_s)
         return self._step_up.finish(await self._secret_page(stepped.caller, new, secret, old_ends_at=ends_at), stepped)
 
@@ -222,7 +223,7 @@ class KeyPages:
     async def revoke_key(self, request: Request) -> Response:
         """Refused from the next request on, in every worker. Raises: not_found."""
         _, caller, _ = session_form(request)
-        await self._credentials.revoke_key(caller, request.path_params["key_id"])
+        await self._credentials.revoke_key(caller, request.path_params["key_id"], network=facts_of(request).network)
         return redirect("/settings/keys?done=revoked")
 
     async def _key(self, request: Request, caller: Principal) -> ApiKey:
@@ -249,7 +250,7 @@ class KeyPages:
         form, caller, _ = session_form(request)
         device, name = await self._device(request, caller), form.text("name")
         try:
-            await self._credentials.rename_device(caller.account, device.id, name)
+            await self._credentials.rename_device(caller, device.id, name, network=facts_of(request).network)
         except CorralError as error:
             if error.code != "invalid":
                 raise
@@ -263,7 +264,7 @@ class KeyPages:
         return self._confirm_page(
             caller,
             heading=f"Revoke the device “{device.name}”?",
-            consequence="It is signed out: its next request is refused, and running ones end. It can be connected again by corral signin.",
+            consequence="It is signed out: its next request is refused, and running ones end. corral signin connects it again.",
             action=f"/settings/devices/{device.id}/revoke",
             verb=f"Revoke {device.name}",
         )
@@ -271,7 +272,7 @@ class KeyPages:
     async def revoke_device(self, request: Request) -> Response:
         """Refused from the next request on. Raises: not_found."""
         _, caller, _ = session_form(request)
-        await self._credentials.revoke_device(caller.account, request.path_params["device_id"], caller.account.id)
+        await self._credentials.revoke_device(caller, request.path_params["device_id"], network=facts_of(request).network)
         return redirect("/settings/keys?done=revoked")
 
     async def _device(self, request: Request, caller: Principal) -> Device:
@@ -307,5 +308,5 @@ def _key_errors(form: Form) -> dict[str, str]:
     return errors
 
 
-def _key_draft(form: Form, errors: dict[str, str]) -> Draft:
+def _key_draft(form: Form, errors: Mapping[str, str]) -> Draft:
     return Draft({"name": form.text("name"), "expires": form.text("expires")}, errors)

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from corral.core.ports import Clock, UsageStore
 from corral.core.records import Account, Principal
 from corral.edges.asgi import Dialect, Endpoint, caller_of, endpoint, facts_of
-from corral.edges.forms import MAX_FORM_BYTES, MEMBER, Cookies, query_of, redirect, session_form, wrong_password
+from corral.edges.forms import MAX_FORM_BYTES, MEMBER, Cookies, query_of, redirect, session_form, session_of, wrong_password
 from corral.edges.pages import Draft, Pages
 from corral.hub.accounts import Accounts
 from corral.hub.credentials import Credentials
@@ -61,7 +61,9 @@ class SettingsPages:
         return await self._page(caller_of(request), Draft(), notice=notice)
 
     async def _page(self, caller: Principal, draft: Draft, *, notice: str = "", status: int = 200) -> Response:
-        sessions = await self._accounts.sessions_of(caller.account)
+        sessions = sorted(
+            await self._accounts.sessions_of(caller.account), key=lambda session: session.id != session_of(caller).id
+        )
         return self._pages.render("settings.html", caller=caller, status=status, draft=draft, sessions=sessions, notice=notice)
 
     async def change_password(self, request: Request) -> Response:
@@ -69,7 +71,9 @@ class SettingsPages:
         form, caller, session = session_form(request)
         network = facts_of(request).network
         try:
-            renewed, value = await self._accounts.change_password(session, form.text("current"), form.text("new"), network=network)
+            renewed, value = await self._accounts.change_password(
+                session, form.text("current"), form.text("new"), network=network
+            )
         except CorralError as error:
             if error.code not in ("unauthorized", "rate_limited", "invalid"):
                 raise
@@ -80,7 +84,7 @@ class SettingsPages:
     async def end_other_sessions(self, request: Request) -> Response:
         """Sign out every browser but this one."""
         _, _, session = session_form(request)
-        await self._accounts.sign_out_others(session)
+        await self._accounts.sign_out_others(session, network=facts_of(request).network)
         return redirect("/settings?done=sessions")
 
     async def show_usage(self, request: Request) -> Response:

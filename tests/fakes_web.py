@@ -1,0 +1,286 @@
+"""A whole hub in memory as a browser sees it: real services on fake stores, and a browser that fills in the forms it is shown."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from urllib.parse import urlencode, urlsplit
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from asgi_client import Answer, Caller
+from corral.core.policy import CLIENT_PROOFS, Access
+from corral.core.records import Account, Capability, HostedModel, Model, ModelDetails
+from corral.edges.asgi import App, AppOptions, Dialect, caller_of, endpoint, json_response
+from corral.edges.pages import error_page, security_headers
+from corral.edges.web import web_endpoints
+from corral.hub.accounts import AccountRules, Accounts
+from corral.hub.credentials import Credentials
+from corral.hub.passwords import PasswordCost
+from corral.hub.sightings import MemorySightings
+from corral.wire.apikeys import Peppers
+from corral.wire.names import Digest, parse_name
+from corral.wire.signing import DevicePrivateKey, authorization_header, request_challenge, signed_target
+from fakes import FakeClock, MemoryAccounts, MemoryAudit, MemoryCredentials, MemorySessions, MemoryUsage, SeededEntropy
+
+PASSWORD = "seven lamps over a quiet river"
+#: Cheap enough for a test; what it costs in earnest is the identity tests' business.
+QUICK = PasswordCost(time_cost=1, memory_kib=8)
+
+
+class MemoryHosting:
+    """A HostedStore."""
+
+    def __init__(self, *models: HostedModel) -> None:
+        self.models = {model.name: model for model in models}
+
+    async def list(self) -> Sequence[HostedModel]:
+        return list(self.models.values())
+
+    async def get(self, name: str) -> HostedModel | None:
+        return self.models.get(name.lower())
+
+    async def offer(self, model: HostedModel) -> None:
+        self.models[model.name] = model
+
+    async def withdraw(self, name: str) -> bool:
+        return self.models.pop(name, None) is not None
+
+
+def hosted(name: str, clock: FakeClock, *, is_public: bool = True, family: str = "llama") -> HostedModel:
+    """A hosted model with everything a page shows."""
+    details = ModelDetails(format="gguf", family=family, parameter_size="134.52M", quantization_level="Q4_1", context_length=8192)
+    model = Model(
+        name=parse_name(name),
+        digest=Digest("3f9a1c" + "0" * 58),
+        size_bytes=91_739_413,
+        modified_at=clock.now(),
+        details=details,
+        capabilities=frozenset({Capability.COMPLETION}),
+    )
+    return HostedModel(name=name, model=model, is_public=is_public, created_at=clock.now())
+
+
+class Site:
+    """A hub with the pages, and one JSON route for devices to knock at."""
+
+    def __init__(self, *, public_url: str = "http://localhost:11435", sign_up_open: bool = True) -> None:
+        self.public_url = public_url
+        self.clock = FakeClock()
+        entropy = SeededEntropy()
+        self.account_store = MemoryAccounts()
+        self.session_store = MemorySessions(self.account_store)
+        self.credential_store = MemoryCredentials(self.account_store)
+        self.usage, self.audit = MemoryUsage(), MemoryAudit()
+        self.sightings = MemorySightings()
+        self.hosting = MemoryHosting(hosted("smollm2:135m", self.clock))
+        self.accounts = Accounts(
+            accounts=self.account_store,
+            sessions=self.session_store,
+            audit=self.audit,
+            clock=self.clock,
+            entropy=entropy,
+            rules=AccountRules(sign_up_open=sign_up_open, password_cost=QUICK),
+        )
+        self.credentials = Credentials(
+            accounts=self.accounts,
+            store=self.credential_store,
+            sightings=self.sightings,
+            audit=self.audit,
+            clock=self.clock,
+            entropy=entropy,
+            peppers=Peppers(current_id="p1", values={"p1": b"p" * 32}),
+            public_url=public_url,
+        )
+        self.rows = web_endpoints(
+            accounts=self.accounts,
+            credentials=self.credentials,
+            hosting=self.hosting,
+            usage=self.usage,
+            audit=self.audit,
+            public_url=public_url,
+            clock=self.clock,
+            sign_up_open=sign_up_open,
+        )
+        options = AppOptions(
+            authenticate=self.credentials.authenticate,
+            error_page=error_page,
+            response_headers=security_headers(public_url),
+            fallback=lambda path: Dialect.NATIVE if path.startswith(("/api/", "/v1/", "/v2/")) else Dialect.HTML,
+        )
+        self.app = App([endpoint("POST", "/api/me", _me, Access(CLIENT_PROOFS)), *self.rows], options)
+
+    async def add_account(self, name: str = "alice", *, is_admin: bool = False) -> Account:
+        return await self.accounts.add(name, email=f"{name}@example.org", password=PASSWORD, is_admin=is_admin)
+
+    async def signed_in(self, name: str = "alice", *, is_admin: bool = False, network: str = "127.0.0.1") -> "Browser":
+        """A browser with a session of a new account, or of the one with that name."""
+        account = await self.account_store.by_name(name) or await self.add_account(name, is_admin=is_admin)
+        _, value = await self.accounts.open_session(
+            account, network=network, user_agent="Mozilla/5.0 (X11; Linux) Firefox/140.0"
+        )
+        browser = Browser(self, network=network)
+        browser.cookies["__Host-corral" if self.public_url.startswith("https") else "corral"] = value.reveal()
+        return browser
+
+    async def knock(self, key: DevicePrivateKey, *, network: str = "127.0.0.1", name: str = "finch") -> str:
+        """What a device does when it signs in: one signed call. Returns the path and query of its `signin_url`."""
+        target = signed_target("/api/me", "", int(self.clock.now().timestamp()))
+        headers = {
+            "authorization": authorization_header(key, request_challenge("POST", target)),
+            "corral-device-name": name,
+        }
+        caller = Caller(self.app, scheme="https", client=(network, 40000))
+        answer = await caller.request("POST", target, headers=headers)
+        parts = urlsplit(answer.json()["signin_url"])
+        return f"{parts.path}?{parts.query}"
+
+    @property
+    def writes(self) -> dict[str, int]:
+        """How often each store was changed so far."""
+        stores = (self.account_store, self.session_store, self.credential_store, self.usage, self.audit)
+        reads = ("get", "by_", "list", "has_", "password_hash", "device", "api_key", "totals", "recent", "of_account")
+        counts = {
+            f"{type(store).__name__}.{name}": count
+            for store in stores
+            for name, count in store.calls.items()
+            if not name.startswith(reads)
+        }
+        return counts | {"sightings": len(self.sightings)}
+
+
+async def _me(request: Request) -> Response:
+    return json_response({"name": caller_of(request).account.name})
+
+
+def device_key(number: int = 1) -> DevicePrivateKey:
+    """A device's key, the same for the same number."""
+    return DevicePrivateKey(bytes([number]) * 32)
+
+
+@dataclass
+class Form:
+    """A form as the page shows it. fields: what would be sent if nothing were changed."""
+
+    method: str
+    action: str
+    fields: dict[str, list[str]] = field(default_factory=dict)
+    buttons: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Page:
+    """An answer with its forms, its links, and every element's attributes."""
+
+    status: int
+    headers: Mapping[str, str]
+    html: str
+    forms: list[Form]
+    elements: list[tuple[str, dict[str, str]]]
+    text: str
+
+    def form(self, action: str) -> Form:
+        """The form that posts there, leaving its query aside."""
+        return next(form for form in self.forms if form.action.partition("?")[0] == action)
+
+    def find(self, tag: str, **attributes: str) -> list[dict[str, str]]:
+        """Attributes of the elements with this tag and these attribute values."""
+        return [found for kind, found in self.elements if kind == tag and attributes.items() <= {**found, "": ""}.items()]
+
+
+class _Reader(HTMLParser):
+    """Collects what `Page` offers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forms: list[Form] = []
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.words: list[str] = []
+        self._in_form = False
+        self._select = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attrs}
+        self.elements.append((tag, found))
+        if tag == "form":
+            self._in_form = True
+            self.forms.append(Form(found.get("method", "get"), found["action"]))
+        elif self._in_form:
+            self._control(tag, found)
+
+    def _control(self, tag: str, found: dict[str, str]) -> None:
+        fields = self.forms[-1].fields
+        is_box = found.get("type") in ("checkbox", "radio")
+        if tag == "input" and "name" in found and (not is_box or "checked" in found):
+            fields.setdefault(found["name"], []).append(found.get("value", "on" if is_box else ""))
+        elif tag == "select":
+            self._select = found["name"]
+        elif tag == "option" and "selected" in found:
+            fields[self._select] = [found["value"]]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "form":
+            self._in_form = False
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.words.append(data.strip())
+
+
+def read_page(answer: Answer) -> Page:
+    """Parse an answer."""
+    reader, html = _Reader(), answer.body.decode()
+    reader.feed(html)
+    return Page(answer.status, answer.headers, html, reader.forms, reader.elements, " ".join(reader.words))
+
+
+@dataclass
+class Browser:
+    """Keeps cookies, sends what a browser sends, and posts forms as they are shown, with what a person changes."""
+
+    site: Site
+    network: str = "127.0.0.1"
+    cookies: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=lambda: {"sec-fetch-site": "same-origin", "user-agent": "Firefox/140.0"})
+
+    async def get(self, target: str, *, method: str = "GET", follow: bool = False) -> Page:
+        """One page; with `follow`, the page it leads to."""
+        headers = {name: value for name, value in self.headers.items() if name != "sec-fetch-site"}
+        page = await self._send(method, target, headers, b"")
+        while follow and page.status == 303:
+            page = await self._send("GET", page.headers["location"], headers, b"")
+        return page
+
+    async def post(
+        self, target: str, fields: Mapping[str, str | Sequence[str]], *, headers: Mapping[str, str] | None = None
+    ) -> Page:
+        """Send fields as a form. headers: instead of those of the browser."""
+        body = urlencode(dict(fields), doseq=True).encode()
+        sent = {"content-type": "application/x-www-form-urlencoded", **(self.headers if headers is None else headers)}
+        return await self._send("POST", target, sent, body)
+
+    async def submit(self, page: Page, action: str, *, follow: bool = True, **changes: str | Sequence[str]) -> Page:
+        """Post a form of a page with some fields changed, and go where it leads."""
+        form = page.form(action)
+        answer = await self.post(form.action, {**form.fields, **changes})
+        return await self.get(answer.headers["location"], follow=True) if follow and answer.status == 303 else answer
+
+    async def _send(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Page:
+        sent = dict(headers)
+        if self.cookies:
+            sent["cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
+        parts = urlsplit(self.site.public_url)
+        caller = Caller(self.site.app, host=parts.netloc, scheme=parts.scheme, client=(self.network, 50000))
+        answer = await caller.request(method, target, headers=sent, body=body)
+        self._keep_cookies(answer)
+        return read_page(answer)
+
+    def _keep_cookies(self, answer: Answer) -> None:
+        text = answer.headers.get("set-cookie", "")
+        if not text:
+            return
+        name, _, value = text.partition(";")[0].partition("=")
+        if "Max-Age=0" in text:
+            self.cookies.pop(name, None)
+        else:
+            self.cookies[name] = value
