@@ -129,8 +129,9 @@ def run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     try:
         status = root.main(list(arguments), prog_name="corral", standalone_mode=False, obj=Environment(environ))
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader of our output (head, a pager) has left; the interpreter would complain once more while it ends.
+    except (BrokenPipeError, SystemExit):
+        # The reader of our output (head, a pager) has left, which click tells by SystemExit and which is no failure of ours. The
+        # interpreter would complain once more while it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (KeyboardInterrupt, click.exceptions.Abort):

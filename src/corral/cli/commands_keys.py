@@ -65,7 +65,7 @@ def keys_rotate(environment: Environment, key: str, overlap: str, hub_url: str) 
 
     async def rotate() -> None:
         async with hub_access(environment, hub_url) as access:
-            old = pick(await access.ask("GET", "/api/keys"), key, what="API key")
+            old = pick(await access.ask("GET", "/api/keys"), key, what="API key", listing="corral keys list")
             new = await access.ask("POST", f"/api/keys/{old['id']}/rotate", {"overlap": overlap})
             show_new_key(new, account=await _account_name(access))
             rest = "no longer works" if overlap == "0" else f"works for another {overlap}"
@@ -83,7 +83,7 @@ def keys_revoke(environment: Environment, key: str, hub_url: str) -> None:
 
     async def revoke() -> None:
         async with hub_access(environment, hub_url) as access:
-            found = pick(await access.ask("GET", "/api/keys"), key, what="API key")
+            found = pick(await access.ask("GET", "/api/keys"), key, what="API key", listing="corral keys list")
             await access.ask("DELETE", f"/api/keys/{found['id']}")
             render.say(f'Revoked "{render.plain(found["name"])}" ({render.plain(found["prefix"])}…).')
 
@@ -110,7 +110,7 @@ def devices_revoke(environment: Environment, device: str, hub_url: str) -> None:
 
     async def revoke() -> None:
         async with hub_access(environment, hub_url) as access:
-            found = pick(await access.ask("GET", "/api/user/keys"), device, what="device")
+            found = pick(await access.ask("GET", "/api/user/keys"), device, what="device", listing="corral devices list")
             await access.ask("DELETE", f"/api/user/keys/{parse_authorized_key(found['key']).encoded}")
             render.say(f'Disconnected "{render.plain(found["name"])}" ({found["fingerprint"]}).')
 
@@ -142,13 +142,14 @@ def show_new_key(key: Mapping[str, Any], *, account: str) -> None:
     print(key["key"], flush=True)
 
 
-def pick(entries: Sequence[Mapping[str, Any]], wanted: str, *, what: str) -> Mapping[str, Any]:
-    """The one live entry with that id, name or fingerprint. Raises: Failed when there is none, or several of that name."""
+def pick(entries: Sequence[Mapping[str, Any]], wanted: str, *, what: str, listing: str) -> Mapping[str, Any]:
+    """The one live entry with that id, name or fingerprint. listing: the command that shows what there is.
+    Raises: Failed when there is none, or several of that name."""
     live = [entry for entry in entries if not entry.get("revoked_at")]
     found = [entry for entry in live if wanted in (entry["id"], entry.get("fingerprint"))]
     found = found or [entry for entry in live if entry["name"] == wanted]
     if not found:
-        raise Failed(f'there is no {what} "{wanted}"', f"corral {'keys' if what == 'API key' else 'devices'} list")
+        raise Failed(f'there is no {what} "{wanted}"', listing)
     if len(found) > 1:
         raise Failed(f'{len(found)} of them are named "{wanted}"', f"use an id: {', '.join(entry['id'] for entry in found)}")
     return found[0]

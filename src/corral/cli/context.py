@@ -1,6 +1,5 @@
 """What every command shares: the environment it was called in, its common options, and how it says that it failed."""
 
-import asyncio
 import sys
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -58,6 +57,8 @@ def hub_option(command: Command) -> Command:
 
 def wait_for(work: Coroutine[Any, Any, T]) -> T:
     """Run asynchronous work to its end. Ctrl-C cancels it and comes out as KeyboardInterrupt."""
+    import asyncio  # as heavy as click, and `corral list` does without it
+
     return asyncio.run(work)
 
 

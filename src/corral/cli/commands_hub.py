@@ -1,0 +1,314 @@
+"""hub user, key, device, host, and install: administration on the hub's own data, while the hub runs or while it does not.
+
+These commands are for whoever may read CORRAL_HOME, which is why they ask for no password. They use the same services as the
+hub's pages, so every change is audited (as `console`) and takes effect with the next request.
+"""
+
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from corral.cli import render
+from corral.cli.commands_keys import devices_table, keys_table, parse_expiry, pick, show_new_key
+from corral.cli.commands_serve import parse_model_option
+from corral.cli.context import Environment, Failed, json_option, pass_environment, secret_from, wait_for
+
+if TYPE_CHECKING:
+    from corral.core.records import Account, ApiKey, Device, Scope
+    from corral.main import HubServices
+
+T = TypeVar("T")
+_CONSOLE = "console"
+_KEY_FIELDS = ("id", "name", "prefix", "scopes", "created_at", "expires_at", "last_used_at", "revoked_at")
+_SCOPES = click.option("--scope", "scopes", multiple=True, metavar="SCOPE", help="What it may do; repeatable.")
+
+
+def _with_hub(environment: Environment, work: Callable[["HubServices"], Awaitable[T]]) -> T:
+    from corral.main import open_hub_services
+
+    async def run() -> T:
+        async with open_hub_services(environment.settings) as hub:
+            return await work(hub)
+
+    return wait_for(run())
+
+
+# ── Accounts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@click.command("add")
+@click.argument("name")
+@click.option("--email", default="", help="The account's e-mail address.")
+@click.option("--admin", is_flag=True, help="Make it an administrator.")
+@click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
+@pass_environment
+def user_add(environment: Environment, name: str, email: str, admin: bool, password_stdin: bool) -> None:
+    """Create an account called NAME."""
+    password = secret_from(password_stdin, prompt="Password", option="--password-stdin", confirm=True)
+    account = _with_hub(environment, lambda hub: hub.accounts.add(name, email=email, password=password, is_admin=admin))
+    render.say(f"Created {account.name}{', an administrator' if account.is_admin else ''}.")
+
+
+@click.command("list")
+@json_option
+@pass_environment
+def user_list(environment: Environment, as_json: bool) -> None:
+    """List the hub's accounts."""
+    accounts = [account_object(account) for account in _with_hub(environment, lambda hub: hub.accounts.list())]
+    if as_json:
+        sys.stdout.write(render.as_json(accounts))
+        return
+    now = datetime.now(UTC)
+    rows = [(row["name"], row["email"], _state(row), render.relative_time(_time(row["created_at"]), now)) for row in accounts]
+    sys.stdout.write(render.table(("NAME", "EMAIL", "STATE", "CREATED"), rows))
+
+
+@click.command("disable")
+@click.argument("name")
+@pass_environment
+def user_disable(environment: Environment, name: str) -> None:
+    """Lock an account out: its sessions end, its devices and keys are refused from the next request on."""
+    account = _with_hub(environment, lambda hub: hub.accounts.set_disabled(name, True))
+    render.say(f"Disabled {account.name}.")
+
+
+@click.command("enable")
+@click.argument("name")
+@pass_environment
+def user_enable(environment: Environment, name: str) -> None:
+    """Let a disabled account in again, with the devices and keys it had."""
+    account = _with_hub(environment, lambda hub: hub.accounts.set_disabled(name, False))
+    render.say(f"Enabled {account.name}.")
+
+
+@click.command("passwd")
+@click.argument("name")
+@click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
+@pass_environment
+def user_passwd(environment: Environment, name: str, password_stdin: bool) -> None:
+    """Set an account's password. Its browser sessions end."""
+    password = secret_from(password_stdin, prompt="New password", option="--password-stdin", confirm=True)
+    _with_hub(environment, lambda hub: hub.accounts.set_password(name, password))
+    render.say(f"Set the password of {render.plain(name)}.")
+
+
+@click.command("promote")
+@click.argument("name")
+@pass_environment
+def user_promote(environment: Environment, name: str) -> None:
+    """Make an account an administrator."""
+    account = _with_hub(environment, lambda hub: hub.accounts.promote(name))
+    render.say(f"{account.name} is an administrator.")
+
+
+# ── API keys ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@click.command("create")
+@click.argument("user")
+@click.option("--name", required=True, help="What the key is for.")
+@_SCOPES
+@click.option("--expires", default="never", metavar="WHEN", help="90d, 12h, 2w, a date, or never. [default: never]")
+@pass_environment
+def key_create(environment: Environment, user: str, name: str, scopes: tuple[str, ...], expires: str) -> None:
+    """Create an API key for USER and print its secret, once and alone, on standard output."""
+    wanted = parse_scopes(scopes or ("inference",))
+    expires_at = parse_expiry(expires, datetime.now(UTC))
+
+    async def create(hub: "HubServices") -> dict[str, Any]:
+        account = await hub.accounts.named(user)
+        key, secret = await hub.credentials.create_key(account, name=name, scopes=wanted, expires_at=expires_at, actor=_CONSOLE)
+        return {**key_object(key), "key": secret.reveal()}
+
+    show_new_key(_with_hub(environment, create), account=user)
+
+
+@click.command("list")
+@click.argument("user")
+@click.option("--all", "everything", is_flag=True, help="Show revoked and expired keys as well.")
+@json_option
+@pass_environment
+def key_list(environment: Environment, user: str, everything: bool, as_json: bool) -> None:
+    """List the API keys of USER."""
+    keys = _with_hub(environment, lambda hub: _keys_of(hub, user))
+    sys.stdout.write(render.as_json(keys) if as_json else keys_table(keys, datetime.now(UTC), everything=everything))
+
+
+@click.command("revoke")
+@click.argument("user")
+@click.argument("key")
+@pass_environment
+def key_revoke(environment: Environment, user: str, key: str) -> None:
+    """Revoke a KEY (its id or name) of USER: the next request with it is refused."""
+
+    async def revoke(hub: "HubServices") -> str:
+        found = pick(await _keys_of(hub, user), key, what="API key", listing=f"corral hub key list {user}")
+        await hub.credentials.revoke_key(await hub.accounts.named(user), found["id"], actor=_CONSOLE)
+        return str(found["name"])
+
+    render.say(f'Revoked "{_with_hub(environment, revoke)}".')
+
+
+async def _keys_of(hub: "HubServices", user: str) -> list[dict[str, Any]]:
+    return [key_object(key) for key in await hub.credentials.keys_of(await hub.accounts.named(user))]
+
+
+# ── Devices ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@click.command("add")
+@click.argument("user")
+@click.option("--name", required=True, help="What the device is called.")
+@click.option("--key", "public_key", required=True, metavar='"ssh-ed25519 AAAA…"', help="Its public key, as in id_ed25519.pub.")
+@_SCOPES
+@pass_environment
+def device_add(environment: Environment, user: str, name: str, public_key: str, scopes: tuple[str, ...]) -> None:
+    """Connect a device to USER without a browser. Scopes: inference, models:pull, models:push, keys. [default: all]"""
+    from corral.core.policy import DEVICE_SCOPES
+
+    wanted = parse_scopes(scopes) if scopes else DEVICE_SCOPES
+
+    async def add(hub: "HubServices") -> "Device":
+        account = await hub.accounts.named(user)
+        return await hub.credentials.add_device(account, name=name, authorized_key=public_key, scopes=wanted, actor=_CONSOLE)
+
+    device = _with_hub(environment, add)
+    render.say(f'Connected "{render.plain(device.name)}" ({device.key.fingerprint}) to {render.plain(user)}.')
+
+
+@click.command("list")
+@click.argument("user")
+@json_option
+@pass_environment
+def device_list(environment: Environment, user: str, as_json: bool) -> None:
+    """List the devices of USER."""
+    devices = _with_hub(environment, lambda hub: _devices_of(hub, user))
+    sys.stdout.write(render.as_json(devices) if as_json else devices_table(devices, datetime.now(UTC)))
+
+
+@click.command("revoke")
+@click.argument("user")
+@click.argument("device")
+@pass_environment
+def device_revoke(environment: Environment, user: str, device: str) -> None:
+    """Disconnect a DEVICE (its id, name or fingerprint) of USER: its next request is refused."""
+
+    async def revoke(hub: "HubServices") -> str:
+        found = pick(await _devices_of(hub, user), device, what="device", listing=f"corral hub device list {user}")
+        await hub.credentials.revoke_device(await hub.accounts.named(user), found["id"], _CONSOLE)
+        return str(found["name"])
+
+    render.say(f'Disconnected "{_with_hub(environment, revoke)}".')
+
+
+async def _devices_of(hub: "HubServices", user: str) -> list[dict[str, Any]]:
+    return [device_object(device) for device in await hub.credentials.devices_of(await hub.accounts.named(user))]
+
+
+# ── Hosted models ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@click.command()
+@click.argument("name")
+@click.option("--upstream", default="", metavar="URL", help="An OpenAI-compatible server that runs it, without /v1.")
+@click.option("--upstream-model", default="", metavar="NAME", help="What the upstream calls it. [default: NAME]")
+@click.option("--private", is_flag=True, help="List it only for those who are signed in.")
+@pass_environment
+def host(environment: Environment, name: str, upstream: str, upstream_model: str, private: bool) -> None:
+    """Offer a model to signed-in devices and API keys: one of this hub's repositories, or one that an upstream server runs."""
+    from corral.main import offer_repository, offer_upstream
+
+    if upstream_model and not upstream:
+        raise Failed("--upstream-model says what an upstream calls the model, so it needs --upstream", status=2)
+    if upstream:
+        hosted = _with_hub(
+            environment,
+            lambda hub: offer_upstream(hub, name, url=upstream, model=upstream_model or name, is_public=not private),
+        )
+    else:
+        hosted = _with_hub(environment, lambda hub: offer_repository(hub, name, is_public=not private))
+    from corral.wire.names import cloud_tag
+
+    render.say(f"{render.plain(hosted)} is offered, to devices as {render.plain(cloud_tag(hosted))}.")
+
+
+@click.command()
+@click.argument("name")
+@pass_environment
+def unhost(environment: Environment, name: str) -> None:
+    """Stop offering a model. What is in the hub's repository stays."""
+    if not _with_hub(environment, lambda hub: hub.hosted.withdraw(name)):
+        raise Failed(f'"{name}" is not offered', "corral hub host offers it")
+    render.say(f"{render.plain(name)} is no longer offered.")
+
+
+@click.command(hidden=True)
+@click.argument("models", nargs=-1, metavar="NAME=FILE…")
+@pass_environment
+def install(environment: Environment, models: tuple[str, ...]) -> None:
+    """Install GGUF files on this machine, publish them on its hub and offer them there. `corral up --model` runs this."""
+    from corral.main import install_model
+
+    for name, path in (parse_model_option(text) for text in models):
+        with render.progress(f"installing {name}") as report:
+            wait_for(install_model(environment.settings, name, _absolute(path), report))
+
+
+def _absolute(path: Path) -> Path:
+    return path if path.is_absolute() else Path.cwd() / path
+
+
+# ── The API's objects ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def parse_scopes(words: tuple[str, ...]) -> "frozenset[Scope]":
+    """Scopes by name. Raises: Failed."""
+    from corral.core.records import Scope
+
+    unknown = [word for word in words if word not in set(Scope)]
+    if unknown:
+        raise Failed(f"there is no scope {unknown[0]!r}", f"scopes are {', '.join(Scope)}", status=2)
+    return frozenset(Scope(word) for word in words)
+
+
+def account_object(account: "Account") -> dict[str, Any]:
+    """An account as JSON."""
+    fields = ("id", "name", "email", "is_admin", "created_at", "disabled_at")
+    return {field: _json(getattr(account, field)) for field in fields}
+
+
+def key_object(key: "ApiKey") -> dict[str, Any]:
+    """An API key as GET /api/keys has it."""
+    return {field: _json(getattr(key, field)) for field in _KEY_FIELDS}
+
+
+def device_object(device: "Device") -> dict[str, Any]:
+    """A device as GET /api/user/keys has it."""
+    fields = ("scopes", "created_at", "last_used_at", "last_network")
+    return {
+        "id": device.id,
+        "name": device.name,
+        "fingerprint": device.key.fingerprint,
+        "key": device.key.authorized_key,
+        **{field: _json(getattr(device, field)) for field in fields},
+        "current": False,
+    }
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return sorted(value) if isinstance(value, frozenset) else value
+
+
+def _time(text: str | None) -> datetime | None:
+    return render.parse_time(text or "")
+
+
+def _state(account: dict[str, Any]) -> str:
+    words = ["admin"] * account["is_admin"] + ["disabled"] * bool(account["disabled_at"])
+    return ", ".join(words) or "active"

@@ -1,0 +1,145 @@
+"""run against a scripted server: what is sent, and what a pipe gets to see."""
+
+import io
+import json
+import sys
+from typing import Any
+
+import pytest
+
+from corral.cli.app import run
+from corral.cli.commands_run import figures, parse_format, parse_think
+from corral.cli.context import Failed
+from fakes_cli import FakeServer, fake_server
+
+SHOW = {"POST /api/show": (200, {"capabilities": ["completion"]})}
+FINAL = {
+    "response": "",
+    "done": True,
+    "total_duration": 1_500_000_000,
+    "load_duration": 1_000_000,
+    "prompt_eval_count": 10,
+    "prompt_eval_duration": 100_000_000,
+    "eval_count": 20,
+    "eval_duration": 200_000_000,
+}
+STREAM = [{"response": "Hello"}, {"response": ", world"}, FINAL]
+
+
+def env(server: FakeServer) -> dict[str, str]:
+    return {"HOME": "/nonexistent", "OLLAMA_HOST": server.host}
+
+
+@pytest.fixture
+def stdin(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    # The command reads the process's own standard input, which pytest closes; there is no way to hand it another one.
+    piped = io.StringIO()
+    monkeypatch.setattr(sys, "stdin", piped)
+    return piped
+
+
+def test_run_of_a_prompt_prints_the_words_alone(capsys: pytest.CaptureFixture[str], stdin: io.StringIO) -> None:
+    with fake_server({**SHOW, "POST /api/generate": (200, STREAM)}) as server:
+        assert run(["run", "m", "say", "hello"], env(server)) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "Hello, world\n\n"
+    assert captured.err == ""
+    assert server.seen[-1].body == {"model": "m", "prompt": "say hello"}
+
+
+def test_run_puts_piped_input_before_the_prompt(stdin: io.StringIO) -> None:
+    stdin.write("the text\n")
+    stdin.seek(0)
+    with fake_server({**SHOW, "POST /api/generate": (200, STREAM)}) as server:
+        assert run(["run", "m", "summarise"], env(server)) == 0
+    assert server.seen[-1].body["prompt"] == "the text\n summarise"
+
+
+def test_run_sends_its_options(stdin: io.StringIO) -> None:
+    with fake_server({**SHOW, "POST /api/generate": (200, STREAM)}) as server:
+        arguments = ["run", "m", "--format", "json", "--think=high", "--keepalive", "10m", "hi"]
+        assert run(arguments, env(server)) == 0
+    assert server.seen[-1].body == {"model": "m", "prompt": "hi", "format": "json", "think": "high", "keep_alive": "10m"}
+
+
+def test_run_bare_think_does_not_swallow_the_prompt(stdin: io.StringIO) -> None:
+    with fake_server({**SHOW, "POST /api/generate": (200, STREAM)}) as server:
+        assert run(["run", "m", "--think", "why"], env(server)) == 0
+    assert server.seen[-1].body == {"model": "m", "prompt": "why", "think": True}
+
+
+def test_run_brackets_thinking_and_can_hide_it(capsys: pytest.CaptureFixture[str], stdin: io.StringIO) -> None:
+    stream = [{"thinking": "hm"}, {"response": "Yes"}, FINAL]
+    with fake_server({**SHOW, "POST /api/generate": (200, stream)}) as server:
+        run(["run", "m", "x"], env(server))
+        assert capsys.readouterr().out == "Thinking...\nhm\n...done thinking.\n\nYes\n\n"
+        run(["run", "m", "--hidethinking", "x"], env(server))
+        assert capsys.readouterr().out == "Yes\n\n"
+
+
+def test_run_verbose_prints_figures_to_standard_error(capsys: pytest.CaptureFixture[str], stdin: io.StringIO) -> None:
+    with fake_server({**SHOW, "POST /api/generate": (200, STREAM)}) as server:
+        run(["run", "m", "--verbose", "x"], env(server))
+    captured = capsys.readouterr()
+    assert captured.out == "Hello, world\n\n"
+    assert "eval rate:            100.00 tokens/s\n" in captured.err
+
+
+def test_figures_have_their_values_in_one_column() -> None:
+    assert figures(FINAL).splitlines()[0] == "total duration:       1.5s"
+    assert all(len(line.split(":")[0]) < 22 for line in figures(FINAL).splitlines())
+
+
+def test_run_of_a_hosted_model_without_signin_says_where_and_how(capsys: pytest.CaptureFixture[str], stdin: io.StringIO) -> None:
+    refusal = {"error": "unauthorized", "signin_url": "http://localhost:11435/connect?name=finch&key=c3No"}
+    with fake_server({**SHOW, "POST /api/generate": (401, refusal)}) as server:
+        assert run(["run", "m:1b-cloud", "hi"], env(server)) == 1
+    assert capsys.readouterr().err == "Error: not signed in to localhost:11435\n→ corral signin\n"
+
+
+def test_run_ends_with_the_error_of_a_stream_that_broke(capsys: pytest.CaptureFixture[str], stdin: io.StringIO) -> None:
+    stream = [{"response": "Hel"}, {"error": "an error was encountered while running the model: gone"}]
+    with fake_server({**SHOW, "POST /api/generate": (200, stream)}) as server:
+        assert run(["run", "m", "hi"], env(server)) == 1
+    captured = capsys.readouterr()
+    assert captured.out.startswith("Hel")
+    assert "Error: an error was encountered while running the model" in captured.err
+
+
+def test_run_of_an_embedding_model_prints_the_vector(capsys: pytest.CaptureFixture[str], stdin: io.StringIO) -> None:
+    answers: dict[str, tuple[int, Any]] = {
+        "POST /api/show": (200, {"capabilities": ["embedding"]}),
+        "POST /api/embed": (200, {"embeddings": [[0.5, -0.5]]}),
+    }
+    with fake_server(answers) as server:
+        assert run(["run", "m", "--dimensions", "2", "text"], env(server)) == 0
+        assert json.loads(capsys.readouterr().out) == [0.5, -0.5]
+        assert server.seen[-1].body == {"model": "m", "input": "text", "dimensions": 2}
+        assert run(["run", "m"], env(server)) == 2
+    assert "embedding models require input text" in capsys.readouterr().err
+
+
+def test_run_of_an_unknown_model_says_what_is_installed(capsys: pytest.CaptureFixture[str], stdin: io.StringIO) -> None:
+    with fake_server({"POST /api/show": (404, {"error": "model 'x:latest' not found"})}) as server:
+        assert run(["run", "x", "hi"], env(server)) == 1
+    assert capsys.readouterr().err == "Error: model 'x:latest' not found\n→ corral list shows what is installed\n"
+
+
+@pytest.mark.parametrize(("text", "value"), [("", None), ("true", True), ("false", False), ("max", "max")])
+def test_think_is_a_truth_or_a_level(text: str, value: object) -> None:
+    assert parse_think(text) == value
+
+
+def test_think_of_another_word_is_wrong_usage() -> None:
+    with pytest.raises(Failed, match="invalid value for --think"):
+        parse_think("hard")
+
+
+@pytest.mark.parametrize(("text", "value"), [("", None), ("json", "json"), ('{"type":"object"}', {"type": "object"})])
+def test_format_is_json_or_a_schema(text: str, value: object) -> None:
+    assert parse_format(text) == value
+
+
+def test_format_of_another_text_is_wrong_usage() -> None:
+    with pytest.raises(Failed):
+        parse_format("yaml")
