@@ -2,11 +2,11 @@
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,9 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from bench import figures  # noqa: E402
-from bench.engine import engine_below  # noqa: E402
 from bench.measure import Figure, table  # noqa: E402
-from flows.stack import MODEL, Stack, descendants, free_port  # noqa: E402
+from flows.stack import MODEL, Running, Stack, answers, free_port, wait_until  # noqa: E402
 
 MODEL_FILE = ROOT / ".cache/SmolLM2-135M-Instruct.Q4_1.gguf"
 WITH_ENGINE = ("P1", "P2", "P3", "P4")
@@ -49,44 +48,68 @@ def main() -> int:
 
 def measure(wanted: set[str], model: Path) -> Iterator[Figure]:
     """The figures, as they are found."""
-    with tempfile.TemporaryDirectory(prefix="corral-bench-") as name, ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix="corral-bench-") as name:
         folder = Path(name)
-        if wanted & {"P14"}:
+        if "P14" in wanted:
             yield from figures.p14(folder / "p14")
         if wanted - {"P14"}:
-            installed = Stack(folder / "all", OLLAMA_NUM_PARALLEL="4")
-            installed.start("--model", f"{MODEL}={model}")
-            stack.callback(installed.stop)
-            installed.add_account()
-            installed.sign_in()
-            yield from _on(installed, wanted, folder)
+            with Servers(folder, model) as servers:
+                yield from _on(servers, wanted)
 
 
-def _on(installed: Stack, wanted: set[str], folder: Path) -> Iterator[Figure]:
-    assert installed.up is not None
-    children = descendants(installed.up.process.pid)
-    hub, local = (next(pid for pid, command in children.items() if words in command) for words in ("hub serve", "corral serve"))
+class Servers:
+    """A hub and a local server, each in a process of its own, with an account, a connected device and the small model."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.stack = Stack(folder / "all", OLLAMA_NUM_PARALLEL="4", PYTHONPATH=f"{ROOT}/src:{ROOT}/tests:{ROOT}")
+        self.stack.corral("hub", "install", f"{MODEL}={model}")
+        self._notes = {"hub": folder / "hub-engines", "local": folder / "local-engines"}
+        self._running = [self._begin("hub", "hub", "serve"), self._begin("local", "serve")]
+
+    def _begin(self, name: str, *arguments: str) -> Running:
+        command = [sys.executable, "-m", "bench.tapped", str(self._notes[name]), *arguments]
+        return Running(command, {**self.stack.env, "CORRAL_HUB": self.stack.hub_url}, self.stack.home)
+
+    def __enter__(self) -> "Servers":
+        for url, server in zip(
+            (f"{self.stack.hub_url}/readyz", f"{self.stack.local_url}/api/version"), self._running, strict=True
+        ):
+            wait_until(lambda url=url: answers(url), url, watch=server)
+        self.stack.add_account()
+        self.stack.sign_in()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for server in self._running:
+            server.end(signal.SIGTERM)
+
+    def engine(self, name: str) -> figures.Engine:
+        """The newest engine of a server."""
+        note = json.loads(self._notes[name].read_text().splitlines()[-1])
+        return figures.Engine(port=int(note["url"].rsplit(":", 1)[1]), key=note["key"])
+
+
+def _on(servers: Servers, wanted: set[str]) -> Iterator[Figure]:
+    stack = servers.stack
     if "P13" in wanted:
-        yield from figures.p13(installed)
-    if wanted & {"P1", "P2", "P3"}:
-        assert installed.generate(MODEL).status == 200
-        engine = engine_below(local)
-        if wanted & {"P1", "P2"}:
-            yield from figures.p1_p2(installed, engine)
-        if "P3" in wanted:
-            yield from figures.p3(installed, engine)
-        # The two engines must not share the cores while the other is measured.
-        installed.corral("stop", MODEL)
-    if "P4" in wanted:
-        assert installed.generate(f"{MODEL}-cloud").status == 200
-        yield from figures.p4(installed, engine_below(hub))
+        yield from figures.p13(stack)
     if "P8" in wanted:
-        yield from figures.p8(installed)
+        yield from figures.p8(stack)
     if wanted & {"P5", "P6"}:
         port = free_port()
         with figures.started("bench.fixed_upstream", str(port), port=port):
-            installed.corral("hub", "host", "fixed", "--upstream", f"http://127.0.0.1:{port}")
-            yield from figures.p5_p6(installed, installed.add_key(), "fixed", port)
+            stack.corral("hub", "host", "fixed", "--upstream", f"http://127.0.0.1:{port}")
+            yield from figures.p5_p6(stack, stack.add_key(), "fixed", port)
+    if wanted & {"P1", "P2", "P3"}:
+        assert stack.generate(MODEL).status == 200
+        if wanted & {"P1", "P2"}:
+            yield from figures.p1_p2(stack, servers.engine("local"))
+        if "P3" in wanted:
+            yield from figures.p3(stack, servers.engine("local"))
+        stack.corral("stop", MODEL)
+    if "P4" in wanted:
+        assert stack.generate(f"{MODEL}-cloud").status == 200
+        yield from figures.p4(stack, servers.engine("hub"))
 
 
 if __name__ == "__main__":

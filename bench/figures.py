@@ -17,7 +17,6 @@ from typing import Any
 from nacl.bindings import crypto_sign_open
 
 from bench import load
-from bench.engine import Engine
 from bench.measure import Figure, compared, in_turn, limited, quantile
 from corral.main import SystemEntropy
 from corral.storage.home import FileDeviceKeys
@@ -28,6 +27,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "The sea was calm that morning, and the old harbour master began to tell"
 TOKENS = 96
 _SAMPLING = {"temperature": 0, "seed": 7}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """Where an engine listens, and what it wants to hear."""
+
+    port: int
+    key: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

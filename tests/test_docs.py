@@ -1,16 +1,14 @@
 """The documentation, held against the code: the reference is generated, shown commands exist, links lead somewhere."""
 
-import importlib.util
 import re
 import shlex
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 import click
 import pytest
 
 from corral.cli.app import root
+from tooling import tool_module
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "newsfragments").glob("*.md")])
@@ -18,19 +16,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "new
 NOT_BUILT = {"doctor"}
 
 
-@cache
-def generator() -> ModuleType:
-    """tools/make_reference.py."""
-    spec = importlib.util.spec_from_file_location("make_reference", ROOT / "tools/make_reference.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_reference_is_what_the_code_says() -> None:
-    assert (ROOT / "docs/reference.md").read_text() == generator().page(), "→ make reference"
+    assert (ROOT / "docs/reference.md").read_text() == tool_module("make_reference").page(), "→ make reference"
 
 
 def shown_commands(page: Path) -> list[str]:
@@ -86,7 +73,7 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
 def test_every_variable_of_ours_that_is_named_exists(page: Path) -> None:
     ours = {"CORRAL_TEST_MODEL", "CORRAL_TEST_SCREENSHOTS", "CORRAL_FORBID_SKIPS"}
     named = set(re.findall(r"\bCORRAL_[A-Z_]+\b", page.read_text()))
-    assert named <= generator().variables() | ours
+    assert named <= tool_module("make_reference").variables() | ours
 
 
 def test_readme_opens_with_the_two_commands() -> None:

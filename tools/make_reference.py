@@ -4,10 +4,12 @@
 are written here, since the code has no place for them; a variable without one is an error.
 """
 
+import asyncio
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import click
@@ -161,16 +163,19 @@ def variables() -> set[str]:
 
 def hub_endpoints() -> list[Endpoint]:
     """The hub's whole route table."""
-    return list(composition.build_hub(_settings_elsewhere()).app.endpoints)
+    return asyncio.run(_endpoints_of(composition.build_hub))
 
 
 def local_endpoints() -> list[Endpoint]:
     """The local server's whole route table."""
-    return list(composition.build_local(_settings_elsewhere()).app.endpoints)
+    return asyncio.run(_endpoints_of(composition.build_local))
 
 
-def _settings_elsewhere() -> Settings:
-    return Settings.from_env({"HOME": tempfile.mkdtemp()})
+async def _endpoints_of(build: Callable[[Settings], AbstractAsyncContextManager[composition.Built]]) -> list[Endpoint]:
+    """A server is put together on an empty home, asked, and taken apart."""
+    with tempfile.TemporaryDirectory() as home:
+        async with build(Settings.from_env({"HOME": home})) as built:
+            return list(built.app.endpoints)
 
 
 def main() -> int:

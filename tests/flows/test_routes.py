@@ -5,33 +5,32 @@ from pathlib import Path
 
 import pytest
 
-from corral import main
 from corral.edges.asgi import Endpoint
-from corral.settings import Settings
 from flows.stack import Stack, call
+from tooling import tool_module
 
 LIST = Path(__file__).with_name("public_routes.txt")
 
 
-def endpoints(home: Path) -> dict[str, tuple[Endpoint, ...]]:
+@pytest.fixture(scope="module")
+def tables() -> dict[str, list[Endpoint]]:
     """Server -> its whole route table."""
-    settings = Settings.from_env({"HOME": str(home)})
-    return {"hub": main.build_hub(settings).app.endpoints, "local": main.build_local(settings).app.endpoints}
+    tool = tool_module("make_reference")
+    return {"hub": tool.hub_endpoints(), "local": tool.local_endpoints()}
 
 
 def lines_of(server: str, row: Endpoint) -> list[str]:
     return [f"{server} {method} {row.path}" for method in sorted(row.methods)]
 
 
-def test_t112_public_routes_are_those_of_the_list(tmp_path: Path) -> None:
-    tables = endpoints(tmp_path).items()
-    found = {line for server, rows in tables for row in rows if row.access.is_public for line in lines_of(server, row)}
+def test_t112_public_routes_are_those_of_the_list(tables: dict[str, list[Endpoint]]) -> None:
+    found = {line for server, rows in tables.items() for row in rows if row.access.is_public for line in lines_of(server, row)}
     listed = {line for line in LIST.read_text().splitlines() if line and not line.startswith("#")}
     assert found == listed, "a route changed hands: is that meant? Then change public_routes.txt in the same commit"
 
 
-def test_t112_every_other_route_of_the_hub_refuses_a_stranger(shared: Stack, tmp_path: Path) -> None:
-    for row in endpoints(tmp_path)["hub"]:
+def test_t112_every_other_route_of_the_hub_refuses_a_stranger(shared: Stack, tables: dict[str, list[Endpoint]]) -> None:
+    for row in tables["hub"]:
         if row.access.is_public:
             continue
         for method in sorted(row.methods - {"HEAD"}):
