@@ -1,0 +1,210 @@
+"""Stream events of llama.cpp and of OpenAI-compatible servers, turned into chunks. Pure: bytes of one event in, values out.
+
+Only the members that are used are decoded. This runs once per generated token, so it is measured (docs/performance.md): one event
+costs a few microseconds, framing included. Source: llama.cpp tools/server/README.md; OpenAI's chat completion chunk object.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from corral.core.ports import Chunk, Finish, Timings
+from corral.wire.errors import CorralError
+
+T = TypeVar("T")
+
+#: Ends an OpenAI stream.
+DONE = b"[DONE]"
+_NS_PER_MS = 1_000_000
+#: Calls of one answer that are kept: an answer is bounded by its context, a hostile upstream's is not.
+_MAX_CALLS = 1024
+
+
+class _Function(msgspec.Struct, gc=False):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _Call(msgspec.Struct):
+    index: int = 0
+    id: str | None = None
+    function: _Function | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[_Call] | None = None
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[dict[str, Any]] | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Timings(msgspec.Struct, gc=False):
+    cache_n: int = 0
+    prompt_n: int = 0
+    prompt_ms: float = 0.0
+    predicted_n: int = 0
+    predicted_ms: float = 0.0
+
+
+class _ChatEvent(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    timings: _Timings | None = None
+    error: msgspec.Raw | None = None
+
+
+class _CompletionEvent(msgspec.Struct):
+    content: str = ""
+    stop: bool = False
+    stop_type: str = ""
+    timings: _Timings | None = None
+    completion_probabilities: list[dict[str, Any]] | None = None
+    error: msgspec.Raw | None = None
+
+
+class _ErrorObject(msgspec.Struct):
+    message: str = ""
+
+
+class _ErrorBody(msgspec.Struct):
+    error: _ErrorObject | str = ""
+
+
+_chat_events = msgspec.json.Decoder(_ChatEvent)
+_completion_events = msgspec.json.Decoder(_CompletionEvent)
+_error_bodies = msgspec.json.Decoder(_ErrorBody)
+_error_values = msgspec.json.Decoder(_ErrorObject | str)
+
+
+class ChatDecoder:
+    """One answer of `/v1/chat/completions`. Calls arrive in pieces, are put together by index, and come out whole in `finish`."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._reason: str | None = None
+        self._usage: _Usage | None = None
+        self._timings: _Timings | None = None
+
+    def take(self, data: bytes) -> Chunk | None:
+        """What one event adds to the answer, None for one that adds nothing to read. Raises: engine_failed."""
+        event = _decoded(_chat_events, data)
+        if event.error is not None:
+            raise _failure(event.error)
+        self._usage = event.usage or self._usage
+        self._timings = event.timings or self._timings
+        if not event.choices:
+            return None
+        choice = event.choices[0]
+        self._reason = choice.finish_reason or self._reason
+        delta = choice.delta
+        if delta is None:
+            return None
+        for call in delta.tool_calls or ():
+            self._add(call)
+        logprobs = choice.logprobs.content if choice.logprobs else None
+        if not (delta.content or delta.reasoning_content or logprobs):
+            return None
+        return Chunk(content=delta.content or "", thinking=delta.reasoning_content or "", logprobs=logprobs or ())
+
+    def finish(self) -> Sequence[Chunk | Finish] | None:
+        """What follows the last event: the calls, if any, and the end. None when the stream broke off before its end."""
+        if self._reason is None:
+            return None
+        end = Finish(reason=_reason(self._reason), timings=self._counted())
+        calls = [self._calls[index] for index in sorted(self._calls)]
+        return [Chunk(tool_calls=calls), end] if calls else [end]
+
+    def _add(self, piece: _Call) -> None:
+        if piece.index not in self._calls and len(self._calls) >= _MAX_CALLS:
+            raise CorralError("engine_failed", f"the answer holds more than {_MAX_CALLS} tool calls")
+        empty = {"index": piece.index, "id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+        call = self._calls.setdefault(piece.index, empty)
+        call["id"] = piece.id or call["id"]
+        if piece.function is not None:
+            call["function"]["name"] += piece.function.name or ""
+            call["function"]["arguments"] += piece.function.arguments or ""
+
+    def _counted(self) -> Timings:
+        if self._timings is None and self._usage is not None:
+            return Timings(prompt_tokens=self._usage.prompt_tokens, eval_tokens=self._usage.completion_tokens)
+        return _counted(self._timings)
+
+
+class CompletionDecoder:
+    """One answer of llama.cpp's `/completion`."""
+
+    def __init__(self) -> None:
+        self._end: Finish | None = None
+
+    def take(self, data: bytes) -> Chunk | None:
+        """As ChatDecoder.take."""
+        event = _decoded(_completion_events, data)
+        if event.error is not None:
+            raise _failure(event.error)
+        if event.stop:
+            self._end = Finish(
+                reason=_reason("length" if event.stop_type == "limit" else "stop"), timings=_counted(event.timings)
+            )
+        if not (event.content or event.completion_probabilities):
+            return None
+        return Chunk(content=event.content, logprobs=event.completion_probabilities or ())
+
+    def finish(self) -> Sequence[Chunk | Finish] | None:
+        """As ChatDecoder.finish."""
+        return None if self._end is None else [self._end]
+
+
+def error_text(body: bytes) -> str:
+    """What an error answer says: the message of its error object, else its text."""
+    try:
+        error = _error_bodies.decode(body).error
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return body.decode("utf-8", "replace").strip()
+    return (error if isinstance(error, str) else error.message) or body.decode("utf-8", "replace").strip()
+
+
+def _decoded(decoder: msgspec.json.Decoder[T], data: bytes) -> T:
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CorralError("engine_failed", f"the engine sent something that is not understood: {error}") from error
+
+
+def _failure(value: msgspec.Raw) -> CorralError:
+    try:
+        error = _error_values.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        error = ""
+    text = error if isinstance(error, str) else error.message
+    return CorralError("engine_failed", f"an error was encountered while running the model: {text or 'no reason was given'}")
+
+
+def _reason(engine_reason: str) -> str:
+    # Calls end an answer with `tool_calls` in OpenAI's words; Ollama says `stop`.
+    return "length" if engine_reason == "length" else "stop"
+
+
+def _counted(timings: _Timings | None) -> Timings:
+    if timings is None:
+        return Timings()
+    return Timings(
+        prompt_tokens=timings.cache_n + timings.prompt_n,
+        prompt_ns=round(timings.prompt_ms * _NS_PER_MS),
+        eval_tokens=timings.predicted_n,
+        eval_ns=round(timings.predicted_ms * _NS_PER_MS),
+    )

@@ -1,0 +1,259 @@
+"""The client side of llama.cpp's HTTP API, as its llama-server and xllamacpp's embedded server speak it.
+
+Source: llama.cpp tools/server/README.md.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import aiohttp
+import msgspec
+
+from corral.core.ports import ChatCall, Chunk, CompletionCall, Finish
+from corral.engines.decode import DONE, ChatDecoder, CompletionDecoder, error_text
+from corral.wire.errors import CorralError
+from corral.wire.frames import SseDecoder
+from corral.wire.secrets import Secret
+
+T = TypeVar("T")
+
+#: llama.cpp sends a comment every 30 s while it reads a long prompt; silence for so long means that it hangs.
+_STREAM_SILENCE_S = 1800.0
+_UNARY_S = 3600.0
+_HEALTH_S, _FRESH_S = 10.0, 5.0
+_ERROR_BYTES = 64 * 1024
+_ANSWER_BYTES = 256 * 1024 * 1024
+
+_NUMBER, _TEXTS = (int, float), (list,)
+#: Sampling options that are handed on, with the types they may have. A name that is not here reaches no engine: a negative
+#: `n_discard` once made llama.cpp write outside its memory (CVE-2026-21869).
+_SAMPLING: Mapping[str, tuple[type, ...]] = {
+    "temperature": _NUMBER,
+    "top_k": (int,),
+    "top_p": _NUMBER,
+    "min_p": _NUMBER,
+    "typical_p": _NUMBER,
+    "repeat_last_n": (int,),
+    "repeat_penalty": _NUMBER,
+    "presence_penalty": _NUMBER,
+    "frequency_penalty": _NUMBER,
+    "seed": (int,),
+    "stop": _TEXTS,
+    "n_predict": (int,),
+    "n_keep": (int,),
+    "n_probs": (int,),
+    "logprobs": (bool,),
+    "top_logprobs": (int,),
+    "ignore_eos": (bool,),
+    "cache_prompt": (bool,),
+    "tool_choice": (str,),
+    "parallel_tool_calls": (bool,),
+}
+_MAX_STOPS, _MAX_STOP_CHARACTERS = 256, 4096
+
+_encoder = msgspec.json.Encoder()
+
+
+class _Embedding(msgspec.Struct, gc=False):
+    index: int
+    embedding: list[float]
+
+
+class _EmbeddingUsage(msgspec.Struct, gc=False):
+    prompt_tokens: int = 0
+
+
+class _Embeddings(msgspec.Struct):
+    data: list[_Embedding]
+    usage: _EmbeddingUsage = msgspec.field(default_factory=_EmbeddingUsage)
+
+
+class _Tokens(msgspec.Struct, gc=False):
+    tokens: list[int]
+
+
+class _Prompt(msgspec.Struct, gc=False):
+    prompt: str
+
+
+_embeddings = msgspec.json.Decoder(_Embeddings)
+_tokens = msgspec.json.Decoder(_Tokens)
+_prompts = msgspec.json.Decoder(_Prompt)
+
+
+class LlamaHttp:
+    """Calls to one server. url: without a trailing slash. explain: asked what became of the server when it stops answering.
+    Whoever makes this closes it.
+
+    Iterators are returned as they are, not wrapped in a second generator: closing the outer one would leave the inner one, and
+    its connection, to the garbage collector."""
+
+    def __init__(self, url: str, key: Secret, explain: Callable[[], Awaitable[str]]) -> None:
+        self._url = url
+        self._explain = explain
+        self._answered_at_s: float | None = None
+        self._session = aiohttp.ClientSession(
+            # llama.cpp gives a connection a thread of its own and closes it when idle, which a reused one would notice too late.
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
+            headers={"Authorization": f"Bearer {key.reveal()}", "Content-Type": "application/json"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            auto_decompress=False,
+        )
+
+    async def close(self) -> None:
+        """End every connection."""
+        await self._session.close()
+
+    def chat(self, call: ChatCall) -> AsyncIterator[Chunk | Finish]:
+        """See Runner.chat."""
+        body = {**chat_body(call), "stream": True, "stream_options": {"include_usage": True}}
+        return self._answer("/v1/chat/completions", body, ChatDecoder())
+
+    def complete(self, call: CompletionCall) -> AsyncIterator[Chunk | Finish]:
+        """See Runner.complete."""
+        body: dict[str, Any] = {
+            **sampling_body(call.sampling.values),
+            "prompt": call.prompt,
+            "stream": True,
+            # Without this the last event repeats the prompt and every setting.
+            "response_fields": ["content", "stop", "stop_type", "timings", "completion_probabilities"],
+        }
+        if call.grammar_schema is not None:
+            body["json_schema"] = call.grammar_schema
+        return self._answer("/completion", body, CompletionDecoder())
+
+    async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
+        """See Runner.embed."""
+        found = _understood(_embeddings, await self._unary("/v1/embeddings", {"input": list(texts)}))
+        vectors = [item.embedding for item in sorted(found.data, key=lambda item: item.index)]
+        if len(vectors) != len(texts):
+            raise CorralError("engine_failed", f"the engine gave {len(vectors)} vectors for {len(texts)} texts")
+        return vectors, found.usage.prompt_tokens
+
+    async def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        """See Runner.tokenize."""
+        body = {"content": text, "add_special": add_special}
+        return _understood(_tokens, await self._unary("/tokenize", body)).tokens
+
+    async def apply_template(self, call: ChatCall) -> str:
+        """See Runner.apply_template."""
+        return _understood(_prompts, await self._unary("/apply-template", chat_body(call))).prompt
+
+    async def is_healthy(self) -> bool:
+        """Whether it answers and its model is loaded; taken for granted for a few seconds after a good answer, since this is
+        asked before every request."""
+        if self._answered_at_s is not None and asyncio.get_running_loop().time() - self._answered_at_s < _FRESH_S:
+            return True
+        timeout = aiohttp.ClientTimeout(total=_HEALTH_S)
+        try:
+            async with self._session.get(f"{self._url}/health", timeout=timeout, allow_redirects=False) as response:
+                return response.status == 200
+        except (aiohttp.ClientError, OSError):  # TimeoutError is an OSError
+            return False
+
+    async def _answer(
+        self, path: str, body: dict[str, Any], decoder: ChatDecoder | CompletionDecoder
+    ) -> AsyncIterator[Chunk | Finish]:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_HEALTH_S, sock_read=_STREAM_SILENCE_S)
+        frames = SseDecoder()
+        async with self._posted(path, body, timeout) as response:
+            async for data in response.content.iter_any():
+                for event in frames.feed(data):
+                    if event.data != DONE and (chunk := decoder.take(event.data)) is not None:
+                        yield chunk
+            end = decoder.finish()
+            if end is None:
+                raise CorralError("engine_failed", await self._explain())
+        for item in end:
+            yield item
+
+    async def _unary(self, path: str, body: dict[str, Any]) -> bytes:
+        async with self._posted(path, body, aiohttp.ClientTimeout(total=_UNARY_S, sock_connect=_HEALTH_S)) as response:
+            return await read_bounded(response, _ANSWER_BYTES)
+
+    @asynccontextmanager
+    async def _posted(
+        self, path: str, body: dict[str, Any], limits: aiohttp.ClientTimeout
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A good answer, whose connection ends with the block: closing it is what stops llama.cpp's generation."""
+        try:
+            response = await self._session.post(
+                self._url + path, data=_encoder.encode(body), timeout=limits, allow_redirects=False
+            )
+            try:
+                if response.status >= 400:
+                    raise _refusal(response.status, await read_bounded(response, _ERROR_BYTES))
+                yield response
+                self._answered_at_s = asyncio.get_running_loop().time()
+            finally:
+                response.close()
+        except (aiohttp.ClientError, OSError) as error:
+            self._answered_at_s = None
+            raise CorralError("engine_failed", await self._explain()) from error
+
+
+def chat_body(call: ChatCall) -> dict[str, Any]:
+    """What `/v1/chat/completions` and `/apply-template` take, without the wish to stream."""
+    body: dict[str, Any] = {**sampling_body(call.sampling.values), "messages": list(call.messages)}
+    if call.tools:
+        body["tools"] = list(call.tools)
+    if call.response_format is not None:
+        body["response_format"] = call.response_format
+    if call.template_kwargs:
+        body["chat_template_kwargs"] = call.template_kwargs
+    return body
+
+
+def sampling_body(values: Mapping[str, object]) -> dict[str, object]:
+    """The options that are known, rebuilt. Unknown ones and nulls are left out. Raises: bad_request for a wrong type."""
+    body = {}
+    for name, value in values.items():
+        if name not in _SAMPLING or value is None:
+            continue
+        is_wrong_bool = isinstance(value, bool) and bool not in _SAMPLING[name]
+        if is_wrong_bool or not isinstance(value, _SAMPLING[name]) or not _is_sane(value):
+            raise CorralError("bad_request", f'option "{name}" has a value that cannot be used')
+        body[name] = value
+    return body
+
+
+def _is_sane(value: object) -> bool:
+    """Numbers that JSON and llama.cpp's 32-bit integers and floats can hold; not too many, not too long stop texts."""
+    match value:
+        case float():
+            return abs(value) < 3.4e38  # false for NaN as well
+        case int():
+            return -(2**31) <= value < 2**32
+        case list():
+            return len(value) <= _MAX_STOPS and all(isinstance(item, str) and len(item) <= _MAX_STOP_CHARACTERS for item in value)
+        case _:
+            return True
+
+
+async def read_bounded(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
+    """The whole body. Raises: engine_failed when it is larger."""
+    body = bytearray()
+    async for data in response.content.iter_any():
+        body += data
+        if len(body) > limit_bytes:
+            raise CorralError("engine_failed", f"the engine's answer is larger than {limit_bytes} bytes")
+    return bytes(body)
+
+
+def _refusal(status: int, body: bytes) -> CorralError:
+    if status in (401, 403, 404, 405):
+        # About our own call, not about what the caller asked for; passed on, a 401 would tell them to sign in.
+        return CorralError("engine_failed", "the engine did not accept our call")
+    if status == 503:
+        return CorralError("unavailable", error_text(body) or None, retry_after_s=1)
+    return CorralError("bad_request", error_text(body) or f"the engine answered with status {status}", status=status)
+
+
+def _understood(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CorralError("engine_failed", "the engine's answer is not understood") from error

@@ -1,0 +1,213 @@
+"""The engine that runs models: llama.cpp's server in a child process, either the one inside xllamacpp or a llama-server.
+
+A child per loaded model, because llama.cpp reads files that strangers made and ends the process it runs in when it meets one it
+cannot digest. It listens on loopback with a secret of its own, and dies with us (see llama_child.py).
+"""
+
+import asyncio
+import os
+import shutil
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+
+from corral.core.ports import ChatCall, Chunk, CompletionCall, Entropy, Finish, LoadOptions, Runner
+from corral.core.records import Model
+from corral.engines.cores import thread_environment, usable_cores
+from corral.engines.launch import Plan, child_settings, llama_server_arguments, plan, scrubbed
+from corral.engines.llama_http import LlamaHttp
+from corral.engines.process import EngineProcess
+from corral.wire.errors import CorralError
+from corral.wire.secrets import Secret
+
+_GGUF_MAGIC = b"GGUF"
+_KEY_BYTES = 24
+_PORT_ATTEMPTS = 3
+_LOOK_EVERY_S = 0.05
+
+
+def find_llama_server(configured: str, search_path: str) -> str:
+    """The llama-server to run: the configured one, else the first on the search path, else empty, which stands for the one inside
+    xllamacpp. Raises: invalid when the configured one is no program."""
+    if configured:
+        found = shutil.which(str(Path(configured).expanduser()), path=search_path)
+        if found is None:
+            raise CorralError(
+                "invalid", f"CORRAL_LLAMA_SERVER names {Path(configured).name}, which is not a program that can be run"
+            )
+        return str(Path(found).absolute())
+    found = shutil.which("llama-server", path=search_path)
+    return str(Path(found).absolute()) if found else ""
+
+
+class LlamaCppEngine:
+    """An Engine. llama_server: path of a llama-server, or empty for xllamacpp. environment: what this process was started with;
+    the little of it that an engine may see is handed on. stall_timeout_s: how long a load may go without any sign of progress."""
+
+    def __init__(
+        self,
+        entropy: Entropy,
+        *,
+        llama_server: str = "",
+        environment: Mapping[str, str] | None = None,
+        stall_timeout_s: float = 300.0,
+    ) -> None:
+        self._entropy = entropy
+        self._llama_server = llama_server
+        self._environment = scrubbed(environment or {})
+        self._stall_timeout_s = stall_timeout_s
+
+    async def load(self, model: Model, options: LoadOptions) -> Runner:
+        """See Engine.load."""
+        cores = usable_cores()
+        wanted = plan(model, options, cores=cores)
+        await asyncio.to_thread(_check_gguf, Path(wanted.model))
+        environment = {**thread_environment(wanted.threads, self._environment, cores=cores), **self._environment}
+        if not self._llama_server:
+            key = self._new_key()
+            return await self._started({"settings": child_settings(wanted, key.reveal())}, environment, url="", key=key)
+        for _ in range(_PORT_ATTEMPTS - 1):
+            port = _free_port()
+            try:
+                return await self._start_server(wanted, environment, port)
+            except CorralError as error:
+                # llama-server cannot be handed a bound socket, so somebody may have been quicker. Any other failure stands.
+                if error.code != "engine_failed" or _is_free(port):
+                    raise
+        return await self._start_server(wanted, environment, _free_port())
+
+    async def _start_server(self, wanted: Plan, environment: dict[str, str], port: int) -> Runner:
+        key = self._new_key()
+        argv = llama_server_arguments(wanted, self._llama_server, port=port)
+        configuration = {"argv": argv, "environment": {**environment, "LLAMA_API_KEY": key.reveal()}}
+        return await self._started(configuration, environment, url=f"http://127.0.0.1:{port}", key=key)
+
+    async def _started(
+        self, configuration: Mapping[str, object], environment: dict[str, str], *, url: str, key: Secret
+    ) -> Runner:
+        process = await EngineProcess.start(configuration, environment)
+        try:
+            return await self._ready(process, url, key)
+        except BaseException:
+            await process.kill()
+            raise
+
+    def _new_key(self) -> Secret:
+        return Secret(self._entropy.bytes(_KEY_BYTES).hex())
+
+    async def _ready(self, process: EngineProcess, url: str, key: Secret) -> "LlamaRunner":
+        """Wait until the model is loaded. As long as anything moves (a line of the log, memory), the load is alive, however slow
+        the disk."""
+        loop = asyncio.get_running_loop()
+        seen, seen_at = (-1, -1), loop.time()
+        runner = LlamaRunner(process, url, key) if url else None
+        try:
+            while process.is_running:
+                if runner is not None:
+                    await process.ended(timeout_s=_LOOK_EVERY_S)
+                elif (announced := await process.announced(timeout_s=_LOOK_EVERY_S)) is not None:
+                    runner = LlamaRunner(process, announced["url"], key)
+                if runner is not None and await runner.is_healthy():
+                    return runner
+                progress = (process.log.count, process.resident_bytes or 0)
+                if progress != seen:
+                    seen, seen_at = progress, loop.time()
+                elif loop.time() - seen_at > self._stall_timeout_s:
+                    words = process.log.last_words()
+                    raise CorralError("engine_failed", f"timed out waiting for the engine to start: {words}")
+            words = await process.last_words()
+            raise CorralError("engine_failed", f"the engine ended while it loaded the model ({process.outcome}): {words}")
+        except BaseException:
+            if runner is not None:
+                await runner.close()
+            raise
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As servers do: a port that only old connections linger on counts as free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def _check_gguf(path: Path) -> None:
+    """llama.cpp would refuse such a file as well, but with words that help nobody. Raises: bad_request."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(_GGUF_MAGIC))
+    except OSError as error:
+        raise CorralError(
+            "bad_request", f"the model's weights ({path.name}) cannot be read: {os.strerror(error.errno or 0)}"
+        ) from error
+    if magic != _GGUF_MAGIC:
+        raise CorralError("bad_request", f"the model's weights ({path.name}) are not a GGUF file; pull or create the model again")
+
+
+class LlamaRunner:
+    """A Runner: one child process with one model, and the calls to it."""
+
+    def __init__(self, process: EngineProcess, url: str, key: Secret) -> None:
+        self._process = process
+        self._http = LlamaHttp(url, key, self._explain)
+
+    @property
+    def pid(self) -> int:
+        """The engine's process."""
+        return self._process.pid
+
+    def chat(self, call: ChatCall) -> AsyncIterator[Chunk | Finish]:
+        """See Runner.chat."""
+        return self._http.chat(call)
+
+    def complete(self, call: CompletionCall) -> AsyncIterator[Chunk | Finish]:
+        """See Runner.complete."""
+        return self._http.complete(call)
+
+    async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
+        """See Runner.embed."""
+        return await self._http.embed(texts)
+
+    async def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
+        """See Runner.tokenize."""
+        return await self._http.tokenize(text, add_special=add_special)
+
+    async def apply_template(self, call: ChatCall) -> str:
+        """See Runner.apply_template."""
+        return await self._http.apply_template(call)
+
+    async def is_healthy(self) -> bool:
+        """Whether the process lives and answers."""
+        return self._process.is_running and await self._http.is_healthy()
+
+    async def close(self) -> None:
+        """See Runner.close."""
+        # The process first: it must end even if we are canceled right after.
+        await self._process.kill()
+        await self._http.close()
+
+    @property
+    def memory_bytes(self) -> tuple[int, int]:
+        """Resident memory, plus what the log says was allocated on accelerators."""
+        log = self._process.log
+        accelerator = log.allocated_bytes(on_accelerator=True)
+        host = self._process.resident_bytes
+        return (log.allocated_bytes(on_accelerator=False) if host is None else host) + accelerator, accelerator
+
+    async def _explain(self) -> str:
+        """Why there is no answer. A process that has just died needs a moment until its end is known."""
+        if not await self._process.ended(timeout_s=1.0):
+            return "an error was encountered while running the model: the engine stopped answering"
+        return (
+            "model runner has unexpectedly stopped, this may be due to resource limitations or an internal error"
+            f" ({self._process.outcome})"
+        )
