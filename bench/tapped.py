@@ -1,7 +1,7 @@
 """Runs a corral server as it is, and notes where its engines listen and what secret they were started with.
 
-`python -m bench.tapped FILE serve`. P1 to P4 ask the very engine process that the server uses; its secret is told to nobody else, so
-the bench listens where it is made. FILE holds one JSON object per engine, the newest last, readable by its owner alone.
+`python -m bench.tapped FILE serve`. P1 to P4 ask the very engine process that the server uses. Its secret is told to nobody
+else, so the bench listens where it is made. FILE holds one JSON object per engine, the newest last, readable by its owner alone.
 """
 
 import json
