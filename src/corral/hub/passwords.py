@@ -9,6 +9,7 @@ import asyncio
 import unicodedata
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatchError
@@ -21,16 +22,15 @@ MIN_CHARACTERS = 15
 MAX_BYTES = 1024
 #: Fewer different characters than this make a password that is found by trying patterns.
 _MIN_DISTINCT = 5
-#: What must be left when every word of `_OBVIOUS` and of the account is taken out.
+#: How many different characters must be left when every word of `_OBVIOUS` and of the account, and every run, is taken out.
 _MIN_OWN = 6
 
 # Pieces that long passwords of the public lists are made of, and our own words. Longest first, so that `passwords` goes before
 # `password`. Runs of the keyboard are listed because they have enough different characters to pass for random ones.
 _OBVIOUS = sorted(
     """
-    0123456789 1234567890 123456789 987654321 abcdefghijklmnopqrstuvwxyz abcdefghijklm abcdefgh abc123 123123 112233 121212 654321
-    qwertyuiopasdfghjklzxcvbnm qwertyuiop asdfghjkl zxcvbnm qwertzuiop azertyuiop qazwsxedc 1qaz2wsx 1q2w3e4r5t q1w2e3r4 qwerty
-    qwertz azerty asdfgh zxcvbn asdf
+    abc123 123123 112233 121212 qwertyuiopasdfghjklzxcvbnm qwertyuiop asdfghjkl zxcvbnm qwertzuiop azertyuiop qazwsxedc 1qaz2wsx
+    1q2w3e4r5t q1w2e3r4 qwerty qwertz azerty asdfgh zxcvbn asdf
     administrator changeme correcthorsebatterystaple default football baseball dragon iloveyou letmein login master monkey mustang
     passphrase passw0rd password passwort princess secret shadow starwars sunshine superman trustno1 welcome whatever
     corral ollama llama localhost library inference account server settings signin signup
@@ -84,7 +84,9 @@ def _is_easily_guessed(text: str, own_words: tuple[str, ...]) -> bool:
     own = [part for word in own_words for part in word.casefold().replace("@", ".").split(".")]
     for word in [*sorted((part for part in own if len(part) >= 3), key=len, reverse=True), *_OBVIOUS]:
         rest = rest.replace(word, "")
-    return len(set(rest)) < _MIN_OWN
+    # What continues a run (4567, cba, ...) was not chosen.
+    chosen = {second for first, second in pairwise("\0" + rest) if abs(ord(second) - ord(first)) > 1}
+    return len(chosen) < _MIN_OWN
 
 
 class Passwords:
