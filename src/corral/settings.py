@@ -10,7 +10,7 @@ Source: ollama envconfig/config.go.
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
@@ -73,7 +73,8 @@ class Settings:
     """What the environment asked for. Zero, empty and None mean: not set, let the part that uses it decide.
 
     keep_alive_s: below zero is for ever. debug: 0, 1 or 2. hub: a base URL without trailing slash, empty when nothing was said.
-    public_url: without trailing slash. warnings: sentences to show once when a server starts.
+    public_url: without trailing slash. search_path: where programs are looked for. engine_environ: all variables, of which an
+    engine gets those that tell where its libraries and devices are. warnings: sentences to show once when a server starts.
     """
 
     home: Path
@@ -99,6 +100,8 @@ class Settings:
     llama_server: str = ""
     is_public_allowed: bool = False
     trusted_proxies: tuple[Network, ...] = ()
+    search_path: str = ""
+    engine_environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     warnings: tuple[str, ...] = ()
 
     @classmethod
@@ -132,6 +135,8 @@ class Settings:
             llama_server=read.text("CORRAL_LLAMA_SERVER"),
             is_public_allowed=read.truth("CORRAL_ALLOW_PUBLIC"),
             trusted_proxies=tuple(_network(word) for word in read.words("CORRAL_TRUSTED_PROXIES")),
+            search_path=environ.get("PATH", ""),
+            engine_environ=dict(environ),
             warnings=tuple(warnings),
         )
 

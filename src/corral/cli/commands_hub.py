@@ -231,9 +231,10 @@ def host(environment: Environment, name: str, upstream: str, upstream_model: str
         )
     else:
         hosted = _with_hub(environment, lambda hub: offer_repository(hub, name, is_public=not private))
-    from corral.wire.names import cloud_tag
+    from corral.wire.names import DEFAULT_TAG, cloud_tag
 
-    render.say(f"{render.plain(hosted)} is offered, to devices as {render.plain(cloud_tag(hosted))}.")
+    shown = hosted.removesuffix(f":{DEFAULT_TAG}")
+    render.say(f"{render.plain(shown)} is offered, to devices as {render.plain(cloud_tag(shown))}.")
 
 
 @click.command()

@@ -1,0 +1,457 @@
+"""The composition root: the only place that names concrete adapters and hands them to services and edges.
+
+Each half is put together by a function of its own, whose imports stand inside it: a local server never loads the database, a hub
+never loads the cloud relay, and an administration command loads neither HTTP server. That keeps starts short and memory small
+(docs/performance.md, P14).
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import corral
+from corral.settings import DEFAULT_HUB, Address, BadSetting, Settings
+from corral.wire.errors import CorralError
+
+if TYPE_CHECKING:
+    from corral.clients.hub import HubClient
+    from corral.core.ports import AuditLog, HubMemory, UsageStore
+    from corral.edges.asgi import App
+    from corral.hub.accounts import Accounts
+    from corral.hub.credentials import Credentials
+    from corral.hub.inference import HostedInference
+    from corral.serving.runners import Runners
+    from corral.storage.sql.engine import Database
+    from corral.storage.sql.hosting import SqlHosting
+
+_FLUSH_USES_EVERY_S = 60.0
+_FOR_EVER_S = 1e9
+#: What 0 stands for. Ollama answers one request at a time by default; slots share the weights, so four cost little.
+_MAX_LOADED, _PARALLEL = 3, 4
+#: Told to the supervisor or the terminal once a server answers.
+OnReady = Callable[[dict[str, Any]], None]
+
+_log = logging.getLogger("corral.server")
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def now(self) -> datetime:
+        """Aware UTC."""
+        return datetime.now(UTC)
+
+    def monotonic_ns(self) -> int:
+        """For durations only."""
+        return time.monotonic_ns()
+
+
+class SystemEntropy:
+    """The kernel's random numbers."""
+
+    def bytes(self, count: int) -> bytes:
+        """count random bytes."""
+        return os.urandom(count)
+
+
+def set_up_process(settings: Settings) -> None:
+    """What every server process does first: logs, and no core dumps, which would hold keys and prompts."""
+    from corral.logs import set_up_logging
+
+    set_up_logging(settings.debug)
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def check_free(host: str, port: int) -> None:
+    """Raises: conflict when something listens there already; see edges.port."""
+    from corral.edges.port import check_free
+
+    check_free(host, port)
+
+
+def device_name() -> str:
+    """What this machine calls itself, for the connect page."""
+    return socket.gethostname().partition(".")[0] or "device"
+
+
+# ── The hub, as a device sees it ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def hub_memory(settings: Settings) -> "HubMemory":
+    """Which hub was chosen, and what was agreed with each."""
+    from corral.storage.hubstate import HubStateFile
+
+    return HubStateFile(settings.home / ".ollama" / "corral.json")
+
+
+@contextlib.asynccontextmanager
+async def hub_client(settings: Settings, hub: str | Callable[[], str]) -> "AsyncIterator[HubClient]":
+    """Signed requests to a hub, as this device. hub: its base URL, or where to ask for it each time."""
+    from corral.clients.hub import HubClient, open_session
+    from corral.storage.home import FileDeviceKeys
+
+    entropy = SystemEntropy()
+    async with open_session() as session:
+        yield HubClient(
+            (lambda: hub) if isinstance(hub, str) else hub,
+            FileDeviceKeys(settings.home / ".ollama", entropy),
+            memory=hub_memory(settings),
+            clock=SystemClock(),
+            entropy=entropy,
+            session=session,
+            device_name=device_name(),
+            version=corral.__version__,
+        )
+
+
+# ── The hub ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubServices:
+    """The hub without its HTTP: what pages, API and administration commands share."""
+
+    accounts: "Accounts"
+    credentials: "Credentials"
+    hosted: "SqlHosting"
+    usage: "UsageStore"
+    audit: "AuditLog"
+    database: "Database"
+    clock: SystemClock
+
+    async def is_ready(self) -> bool:
+        """Whether the database answers."""
+        try:
+            return bool(await self.database.read(lambda connection: connection.exec_driver_sql("SELECT 1").scalar_one()))
+        except CorralError:
+            return False
+
+
+def _database_path(settings: Settings) -> Path:
+    url = settings.database_url
+    if not url:
+        return settings.corral_home / "hub.db"
+    if not url.startswith("sqlite:///"):
+        raise BadSetting("CORRAL_DATABASE_URL: this release keeps its database in SQLite; use sqlite:///path or leave it out")
+    return Path(url.removeprefix("sqlite:///"))
+
+
+@contextlib.asynccontextmanager
+async def open_hub_services(settings: Settings) -> AsyncIterator[HubServices]:
+    """The hub's services on its data in CORRAL_HOME, which several processes may have open at once."""
+    from corral.hub.accounts import AccountRules, Accounts
+    from corral.hub.credentials import Credentials
+    from corral.hub.sightings import MemorySightings
+    from corral.storage.secretfile import ensure_private_dir, load_or_create_peppers
+    from corral.storage.sql.accounts import SqlAccounts
+    from corral.storage.sql.audit import SqlAudit
+    from corral.storage.sql.credentials import SqlCredentials
+    from corral.storage.sql.engine import open_database
+    from corral.storage.sql.hosting import SqlHosting
+    from corral.storage.sql.sessions import SqlSessions
+    from corral.storage.sql.usage import SqlUsage
+
+    clock, entropy, home = SystemClock(), SystemEntropy(), settings.corral_home
+    ensure_private_dir(home)
+    database = await asyncio.to_thread(open_database, _database_path(settings))
+    try:
+        audit = SqlAudit(database)
+        accounts = Accounts(
+            accounts=SqlAccounts(database),
+            sessions=SqlSessions(database),
+            audit=audit,
+            clock=clock,
+            entropy=entropy,
+            rules=AccountRules(sign_up_open=settings.is_signup_open),
+        )
+        credentials = Credentials(
+            accounts=accounts,
+            store=SqlCredentials(database),
+            sightings=MemorySightings(),
+            audit=audit,
+            clock=clock,
+            entropy=entropy,
+            peppers=load_or_create_peppers(home / "peppers.json", entropy),
+            public_url=settings.public_url,
+        )
+        yield HubServices(
+            accounts=accounts,
+            credentials=credentials,
+            hosted=SqlHosting(database, home / "blobs", home / "cache", clock=clock, entropy=entropy),
+            usage=SqlUsage(database),
+            audit=audit,
+            database=database,
+            clock=clock,
+        )
+    finally:
+        await database.close()
+
+
+async def offer_upstream(services: HubServices, name: str, *, url: str, model: str, is_public: bool) -> str:
+    """Offer a model that another server runs. url: its base, without `/v1`. Returns the name it is offered under."""
+    from corral.core.records import HostedModel
+    from corral.wire.names import parse_name
+
+    shown = parse_name(name).short
+    hosted = HostedModel(
+        name=shown, upstream_url=url.rstrip("/"), upstream_model=model, is_public=is_public, created_at=services.clock.now()
+    )
+    await services.hosted.offer(hosted)
+    return shown
+
+
+async def offer_repository(services: HubServices, name: str, *, is_public: bool) -> str:
+    """Offer a model of this hub's repositories. Returns the name it is offered under. Raises: not_found."""
+    from corral.core.records import HostedModel, Model, ModelDetails
+    from corral.wire.names import Digest, parse_name
+
+    parsed, now = parse_name(name), services.clock.now()
+    # The store looks the repository and tag up by name and takes nothing else from this.
+    model = Model(
+        name=parsed, digest=Digest("0" * 64), size_bytes=0, modified_at=now, details=ModelDetails(), capabilities=frozenset()
+    )
+    await services.hosted.offer(HostedModel(name=parsed.short, model=model, is_public=is_public, created_at=now))
+    return parsed.short
+
+
+async def install_model(settings: Settings, name: str, path: Path, progress: Callable[[int, int], None]) -> None:
+    """Have a GGUF file installed here under that name, and published and offered on this machine's hub as well; quick when both
+    are so already. progress: (bytes done, bytes in all), called from a thread. Raises: bad_request for what is not GGUF."""
+    from corral.storage.home import HomeModels
+    from corral.wire.names import parse_name
+
+    parsed = parse_name(name)
+    await HomeModels(settings.models_dir, _local_cache(settings)).install_gguf(parsed, path, progress)
+    async with open_hub_services(settings) as services:
+        await services.hosted.publish_gguf(parsed, path, progress, is_public=True)
+
+
+def _local_cache(settings: Settings) -> Path:
+    return settings.home / ".ollama" / "cache" / "corral"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """One half, put together. facts: what people are told once it answers. release: ends engines and connections that running
+    requests wait for, when a shutdown must not wait any longer."""
+
+    app: "App"
+    facts: Callable[[], Awaitable[dict[str, Any]]]
+    release: Callable[[], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def build_hub(settings: Settings) -> AsyncIterator[Built]:
+    """The hub's application over its services. Its background work runs until the block ends."""
+    from corral.core.policy import CLIENT_PROOFS, PUBLIC, Access
+    from corral.core.records import Scope
+    from corral.edges.asgi import App, AppOptions, Dialect
+    from corral.edges.hub_api import HubApi
+    from corral.edges.inference_api import inference_endpoints
+    from corral.edges.pages import error_page, security_headers
+    from corral.edges.web import web_endpoints
+
+    async with open_hub_services(settings) as services, _runners(settings) as runners, _hosted(services, runners) as inference:
+        api = HubApi(
+            credentials=services.credentials,
+            usage=services.usage,
+            clock=services.clock,
+            public_url=settings.public_url,
+            is_ready=services.is_ready,
+        )
+        web = web_endpoints(
+            accounts=services.accounts,
+            credentials=services.credentials,
+            hosting=services.hosted,
+            usage=services.usage,
+            audit=services.audit,
+            public_url=settings.public_url,
+            clock=services.clock,
+            sign_up_open=settings.is_signup_open,
+        )
+        may_run = Access(CLIENT_PROOFS, Scope.INFERENCE)
+        options = AppOptions(
+            authenticate=services.credentials.authenticate,
+            error_page=error_page,
+            fallback=lambda path: Dialect.NATIVE if path.startswith(("/api/", "/v1/", "/v2/")) else Dialect.HTML,
+            trusted_proxies=settings.trusted_proxies,
+            response_headers=security_headers(settings.public_url),
+        )
+        rows = [*api.endpoints(), *inference_endpoints(inference, may_run, PUBLIC, upstreams=inference), *web]
+        async with _repeated(services.credentials.flush_uses, every_s=_FLUSH_USES_EVERY_S):
+            yield Built(app=App(rows, options), facts=lambda: _hub_facts(settings, services), release=runners.close)
+
+
+@contextlib.asynccontextmanager
+async def _hosted(services: HubServices, runners: "Runners") -> "AsyncIterator[HostedInference]":
+    """Hosted inference on this hub's weights and at upstreams, metered into the database."""
+    from corral.engines.upstream import UpstreamEngine
+    from corral.hub.hosting import Hosting
+    from corral.hub.inference import HostedInference
+    from corral.hub.metering import FLUSH_EVERY_S, UsageMeter
+    from corral.hub.running import RunningRequests
+
+    meter = UsageMeter(services.usage)
+    upstreams = UpstreamEngine()
+    try:
+        async with _repeated(meter.flush, every_s=FLUSH_EVERY_S):
+            yield HostedInference(
+                hosting=Hosting(services.hosted),
+                runners=runners,
+                usage=meter,
+                running=RunningRequests(services.credentials.is_live),
+                clock=services.clock,
+                upstreams=upstreams,
+                relay=upstreams,
+            )
+    finally:
+        await upstreams.close()
+
+
+@contextlib.asynccontextmanager
+async def _runners(settings: Settings) -> "AsyncIterator[Runners]":
+    """Models loaded by llama.cpp. Its processes end with the block."""
+    from corral.engines.llamacpp import LlamaCppEngine, find_llama_server
+    from corral.serving.runners import RunnerLimits, Runners
+
+    engine = LlamaCppEngine(
+        SystemEntropy(),
+        llama_server=find_llama_server(settings.llama_server, settings.search_path),
+        environment=settings.engine_environ,
+        stall_timeout_s=settings.load_timeout_s if settings.load_timeout_s > 0 else _FOR_EVER_S,
+    )
+    limits = RunnerLimits(
+        keep_alive_s=settings.keep_alive_s,
+        max_loaded=settings.max_loaded_models or _MAX_LOADED,
+        max_queue=settings.max_queue,
+        parallel=settings.num_parallel or _PARALLEL,
+        context_length=settings.context_length,
+    )
+    runners = Runners(engine, SystemClock(), limits)
+    try:
+        yield runners
+    finally:
+        await runners.close()
+
+
+async def _hub_facts(settings: Settings, services: HubServices) -> dict[str, Any]:
+    from corral.wire.names import DEFAULT_TAG, cloud_tag, parse_name
+
+    code = await services.accounts.new_setup_code()
+    names = [parse_name(hosted.name) for hosted in await services.hosted.list()]
+    return {
+        "url": settings.public_url,
+        "data": _shortened(settings.corral_home, settings.home),
+        "hosted": [(f"{name.repository}:{name.tag}", cloud_tag(name.short.removesuffix(f":{DEFAULT_TAG}"))) for name in names],
+        "signup_url": f"{settings.public_url}/signup?code={code}" if code else "",
+    }
+
+
+async def run_hub(settings: Settings, on_ready: OnReady, stop: asyncio.Event) -> None:
+    """Serve the hub until a signal or `stop`. Raises: conflict for a taken port."""
+    await _run(build_hub(settings), settings.hub_listen, on_ready, stop)
+
+
+# ── The local server ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextlib.asynccontextmanager
+async def build_local(settings: Settings) -> AsyncIterator[Built]:
+    """The local server's application. Raises: forbidden when it would listen where others can reach it."""
+    from corral.core.policy import PUBLIC
+    from corral.edges.asgi import App, AppOptions, Dialect
+    from corral.edges.inference_api import ps_endpoint
+    from corral.edges.local_api import LocalApi
+    from corral.edges.local_guard import LocalGuard, require_safe_bind
+    from corral.local.cloud import CloudAccess, CloudSwitch
+    from corral.local.models import LocalModels
+    from corral.serving.inference import Inference
+    from corral.storage.home import HomeModels
+    from corral.storage.hubstate import is_cloud_off
+    from corral.wire.discovery import OLLAMA_VERSION
+
+    require_safe_bind(settings.local.host, allow_public=settings.is_public_allowed)
+    memory, ollama_home = hub_memory(settings), settings.home / ".ollama"
+
+    def hub_url() -> str:
+        return settings.hub or memory.hub() or DEFAULT_HUB
+
+    async with hub_client(settings, hub_url) as gateway, _runners(settings) as runners:
+        store = HomeModels(settings.models_dir, _local_cache(settings))
+        switch = CloudSwitch(by_env=settings.is_cloud_off, by_config=lambda: is_cloud_off(ollama_home / "server.json"))
+        api = LocalApi(
+            models=LocalModels(store, Inference(runners, SystemClock())),
+            cloud=CloudAccess(gateway, switch, device_name=device_name(), version=OLLAMA_VERSION),
+            hub_url=hub_url,
+            version=OLLAMA_VERSION,
+        )
+        guard = LocalGuard(hostname=socket.gethostname(), hosts=[settings.local.host], origins=settings.origins)
+        facts = {
+            "url": settings.local.url.replace("//127.0.0.1:", "//localhost:"),
+            "models": _shortened(settings.models_dir, settings.home),
+            "cloud": hub_url(),
+        }
+
+        async def tell() -> dict[str, Any]:
+            return facts
+
+        rows = [*api.endpoints(), ps_endpoint(runners.loaded, PUBLIC)]
+        app = App(rows, AppOptions(guard=guard, fallback=lambda path: Dialect.TEXT))
+        yield Built(app=app, facts=tell, release=runners.close)
+
+
+async def run_local(settings: Settings, on_ready: OnReady, stop: asyncio.Event) -> None:
+    """Serve models of this machine until a signal or `stop`. Raises: conflict for a taken port."""
+    await _run(build_local(settings), settings.local, on_ready, stop)
+
+
+# ── What both share ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _run(
+    building: contextlib.AbstractAsyncContextManager[Built], address: Address, on_ready: OnReady, stop: asyncio.Event
+) -> None:
+    from corral.edges.listen import serve
+
+    # Asked first: a second server must not touch the database or the engine of the first.
+    check_free(address.host, address.port)
+    async with building as built:
+        facts = await built.facts()
+        await serve(built.app, address.host, address.port, on_ready=lambda: on_ready(facts), release=built.release, stop=stop)
+
+
+@contextlib.asynccontextmanager
+async def _repeated(work: Callable[[], Awaitable[None]], *, every_s: float) -> AsyncIterator[None]:
+    """Do the work again and again while the block runs, and once more at its end."""
+    async with asyncio.TaskGroup() as background:
+        task = background.create_task(_repeat(work, every_s=every_s))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await work()
+
+
+async def _repeat(work: Callable[[], Awaitable[None]], *, every_s: float) -> None:
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            await work()
+        except Exception:  # noqa: BLE001 - the outermost loop of a background task: one failure does not end the series
+            _log.exception("background work failed")
+
+
+def _shortened(path: Path, home: Path) -> str:
+    """The path with `~` for the home directory."""
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
