@@ -135,10 +135,11 @@ class BlobFiles:
         limit = (now - _STALE_AFTER).timestamp()
         removed = 0
         for entry in _entries(self._root):
-            # ctime, because a hard link has the mtime of its origin.
-            if entry.name.endswith(_TEMPORARY) and entry.stat(follow_symlinks=False).st_ctime < limit:
-                Path(entry).unlink(missing_ok=True)
-                removed += 1
+            # ctime, because a hard link has the mtime of its origin. Others may be done with theirs meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                if entry.name.endswith(_TEMPORARY) and entry.stat(follow_symlinks=False).st_ctime < limit:
+                    Path(entry).unlink()
+                    removed += 1
         return removed
 
     def _take_in(self, path: Path, source: BinaryIO, found: os.stat_result, progress: Progress) -> Digest:
@@ -158,9 +159,10 @@ class BlobFiles:
     def _remove_spoiled(self, found: os.stat_result, digest: Digest) -> None:
         """Remove blobs that are the very file just hashed under another digest: somebody wrote into it after it was linked."""
         for entry in _entries(self._root):
-            is_same = entry.inode() == found.st_ino and entry.stat(follow_symlinks=False).st_dev == found.st_dev
-            if is_same and entry.name != digest.file_name and not entry.name.endswith(_TEMPORARY):
-                Path(entry).unlink(missing_ok=True)
+            is_other = entry.name != digest.file_name and not entry.name.endswith(_TEMPORARY)
+            with contextlib.suppress(FileNotFoundError):
+                if is_other and entry.inode() == found.st_ino and entry.stat(follow_symlinks=False).st_dev == found.st_dev:
+                    Path(entry).unlink()
 
 
 class BlobWriter:
@@ -266,11 +268,10 @@ def open_regular(path: Path, *, shown_as: str, flags: int = 0) -> BinaryIO:
         raise CorralError("not_found", f"{shown_as}: no such file") from error
     except OSError as error:
         raise CorralError("bad_request", f"{shown_as} cannot be read: {error.strerror}") from error
-    file = os.fdopen(descriptor, "rb", buffering=0)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
+        os.close(descriptor)
         raise CorralError("bad_request", f"{shown_as} is not a regular file")
-    return file
+    return os.fdopen(descriptor, "rb", buffering=0)
 
 
 def write_atomically(path: Path, content: bytes, *, beside: Path) -> None:
@@ -349,9 +350,12 @@ def _link(path: Path, temporary: Path, found: os.stat_result) -> bool:
         linked = second.stat()
         # The path may name another file by now than the one that is open and being hashed.
         is_same = (linked.st_dev, linked.st_ino) == (found.st_dev, found.st_ino)
-        (second.replace(temporary) if is_same else second.unlink())
+        if is_same:
+            second.replace(temporary)
     except OSError:
         return False
+    finally:
+        second.unlink(missing_ok=True)
     return is_same
 
 
