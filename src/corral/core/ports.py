@@ -426,3 +426,12 @@ class Engine(Protocol):
         """Start and wait until ready. Canceling it ends the process. Raises: bad_request when the weights are not readable as GGUF,
         engine_failed with the engine's last words otherwise."""
         ...
+
+
+class UpstreamRelay(Protocol):
+    """Requests passed on, byte by byte, to the servers that run hosted models. Addresses are the operator's, never a caller's."""
+
+    async def open_stream(self, base_url: str, path: str, body: bytes) -> HubStream:
+        """POST a JSON body. base_url: without `/v1`. Returns as soon as status and headers are there; redirects are answers like any
+        other. The upstream's own key is added here; nothing of the caller's request travels but the body. Raises: upstream_failed."""
+        ...

@@ -1,0 +1,285 @@
+"""Hosted inference: admit the caller, run the model where it lives, write down what was used.
+
+Every request that gets as far as a model leaves one usage entry, whatever becomes of it: written in `finally`, so also when the
+caller leaves or the engine dies. Tokens are those the engine counted; of an answer that was cut off, those that were sent, and an
+estimate of the prompt, so that leaving early is no way to use a model for nothing.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing, contextmanager
+from dataclasses import dataclass
+
+from corral.core.ports import Clock, Engine, HubStream, UpstreamRelay
+from corral.core.records import HostedModel, Model, Principal, UsageEntry
+from corral.hub.hosting import Hosting, runnable_model, shown_model
+from corral.hub.metering import UsageMeter
+from corral.hub.pools import SharedRunners, UpstreamRunners
+from corral.hub.running import RunningRequests, Watched
+from corral.serving.inference import Inference, RunnerPool
+from corral.wire.errors import CorralError
+from corral.wire.frames import MAX_FRAME_BYTES, SSE
+from corral.wire.names import parse_name, parse_reference
+from corral.wire.native import (
+    ChatRequest,
+    ChatResponse,
+    EmbeddingsRequest,
+    EmbeddingsResponse,
+    EmbedRequest,
+    EmbedResponse,
+    GenerateRequest,
+    GenerateResponse,
+    RawRequest,
+    model_not_found,
+    model_not_pulled,
+    model_required,
+)
+from corral.wire.openai import usage_in_tail, usage_of
+
+#: An upstream's whole answer may be this large.
+_MAX_ANSWER_BYTES = 32 * 1024 * 1024
+#: Usually near enough, and only used where the engine never said.
+_CHARACTERS_PER_TOKEN = 4
+#: What of an upstream's answer concerns the caller. Its rate limits, cookies and ids are between it and the operator.
+_PASSED_HEADERS = ("content-type", "retry-after")
+#: Occurs about once in each event of a stream that carries text.
+_CONTENT_KEY = b'"content":'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassedAnswer:
+    """An upstream's answer to a request that was passed on. headers: lower-case names. chunks: whole SSE events of a stream, to
+    be read or closed by whoever asked; None for any other answer, which is in body."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes = b""
+    chunks: AsyncGenerator[bytes, None] | None = None
+
+
+class _Use:
+    """One request's share in the usage of its account, while it runs."""
+
+    def __init__(self, watched: Watched) -> None:
+        self.watched = watched
+        self.prompt_tokens = 0
+        self.eval_tokens = 0
+        self.is_settled = False
+        self.outcome = "ok"
+
+    def count(self, event: GenerateResponse | ChatResponse) -> None:
+        """Add one event of a native stream."""
+        if event.done:
+            self.settle(event.prompt_eval_count, event.eval_count)
+        else:
+            self.eval_tokens += 1
+
+    def settle(self, prompt_tokens: int, eval_tokens: int) -> None:
+        """Take the engine's own numbers."""
+        self.prompt_tokens, self.eval_tokens, self.is_settled = prompt_tokens, eval_tokens, True
+
+
+class HostedInference:
+    """An `InferenceService` of the hub. runners: of the hub's own weights. upstreams, relay: None without any upstream."""
+
+    def __init__(
+        self,
+        *,
+        hosting: Hosting,
+        runners: RunnerPool,
+        usage: UsageMeter,
+        running: RunningRequests,
+        clock: Clock,
+        upstreams: Engine | None = None,
+        relay: UpstreamRelay | None = None,
+    ) -> None:
+        self._hosting = hosting
+        self._weights = Inference(SharedRunners(runners), clock)
+        self._elsewhere = None if upstreams is None else Inference(UpstreamRunners(upstreams), clock)
+        self._relay = relay
+        self._usage = usage
+        self._running = running
+        self._clock = clock
+
+    async def tags(self, caller: Principal | None) -> list[Model]:
+        """What the caller may use."""
+        return [shown_model(hosted) for hosted in await self._hosting.list(caller)]
+
+    async def show(self, name: str, caller: Principal | None) -> Model:
+        """One model, without what it is on this machine. Raises: bad_request, not_found."""
+        if not name:
+            raise model_required()
+        hosted = await self._hosting.resolve(name, caller)
+        if hosted is None:
+            raise model_not_found(parse_name(parse_reference(name).base).short)
+        return shown_model(hosted)
+
+    async def generate(self, request: GenerateRequest, caller: Principal | None) -> AsyncGenerator[GenerateResponse, None]:
+        """Raises: unauthorized, bad_request, not_found, whatever Inference.generate raises."""
+        caller = _required(caller)
+        if not request.model:
+            raise model_not_found("")
+        hosted = await self._admitted(request.model, caller, model_not_found)
+        with self._metered(caller, hosted, request.path, lambda: len(request.system) + len(request.prompt)) as use:
+            async with aclosing(self._inference_of(hosted).generate(runnable_model(hosted), request)) as events:
+                while (event := await use.watched.next(events)) is not None:
+                    use.count(event)
+                    yield event
+
+    async def chat(self, request: ChatRequest, caller: Principal | None) -> AsyncGenerator[ChatResponse, None]:
+        """Raises: as generate."""
+        caller = _required(caller)
+        if not request.model:
+            raise model_required()
+        hosted = await self._admitted(request.model, caller, model_not_found)
+        with self._metered(caller, hosted, request.path, lambda: sum(len(each.content) for each in request.messages)) as use:
+            async with aclosing(self._inference_of(hosted).chat(runnable_model(hosted), request)) as events:
+                while (event := await use.watched.next(events)) is not None:
+                    use.count(event)
+                    yield event
+
+    async def embed(self, request: EmbedRequest, caller: Principal | None) -> EmbedResponse:
+        """Raises: as generate."""
+        caller = _required(caller)
+        if not request.model:
+            raise model_not_found("")
+        hosted = await self._admitted(request.model, caller, model_not_pulled)
+        with self._metered(caller, hosted, request.path, lambda: sum(map(len, request.texts))) as use:
+            response = await self._inference_of(hosted).embed(runnable_model(hosted), request)
+            use.settle(response.prompt_eval_count, 0)
+            return response
+
+    async def embeddings(self, request: EmbeddingsRequest, caller: Principal | None) -> EmbeddingsResponse:
+        """Raises: as generate. This answer states no tokens, so usage has an estimate."""
+        caller = _required(caller)
+        if not request.model:
+            raise model_required()
+        hosted = await self._admitted(request.model, caller, model_not_pulled)
+        with self._metered(caller, hosted, request.path, lambda: len(request.prompt)):
+            return await self._inference_of(hosted).embeddings(runnable_model(hosted), request)
+
+    async def _admitted(self, name: str, caller: Principal, absent: Callable[[str], CorralError]) -> HostedModel:
+        """The model, when this caller may run it. Raises: bad_request, what `absent` makes."""
+        hosted = await self._hosting.resolve(name, caller)
+        if hosted is None:
+            raise absent(name)
+        return hosted
+
+    def _inference_of(self, hosted: HostedModel) -> Inference:
+        if hosted.model is not None:
+            return self._weights
+        if self._elsewhere is None:
+            raise _no_upstreams(hosted)
+        return self._elsewhere
+
+    # ── Passing on ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def pass_on(self, request: RawRequest, path: str, caller: Principal | None) -> PassedAnswer | None:
+        """The upstream's own answer to a request in its dialect, with only `model` replaced; None for a model that is not at an
+        upstream, whose request takes the native way. Raises: unauthorized, bad_request, not_found, upstream_failed."""
+        caller, name = _required(caller), request.model
+        if not name:
+            raise model_required()
+        hosted = await self._admitted(name, caller, model_not_found)
+        if hosted.model is not None:
+            return None
+        if self._relay is None:
+            raise _no_upstreams(hosted)
+        body = request.with_model(hosted.upstream_model)
+        async with AsyncExitStack() as stack:
+            use = stack.enter_context(self._metered(caller, hosted, path, lambda: len(body)))
+            answer = await self._relay.open_stream(hosted.upstream_url, path, body)
+            stack.push_async_callback(answer.close)
+            headers = tuple((key, value) for key, value in answer.headers if key in _PASSED_HEADERS)
+            if answer.status == 200 and dict(headers).get("content-type", "").startswith(SSE):
+                # From here on the stream closes the answer and writes the usage down.
+                chunks = _counted_events(use, answer, stack.pop_all())
+                return PassedAnswer(status=200, headers=headers, chunks=chunks)
+            return await _whole_answer(use, answer, headers)
+
+    # ── Usage ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @contextmanager
+    def _metered(self, caller: Principal, hosted: HostedModel, path: str, characters: Callable[[], int]) -> Iterator[_Use]:
+        """Write one usage entry when the block ends, however it ends. characters: of the prompt, if nobody counts its tokens."""
+        started_at, started_ns = self._clock.now(), self._clock.monotonic_ns()
+        with self._running.watch(caller) as watched:
+            use = _Use(watched)
+            try:
+                yield use
+            except CorralError as error:
+                use.outcome = error.code
+                raise
+            except (asyncio.CancelledError, GeneratorExit):
+                use.outcome = "ok" if use.is_settled else "canceled"
+                raise
+            except BaseException:
+                use.outcome = "internal"
+                raise
+            finally:
+                if not use.is_settled and (use.eval_tokens or use.outcome == "ok"):
+                    use.prompt_tokens = characters() // _CHARACTERS_PER_TOKEN
+                entry = UsageEntry(
+                    account_id=caller.account.id,
+                    credential_id=caller.credential_id,
+                    proof=caller.proof,
+                    model=hosted.name,
+                    path=path,
+                    started_at=started_at,
+                    duration_ns=self._clock.monotonic_ns() - started_ns,
+                    prompt_tokens=use.prompt_tokens,
+                    eval_tokens=use.eval_tokens,
+                    outcome=use.outcome,
+                )
+                self._usage.record(entry)
+
+
+def _required(caller: Principal | None) -> Principal:
+    if caller is None:
+        raise CorralError("unauthorized")
+    return caller
+
+
+def _no_upstreams(hosted: HostedModel) -> CorralError:
+    return CorralError("unavailable", f"model '{hosted.name}' is at an upstream, and this hub is set up without any")
+
+
+async def _whole_answer(use: _Use, answer: HubStream, headers: tuple[tuple[str, str], ...]) -> PassedAnswer:
+    """An answer that is no stream. Raises: upstream_failed for one that concerns the operator and not the caller."""
+    if answer.status in (401, 403):
+        raise CorralError("upstream_failed", "the upstream refused this hub's credentials; its operator has to look at them")
+    if not 200 <= answer.status < 300 and answer.status < 400:
+        raise CorralError("upstream_failed", f"the upstream answered {answer.status}, which leads nowhere")
+    body = await answer.read(_MAX_ANSWER_BYTES)
+    if answer.status >= 400:
+        use.outcome = "upstream_failed" if answer.status >= 500 else "bad_request"
+    elif (counted := usage_of(body)) is not None:
+        use.settle(*counted)
+    return PassedAnswer(status=answer.status, headers=headers, body=body)
+
+
+async def _counted_events(use: _Use, answer: HubStream, kept: AsyncExitStack) -> AsyncGenerator[bytes, None]:
+    """The stream as it arrives, in whole events: should the upstream break off, an error frame can follow the last whole one.
+    Nothing is parsed until the end, when the last two pieces may state the usage. kept: ends the request's other business."""
+    async with kept:
+        chunks, rest, last, one_before = answer.chunks(), b"", b"", b""
+        while (chunk := await use.watched.next(chunks)) is not None:
+            if rest or not chunk.endswith(b"\n\n"):
+                chunk, rest = _whole_events(rest + chunk)
+                if not chunk:
+                    continue
+            use.eval_tokens += chunk.count(_CONTENT_KEY)
+            one_before, last = last, chunk
+            yield chunk
+        if (counted := usage_in_tail(one_before + last + rest)) is not None:
+            use.settle(*counted)
+        if rest:
+            yield rest
+
+
+def _whole_events(data: bytes) -> tuple[bytes, bytes]:
+    """(whole events, the beginning of the next one). Raises: upstream_failed for an event without end."""
+    cut = max((at + len(end) for end in (b"\n\n", b"\r\n\r\n") if (at := data.rfind(end)) >= 0), default=0)
+    if len(data) - cut > MAX_FRAME_BYTES:
+        raise CorralError("upstream_failed", "the upstream sent an event that does not end")
+    return data[:cut], data[cut:]
