@@ -17,12 +17,11 @@ CACHE = HERE.parent.parent / ".cache/compat"
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iterator[Stack]:
     """A started installation, its device connected to alice's account."""
-    stack = Stack(tmp_path_factory.mktemp("compat"))
-    stack.start("--model", f"{MODEL}={small_model}")
-    stack.add_account("alice")
-    stack.sign_in("alice")
-    yield stack
-    stack.stop()
+    with Stack(tmp_path_factory.mktemp("compat")) as stack:
+        stack.start("--model", f"{MODEL}={small_model}")
+        stack.add_account("alice")
+        stack.sign_in("alice")
+        yield stack
 
 
 @pytest.fixture(scope="session")

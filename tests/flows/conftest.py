@@ -11,9 +11,8 @@ from flows.stack import MODEL, Stack
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Stack]:
     """An installation that was never started, with an empty home. Ended with the test."""
-    stack = Stack(tmp_path)
-    yield stack
-    stack.stop()
+    with Stack(tmp_path) as stack:
+        yield stack
 
 
 @pytest.fixture
@@ -26,8 +25,7 @@ def running(fresh: Stack, small_model: Path) -> Stack:
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iterator[Stack]:
     """A started installation with the small model and the administrator alice, for the tests of one module."""
-    stack = Stack(tmp_path_factory.mktemp("stack"))
-    stack.start("--model", f"{MODEL}={small_model}")
-    stack.add_account("alice")
-    yield stack
-    stack.stop()
+    with Stack(tmp_path_factory.mktemp("stack")) as stack:
+        stack.start("--model", f"{MODEL}={small_model}")
+        stack.add_account("alice")
+        yield stack

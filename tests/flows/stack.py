@@ -151,10 +151,21 @@ class Stack:
             **environment,
         }
         self.up: Running | None = None
+        self._begun: list[Running] = []
+
+    def __enter__(self) -> "Stack":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End what a test left running, however it failed."""
+        for running in reversed(self._begun):
+            running.end()
 
     def begin(self, *arguments: str, **environment: str) -> Running:
         """Start a corral command."""
-        return Running([*corral_command(), *arguments], {**self.env, **environment}, self.home)
+        running = Running([*corral_command(), *arguments], {**self.env, **environment}, self.home)
+        self._begun.append(running)
+        return running
 
     def corral(self, *arguments: str, given: str = "", status: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a corral command to its end and check its exit status. given: its standard input."""
