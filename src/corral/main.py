@@ -369,10 +369,7 @@ async def run_hub(settings: Settings, on_ready: OnReady, stop: asyncio.Event) ->
 @contextlib.asynccontextmanager
 async def build_local(settings: Settings) -> AsyncIterator[Built]:
     """The local server's application. Raises: forbidden when it would listen where others can reach it."""
-    from corral.core.policy import PUBLIC
-    from corral.edges.asgi import App, AppOptions, Dialect
-    from corral.edges.inference_api import ps_endpoint
-    from corral.edges.local_api import LocalApi
+    from corral.edges.local_api import LocalApi, local_app
     from corral.edges.local_guard import LocalGuard, require_safe_bind
     from corral.local.cloud import CloudAccess, CloudSwitch
     from corral.local.models import LocalModels
@@ -392,6 +389,7 @@ async def build_local(settings: Settings) -> AsyncIterator[Built]:
         switch = CloudSwitch(by_env=settings.is_cloud_off, by_config=lambda: is_cloud_off(ollama_home / "server.json"))
         api = LocalApi(
             models=LocalModels(store, Inference(runners, SystemClock())),
+            loaded=runners.loaded,
             cloud=CloudAccess(gateway, switch, device_name=device_name(), version=OLLAMA_VERSION),
             hub_url=hub_url,
             version=OLLAMA_VERSION,
@@ -406,9 +404,22 @@ async def build_local(settings: Settings) -> AsyncIterator[Built]:
         async def tell() -> dict[str, Any]:
             return facts
 
-        rows = [*api.endpoints(), ps_endpoint(runners.loaded, PUBLIC)]
-        app = App(rows, AppOptions(guard=guard, fallback=lambda path: Dialect.TEXT))
-        yield Built(app=app, facts=tell, release=runners.close)
+        async def release() -> None:
+            # Relayed streams wait for the hub, the others for an engine.
+            gateway.abandon()
+            await runners.close()
+
+        _prepare_device_key(gateway)
+        yield Built(app=local_app(api, guard), facts=tell, release=release)
+
+
+def _prepare_device_key(gateway: "HubClient") -> None:
+    """Make the device's key at the first start, as `ollama serve` does. One that cannot be used is told of and left as it is:
+    models of this machine run without it."""
+    try:
+        gateway.device_key()
+    except CorralError as error:
+        _log.warning("hosted models cannot be used: %s", error.message)
 
 
 async def run_local(settings: Settings, on_ready: OnReady, stop: asyncio.Event) -> None:

@@ -91,6 +91,7 @@ class Local:
         switch = CloudSwitch(self.is_off["env"], lambda: self.is_off["config"])
         api = LocalApi(
             models=LocalModels(self.store, self.inference),  # type: ignore[arg-type]
+            loaded=list,
             cloud=CloudAccess(self._gateway, switch, device_name="ada's box", version=VERSION),
             hub_url=lambda: self.hub_url,
             version=VERSION,

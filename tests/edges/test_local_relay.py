@@ -77,6 +77,7 @@ async def local_server(hub: SocketHub) -> AsyncIterator[Served]:
         )
         api = LocalApi(
             models=LocalModels(MemoryModels(installed()), FakeInference()),  # type: ignore[arg-type]
+            loaded=list,
             cloud=CloudAccess(gateway, CloudSwitch(False, lambda: False), device_name="box", version="0.34.0"),
             hub_url=lambda: hub.url,
             version="0.34.0",

@@ -7,7 +7,7 @@ look for `signin_url`. Source: ollama server/routes.go, server/cloud_proxy.go.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Final
@@ -32,11 +32,12 @@ from corral.edges.asgi import (
     json_response,
     server_log,
 )
-from corral.edges.inference_api import inference_endpoints
+from corral.edges.inference_api import inference_endpoints, ps_endpoint
 from corral.local.cloud import Cloud, CloudAccess, RelayedAnswer, route
 from corral.local.models import LocalModels, RunsElsewhere
 from corral.wire.errors import CorralError, native_body
 from corral.wire.frames import MAX_FRAME_BYTES, NDJSON, SSE, ndjson_error, sse_error
+from corral.wire.inventory import LoadedLike
 from corral.wire.native import ShowRequest, decode, raw_request
 
 _MAX_WHOLE_BYTES: Final = 64 * 1024 * 1024
@@ -55,10 +56,20 @@ _RELAYED: Final = {
 
 
 class LocalApi:
-    """Handlers of the local server. hub_url: the hub in use, asked for each time. version: the level of Ollama's API."""
+    """Handlers of the local server. loaded: the runners, for /api/ps. hub_url: the hub in use, asked for each time. version: the
+    level of Ollama's API."""
 
-    def __init__(self, *, models: LocalModels, cloud: CloudAccess, hub_url: Callable[[], str], version: str) -> None:
+    def __init__(
+        self,
+        *,
+        models: LocalModels,
+        loaded: Callable[[], Sequence[LoadedLike]],
+        cloud: CloudAccess,
+        hub_url: Callable[[], str],
+        version: str,
+    ) -> None:
         self._models = models
+        self._loaded = loaded
         self._cloud = cloud
         self._hub_url = hub_url
         self._version = version
@@ -72,6 +83,7 @@ class LocalApi:
             endpoint("POST", "/api/me", self.me, PUBLIC, cancel_on_disconnect=True),
             endpoint("POST", "/api/signout", self.sign_out, PUBLIC),
             endpoint("DELETE", "/api/user/keys/{encoded_key}", self.sign_out, PUBLIC),
+            ps_endpoint(self._loaded, PUBLIC),
             *(self._with_cloud(row) for row in inference_endpoints(self._models, PUBLIC, PUBLIC)),
         ]
 
