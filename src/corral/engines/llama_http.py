@@ -116,7 +116,8 @@ class LlamaHttp:
         """See Runner.complete."""
         body: dict[str, Any] = {
             **sampling_body(call.sampling.values),
-            "prompt": call.prompt,
+            # llama.cpp takes tokens and text mixed in one list.
+            "prompt": [*call.context, call.prompt] if call.context else call.prompt,
             "stream": True,
             # Without this the last event repeats the prompt and every setting.
             "response_fields": ["content", "stop", "stop_type", "timings", "completion_probabilities"],

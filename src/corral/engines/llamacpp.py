@@ -13,7 +13,7 @@ from pathlib import Path
 
 from corral.core.ports import ChatCall, Chunk, CompletionCall, Entropy, Finish, LoadOptions, Runner
 from corral.core.records import Model
-from corral.engines.cores import thread_environment, usable_cores
+from corral.engines.machine import thread_environment, usable_cores
 from corral.engines.launch import Plan, child_settings, llama_server_arguments, plan, scrubbed
 from corral.engines.llama_http import LlamaHttp
 from corral.engines.process import EngineProcess

@@ -1,4 +1,4 @@
-"""How many processor cores an engine should use, and how its threads should wait for each other.
+"""What this machine offers an engine: processor cores and how its threads should share them, and memory.
 
 llama.cpp meets a barrier several hundred times per token. Measured on two cores with SmolLM2-135M (tokens per second, one stream;
 with one other process that keeps a core busy; with two engines at once):
@@ -12,8 +12,9 @@ So: one thread per physical core we may use, pinned to it, spinning for about 50
 the threads fill the cores they are pinned to: two half-sized engines would be put on the same half.
 """
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 #: What libgomp spins before it sleeps; its default is a hundred times longer.
@@ -28,6 +29,19 @@ def usable_cores(root: Path = Path("/")) -> int | None:
     cores = {_siblings(cpu, root) for cpu in os.sched_getaffinity(0)}
     quota = min(_quotas(root), default=float(len(cores)))
     return max(1, min(len(cores), int(quota + 0.5)))
+
+
+def usable_memory_bytes(root: Path = Path("/")) -> int:
+    """Main memory that models may be planned into; 0 for unknown, also where an accelerator brings memory of its own."""
+    if any((root / "dev" / name).exists() for name in ("nvidiactl", "kfd", "dri/renderD128")):
+        return 0
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:")]
+    found += [int(text) for text in _of_groups(root, "memory.max") if text.isdigit()]
+    return min(found, default=0)
 
 
 def thread_environment(threads: int | None, given: Mapping[str, str], *, cores: int | None) -> dict[str, str]:
@@ -45,15 +59,19 @@ def _siblings(cpu: int, root: Path) -> str:
         return str(cpu)
 
 
-def _quotas(root: Path) -> Iterable[float]:
-    """Cores' worth of time that control groups (version 2) allow. Inside a container its own group is mounted as the root."""
-    for group in {"", _own_group(root)}:
-        try:
-            quota, _, period = (root / "sys/fs/cgroup" / group / "cpu.max").read_text().strip().partition(" ")
-        except OSError:
-            continue
+def _quotas(root: Path) -> Iterator[float]:
+    """Cores' worth of time that control groups allow."""
+    for text in _of_groups(root, "cpu.max"):
+        quota, _, period = text.partition(" ")
         if quota.isdigit() and period.isdigit() and int(period):
             yield int(quota) / int(period)
+
+
+def _of_groups(root: Path, name: str) -> Iterator[str]:
+    """A setting of our control group (version 2). Inside a container its own group is mounted as the root."""
+    for group in {"", _own_group(root)}:
+        with contextlib.suppress(OSError):
+            yield (root / "sys/fs/cgroup" / group / name).read_text().strip()
 
 
 def _own_group(root: Path) -> str:
