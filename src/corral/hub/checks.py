@@ -71,15 +71,20 @@ Presented = StockHeader | StrongHeaders | KeyText | SessionCookie
 def presented(facts: RequestFacts, cookie_name: str) -> Presented | None:
     """The one credential of a request, or None when it carries none. Raises: two_credentials; unauthorized for a scheme that
     is not ours: whoever tries to prove something is never served as a stranger instead."""
-    found: list[Presented] = [_authorization(value) for value in facts.headers.get("authorization", ())]
+    authorizations = facts.headers.get("authorization", ())
     # SDKs send an empty x-api-key when they were given a bearer token instead.
-    found += [KeyText(value) for value in facts.headers.get("x-api-key", ()) if value]
-    found += [SessionCookie(value) for value in cookie_values(facts.headers, cookie_name) if value]
-    if strong.is_strong(facts.headers):
-        found.append(StrongHeaders({name: ", ".join(values) for name, values in facts.headers.items()}))
-    if len(found) > 1:
+    keys = [value for value in facts.headers.get("x-api-key", ()) if value]
+    cookies = [value for value in cookie_values(facts.headers, cookie_name) if value]
+    is_signed = strong.is_strong(facts.headers)
+    if len(authorizations) + len(keys) + len(cookies) + is_signed > 1:
         raise CorralError("two_credentials")
-    return found[0] if found else None
+    if authorizations:
+        return _authorization(authorizations[0])
+    if keys:
+        return KeyText(keys[0])
+    if is_signed:
+        return StrongHeaders({name: ", ".join(values) for name, values in facts.headers.items()})
+    return SessionCookie(cookies[0]) if cookies else None
 
 
 def _authorization(value: str) -> StockHeader | KeyText:
