@@ -377,7 +377,7 @@ async def test_request_names_its_device_and_itself_and_asks_for_plain_bytes(
     async with socket_hub(stock(ok)) as hub:
         await client(hub, session, memory).send(HubCall(method="POST", path="/api/me", headers=[("user-agent", "theirs")]))
         request = hub.received[-1]
-        assert request.header("x-corral-device-name") == "Ada's-MacBook"
+        assert request.header("corral-device-name") == "Ada's MacBook"
         assert request.header("accept-encoding") == "identity"
         assert request.header("user-agent") == "theirs"
         assert hub.received[0].header("user-agent").startswith("corral/9.9 ")

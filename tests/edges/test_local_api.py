@@ -41,7 +41,7 @@ EVIL_HEADERS = [
     ("x-api-key", "crlk_callers"),
     ("x-forwarded-for", "203.0.113.9"),
     ("x-forwarded-host", "evil.example"),
-    ("x-corral-device-name", "somebody else"),
+    ("corral-device-name", "somebody else"),
 ]
 
 
@@ -309,7 +309,7 @@ async def test_t090_caller_speaks_for_nobody_at_the_hub_and_the_hub_sets_nothing
     (request,) = local.hub.received
     assert request.header("authorization").startswith(KEYS.key.public.blob_text)
     assert not {"cookie", "x-api-key", "x-forwarded-for", "x-forwarded-host"} & set(request.names)
-    assert request.header("x-corral-device-name") == "ada's-box"
+    assert request.header("corral-device-name") == "ada's box"
     assert request.header("x-ollama-client-version") == VERSION
     assert request.header("user-agent") == "ollama-python/1"
     assert request.header("x-kept") == "2"

@@ -155,7 +155,7 @@ async def test_relayed_request_arrives_byte_for_byte_and_strongly_signed(served:
         "content-type",
         "content-length",
         "x-ollama-client-version",
-        "x-corral-device-name",
+        "corral-device-name",
         "accept-encoding",
         "content-digest",
         "signature-input",

@@ -124,7 +124,7 @@ DROPPED = {
     "signature": ["x"],
     "signature-input": ["x"],
     "content-digest": ["x"],
-    "x-corral-device-name": ["somebody else"],
+    "corral-device-name": ["somebody else"],
     "x-ollama-client-version": ["9"],
     "x-http-method-override": ["DELETE"],
 }

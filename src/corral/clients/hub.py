@@ -26,7 +26,15 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from corral.core.ports import Clock, DeviceKeys, Entropy, HubCall, HubMemory, HubReply, HubTerms
-from corral.wire.discovery import DISCOVERY_PATH, STOCK, STRONG, HubAddress, parse_discovery, parse_hub_address
+from corral.wire.discovery import (
+    DEVICE_NAME_HEADER,
+    DISCOVERY_PATH,
+    STOCK,
+    STRONG,
+    HubAddress,
+    parse_discovery,
+    parse_hub_address,
+)
 from corral.wire.errors import CorralError
 from corral.wire.signing import DevicePrivateKey, DevicePublicKey, authorization_header, request_challenge, signed_target
 from corral.wire.strong import NONCE_BYTES, sign_headers
@@ -42,7 +50,6 @@ _RECHECK_EVERY_NS: Final = 60 * 1_000_000_000
 _CLOCK_TOLERANCE_S: Final = 4.0
 #: A clock further off than this is a fault to be mended, not to be worked around.
 _MAX_CLOCK_OFFSET_S: Final = 300.0
-_DEVICE_NAME_HEADER: Final = "x-corral-device-name"
 
 
 @dataclass(slots=True)
@@ -97,7 +104,7 @@ class HubClient:
         self._entropy = entropy
         self._session = session
         self._own_headers = (
-            (_DEVICE_NAME_HEADER, re.sub(r"[^!-~]+", "-", device_name)[:100] or "device"),
+            (DEVICE_NAME_HEADER, re.sub(r"[^ -~]+", "-", device_name).strip()[:100] or "device"),
             # A coded stream would wait for full blocks.
             ("accept-encoding", "identity"),
         )

@@ -26,12 +26,11 @@ from corral.hub.replay import ReplayGuard
 from corral.wire import signing, strong
 from corral.wire.apikeys import Peppers
 from corral.wire.browser import session_cookie_name
+from corral.wire.discovery import DEVICE_NAME_HEADER
 from corral.wire.errors import CorralError
 from corral.wire.signing import DevicePublicKey
 from corral.wire.text import shown_name
 
-#: An optional header by which a device says what it calls itself; never verified, only shown.
-DEVICE_NAME_HEADER = "corral-device-name"
 #: Twice the longest time for which a signature is accepted, so that a nonce is never forgotten too early.
 _NONCE_TTL = timedelta(seconds=4 * signing.WINDOW_S)
 _MAX_USES = 100_000

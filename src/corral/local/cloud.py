@@ -69,7 +69,7 @@ _NOT_TO_HUB = _HOP_BY_HOP | {
     "x-real-ip",
     "x-rewrite-url",
 }
-_NOT_TO_HUB_PREFIXES = ("access-control-", "proxy-", "sec-", "x-corral-", "x-forwarded-")
+_NOT_TO_HUB_PREFIXES = ("access-control-", "proxy-", "corral-", "sec-", "x-forwarded-")
 #: Of the hub, not for the caller: they would act on the local server's origin, or are written by our own server.
 _NOT_TO_CALLER = _HOP_BY_HOP | {
     "alt-svc",

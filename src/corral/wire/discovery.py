@@ -18,6 +18,8 @@ from corral.wire.strong import TAG
 #: The level of Ollama's API that we speak. Clients compare it with the version they need, so it is what `/api/version` says.
 OLLAMA_VERSION: Final = "0.34.0"
 DISCOVERY_PATH: Final = "/.well-known/corral"
+#: Optional header of a device's request: what it calls itself. Never verified, only shown on the page that connects it.
+DEVICE_NAME_HEADER: Final = "corral-device-name"
 #: How a request to a hub is signed.
 STRONG: Final = TAG
 STOCK: Final = "stock"
