@@ -5,7 +5,6 @@ renamed into it, so that a reader finds the whole content or none, and of two st
 """
 
 import base64
-import binascii
 import contextlib
 import json
 import os
@@ -42,10 +41,12 @@ def read_private(path: Path, *, max_bytes: int = _MAX_BYTES) -> bytes | None:
         return None
     except OSError as error:
         raise CorralError("invalid", f"{path} cannot be read: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         # Asked of the open file and not of its path, which could point elsewhere a moment later.
         _refuse_exposed(path, os.fstat(descriptor))
-        content = file.read(max_bytes + 1)
+        content = os.read(descriptor, max_bytes + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > max_bytes:
         raise CorralError("invalid", f"{path} is too long to be what belongs there")
     return content
@@ -140,7 +141,7 @@ def _parse_peppers(path: Path, content: bytes) -> Peppers:
         read = json.loads(content)
         values = {str(name): base64.b64decode(text, validate=True) for name, text in read["peppers"].items()}
         current = str(read["current"])
-    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorralError(
             "invalid", f"{path} is damaged; restore it from a backup, or remove it and make new API keys"
         ) from error

@@ -121,7 +121,8 @@ def open_database(path: Path) -> Database:
     """
     ensure_private_dir(path.parent)
     with _start_lock(path.with_name(path.name + ".lock")):
-        _create_private(path)
+        # SQLite would create the file by the umask; its -wal and -shm files take over the mode they find here.
+        os.close(_open_private(path))
         try:
             _migrate(path)
         except sqlite3.DatabaseError as error:
@@ -133,7 +134,7 @@ def open_database(path: Path) -> Database:
 
 @contextlib.contextmanager
 def _start_lock(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    descriptor = _open_private(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -141,9 +142,11 @@ def _start_lock(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _create_private(path: Path) -> None:
-    # SQLite would create the file by the umask; its -wal and -shm files take over the mode they find here.
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+def _open_private(path: Path) -> int:
+    try:
+        return os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise CorralError("invalid", f"{path} cannot be opened: {error.strerror}") from error
 
 
 def _migrate(path: Path) -> None:

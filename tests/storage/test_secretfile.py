@@ -1,0 +1,175 @@
+"""Files that hold secrets: closed, whole, and refused when others could have read them."""
+
+import os
+import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from corral.storage.secretfile import (
+    create_private,
+    ensure_private_dir,
+    load_or_create_peppers,
+    read_private,
+    rotate_peppers,
+    write_private,
+)
+from corral.wire.errors import CorralError
+from fakes import SeededEntropy
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "home" / "secret"
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_t091_file_made_under_any_umask_is_0600_in_0700(path: Path) -> None:
+    for mask in (0o000, 0o277):
+        before = os.umask(mask)
+        try:
+            write_private(path.parent.parent / f"{mask}" / "x" if mask == 0 else path, b"s")
+        finally:
+            os.umask(before)
+    assert mode_of(path) == 0o600
+    assert mode_of(path.parent.parent / "0" / "x") == 0o600
+    assert mode_of(path.parent.parent / "0") == 0o700
+
+
+def test_file_written_is_read_back_and_replaced(path: Path) -> None:
+    assert read_private(path) is None
+    write_private(path, b"one")
+    assert read_private(path) == b"one"
+    write_private(path, b"two")
+    assert read_private(path) == b"two"
+    assert [entry.name for entry in path.parent.iterdir()] == ["secret"]
+
+
+def test_file_that_exists_is_not_created_again(path: Path) -> None:
+    assert create_private(path, b"one")
+    assert not create_private(path, b"two")
+    assert read_private(path) == b"one"
+    assert [entry.name for entry in path.parent.iterdir()] == ["secret"]
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660, 0o601])
+def test_t091_file_that_others_can_read_is_refused_with_the_command_that_closes_it(path: Path, mode: int) -> None:
+    write_private(path, b"s")
+    path.chmod(mode)
+    with pytest.raises(CorralError, match=f"chmod 600 {path}") as error:
+        read_private(path)
+    assert error.value.code == "invalid"
+
+
+def test_t091_link_fifo_and_directory_are_refused(path: Path, tmp_path: Path) -> None:
+    write_private(tmp_path / "elsewhere", b"s")
+    ensure_private_dir(path.parent)
+    for make in (lambda: path.symlink_to(tmp_path / "elsewhere"), lambda: os.mkfifo(path, 0o600)):
+        make()
+        with pytest.raises(CorralError) as error:
+            read_private(path)
+        assert error.value.code == "invalid"
+        path.unlink()
+    path.mkdir(mode=0o700)
+    with pytest.raises(CorralError):
+        read_private(path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_t091_file_of_another_user_is_refused(path: Path) -> None:
+    write_private(path, b"s")
+    os.chown(path, 12345, 12345)
+    with pytest.raises(CorralError, match="belongs to another user"):
+        read_private(path)
+
+
+def test_file_longer_than_allowed_is_refused(path: Path) -> None:
+    write_private(path, b"12345")
+    assert read_private(path, max_bytes=5) == b"12345"
+    with pytest.raises(CorralError, match="too long"):
+        read_private(path, max_bytes=4)
+
+
+def test_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("x")
+    with pytest.raises(CorralError) as error:
+        write_private(tmp_path / "home" / "secret", b"s")
+    assert error.value.code == "invalid"
+    with pytest.raises(CorralError):
+        ensure_private_dir(tmp_path / "home" / "below")
+
+
+def test_file_that_cannot_be_written_leaves_the_old_one(path: Path) -> None:
+    write_private(path, b"one")
+    path.unlink()
+    path.mkdir(mode=0o700)
+    with pytest.raises(CorralError, match="cannot be written"):
+        write_private(path, b"two")
+    assert [entry.name for entry in path.parent.iterdir()] == ["secret"]
+
+
+# ── Peppers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_peppers_are_made_once_and_read_again(path: Path) -> None:
+    made = load_or_create_peppers(path, SeededEntropy(1))
+    assert len(made.values[made.current_id]) == 32
+    assert load_or_create_peppers(path, SeededEntropy(2)) == made
+    assert mode_of(path) == 0o600
+
+
+def test_t085_two_installations_share_no_pepper(tmp_path: Path) -> None:
+    one = load_or_create_peppers(tmp_path / "one", SeededEntropy(1))
+    two = load_or_create_peppers(tmp_path / "two", SeededEntropy(2))
+    assert set(one.values.values()).isdisjoint(two.values.values())
+
+
+def test_t091_two_starters_get_the_same_pepper(path: Path) -> None:
+    together = threading.Barrier(4)
+
+    def start(seed: int) -> object:
+        together.wait()
+        return load_or_create_peppers(path, SeededEntropy(seed)).values
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(start, range(4)))
+    assert found == [found[0]] * 4
+
+
+def test_pepper_rotated_keeps_the_old_one(path: Path) -> None:
+    old = load_or_create_peppers(path, SeededEntropy(1))
+    new = rotate_peppers(path, SeededEntropy(2))
+    assert new.current_id != old.current_id
+    assert new.values[old.current_id] == old.values[old.current_id]
+    assert load_or_create_peppers(path, SeededEntropy(3)) == new
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"junk",
+        b"[]",
+        b"{}",
+        b'{"current": "p1"}',
+        b'{"current": "p1", "peppers": []}',
+        b'{"current": "p1", "peppers": {}}',
+        b'{"current": "p2", "peppers": {"p1": "cHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHA="}}',
+        b'{"current": "p1", "peppers": {"p1": "c2hvcnQ="}}',
+        b'{"current": "p1", "peppers": {"p1": "not base64!"}}',
+        b'{"current": "p1", "peppers": {"p1": 5}}',
+        b"\xff\xfe",
+        b"[" * 30_000,
+    ],
+)
+def test_peppers_that_are_damaged_are_refused_and_not_replaced(path: Path, content: bytes) -> None:
+    write_private(path, content)
+    with pytest.raises(CorralError, match="is damaged") as error:
+        load_or_create_peppers(path, SeededEntropy(1))
+    assert error.value.code == "invalid"
+    assert path.read_bytes() == content
