@@ -239,6 +239,8 @@ async def in_thread(work: Callable[[], T], *, on_cancel: Callable[[], None] = la
         while not future.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([future])
+        if not future.cancelled():
+            future.exception()  # nobody asks any more; unasked for, it would be logged
         raise
 
 

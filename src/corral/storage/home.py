@@ -69,7 +69,7 @@ class HomeModels:
         """Have the GGUF file at that path installed under that name; at once when it already is.
 
         A model of that name with other weights is replaced; the name keeps the spelling it has. progress is called from a thread.
-        Canceling stops the work and leaves nothing behind. Raises: as `ModelBlobs.import_gguf`.
+        Canceling stops the work; at most a blob that no manifest names stays behind. Raises: as `ModelBlobs.import_gguf`.
         """
         return await in_thread_reporting(partial(self._install, name, path), progress)
 
@@ -162,8 +162,8 @@ def _descend(directory: Path, wanted: tuple[str | None, ...], above: tuple[str, 
         parts = (*above, entry.name)
         if len(wanted) > 1 and entry.is_dir(follow_symlinks=False):
             yield from _descend(directory / entry.name, wanted[1:], parts)
-        elif len(wanted) == 1 and entry.is_file(follow_symlinks=False):
-            yield from _found(parts, entry)
+        elif len(wanted) == 1 and entry.is_file(follow_symlinks=False) and (found := _found(parts, entry)) is not None:
+            yield found
 
 
 def _entries(directory: Path, wanted: str | None) -> list[os.DirEntry[str]]:
@@ -179,16 +179,14 @@ def _entries(directory: Path, wanted: str | None) -> list[os.DirEntry[str]]:
     return sorted(matching, key=lambda entry: (entry.name != wanted, entry.name))
 
 
-def _found(parts: tuple[str, ...], entry: os.DirEntry[str]) -> Iterator[_Found]:
-    """The manifest, unless its path is no model's name."""
-    name = ModelName(*parts)
+def _found(parts: tuple[str, ...], entry: os.DirEntry[str]) -> _Found | None:
+    """The manifest; None when its path is no model's name, or it went away."""
     try:
-        is_name = parse_name(str(name)) == name
-        state = entry.stat(follow_symlinks=False)
+        # Four parts are parsed into those very parts or not at all.
+        name, state = parse_name(str(ModelName(*parts))), entry.stat(follow_symlinks=False)
     except (CorralError, OSError):
-        return
-    if is_name:
-        yield _Found(name, Path(entry), (state.st_ino, state.st_size, state.st_mtime_ns))
+        return None
+    return _Found(name, Path(entry), (state.st_ino, state.st_size, state.st_mtime_ns))
 
 
 def _content(found: _Found) -> bytes:
