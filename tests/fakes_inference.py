@@ -11,6 +11,7 @@ from corral.core.records import Account, Capability, HostedModel, Model, ModelDe
 from corral.wire.errors import CorralError
 from corral.wire.names import Digest, parse_name
 from fakes import NOON, FakeClock
+from fakes_models import MemoryHosting
 
 #: What a scripted answer may hold. A float lets so many seconds of the fake clock pass.
 Step = Chunk | Finish | Exception | float
@@ -213,3 +214,11 @@ def a_caller(name: str = "ada", *, is_admin: bool = False, credential_id: str = 
     """Somebody with an API key for inference."""
     account = Account(id=f"id-{name}", name=name, email="", is_admin=is_admin, created_at=NOON)
     return Principal(account=account, proof=Proof.API_KEY, credential_id=credential_id, scopes=frozenset({Scope.INFERENCE}))
+
+
+async def a_hosting(*offered: HostedModel) -> MemoryHosting:
+    """A store that offers these models."""
+    store = MemoryHosting(*(hosted.model for hosted in offered if hosted.model is not None))
+    for hosted in offered:
+        await store.offer(hosted)
+    return store
