@@ -1,4 +1,5 @@
-"""Stream events of llama.cpp and of OpenAI-compatible servers, turned into chunks. Pure: bytes of one event in, values out.
+"""Streamed answers of llama.cpp and of OpenAI-compatible servers, turned into chunks. Pure: bytes in, as a socket gives them,
+values out.
 
 Only the members that are used are decoded. This runs once per generated token, so it is measured (docs/performance.md): one event
 costs a few microseconds, framing included. Source: llama.cpp tools/server/README.md; OpenAI's chat completion chunk object.
@@ -11,11 +12,12 @@ import msgspec
 
 from corral.core.ports import Chunk, Finish, Timings
 from corral.wire.errors import CorralError
+from corral.wire.frames import SseDecoder
 
 T = TypeVar("T")
 
-#: Ends an OpenAI stream.
-DONE = b"[DONE]"
+# Ends an OpenAI stream.
+_DONE = b"[DONE]"
 _NS_PER_MS = 1_000_000
 #: Calls of one answer that are kept: an answer is bounded by its context, a hostile upstream's is not.
 _MAX_CALLS = 1024
@@ -44,6 +46,7 @@ class _Logprobs(msgspec.Struct):
 
 class _Choice(msgspec.Struct):
     delta: _Delta | None = None
+    text: str | None = None
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
 
@@ -91,29 +94,72 @@ _error_bodies = msgspec.json.Decoder(_ErrorBody)
 _error_values = msgspec.json.Decoder(_ErrorObject | str)
 
 
-class ChatDecoder:
-    """One answer of `/v1/chat/completions`. Calls arrive in pieces, are put together by index, and come out whole in `finish`."""
+class AnswerDecoder:
+    """One streamed answer. code: of the errors that are raised for what an engine should not send, or says of itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, code: str = "engine_failed") -> None:
+        self._code = code
+        self._frames = SseDecoder()
+
+    def feed(self, data: bytes) -> list[Chunk]:
+        """What these bytes add to the answer. Raises: an error of the given code."""
+        events = (event.data for event in self._frames.feed(data) if event.data != _DONE)
+        return [chunk for event in events if (chunk := self._take(event)) is not None]
+
+    def finish(self) -> Sequence[Chunk | Finish] | None:
+        """What follows the last byte: complete calls, if any, and the end. None when the stream broke off before its end."""
+        raise NotImplementedError
+
+    def _take(self, event: bytes) -> Chunk | None:
+        raise NotImplementedError
+
+    def _decoded(self, decoder: "msgspec.json.Decoder[T]", data: bytes) -> T:
+        try:
+            return decoder.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise CorralError(self._code, f"the engine sent something that is not understood: {error}") from error
+
+    def _failure(self, value: msgspec.Raw) -> CorralError:
+        try:
+            error = _error_values.decode(value)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            error = ""
+        text = error if isinstance(error, str) else error.message
+        return CorralError(self._code, f"an error was encountered while running the model: {text or 'no reason was given'}")
+
+
+class ChatDecoder(AnswerDecoder):
+    """An answer of `/v1/chat/completions`, or of `/v1/completions`, whose choices hold a `text`. Calls arrive in pieces, are put
+    together by index, and come out whole in `finish`."""
+
+    def __init__(self, code: str = "engine_failed") -> None:
+        super().__init__(code)
         self._calls: dict[int, dict[str, Any]] = {}
         self._reason: str | None = None
         self._usage: _Usage | None = None
         self._timings: _Timings | None = None
 
-    def take(self, data: bytes) -> Chunk | None:
-        """What one event adds to the answer, None for one that adds nothing to read. Raises: engine_failed."""
-        event = _decoded(_chat_events, data)
-        if event.error is not None:
-            raise _failure(event.error)
-        self._usage = event.usage or self._usage
-        self._timings = event.timings or self._timings
-        if not event.choices:
+    def finish(self) -> Sequence[Chunk | Finish] | None:
+        """See AnswerDecoder.finish."""
+        if self._reason is None:
             return None
-        choice = event.choices[0]
+        end = Finish(reason=_reason(self._reason), timings=self._counted())
+        calls = [self._calls[index] for index in sorted(self._calls)]
+        return [Chunk(tool_calls=calls), end] if calls else [end]
+
+    def _take(self, event: bytes) -> Chunk | None:
+        found = self._decoded(_chat_events, event)
+        if found.error is not None:
+            raise self._failure(found.error)
+        self._usage = found.usage or self._usage
+        self._timings = found.timings or self._timings
+        if not found.choices:
+            return None
+        choice = found.choices[0]
         self._reason = choice.finish_reason or self._reason
         delta = choice.delta
         if delta is None:
-            return None
+            return Chunk(content=choice.text) if choice.text else None
         for call in delta.tool_calls or ():
             self._add(call)
         logprobs = choice.logprobs.content if choice.logprobs else None
@@ -121,17 +167,9 @@ class ChatDecoder:
             return None
         return Chunk(content=delta.content or "", thinking=delta.reasoning_content or "", logprobs=logprobs or ())
 
-    def finish(self) -> Sequence[Chunk | Finish] | None:
-        """What follows the last event: the calls, if any, and the end. None when the stream broke off before its end."""
-        if self._reason is None:
-            return None
-        end = Finish(reason=_reason(self._reason), timings=self._counted())
-        calls = [self._calls[index] for index in sorted(self._calls)]
-        return [Chunk(tool_calls=calls), end] if calls else [end]
-
     def _add(self, piece: _Call) -> None:
         if piece.index not in self._calls and len(self._calls) >= _MAX_CALLS:
-            raise CorralError("engine_failed", f"the answer holds more than {_MAX_CALLS} tool calls")
+            raise CorralError(self._code, f"the answer holds more than {_MAX_CALLS} tool calls")
         empty = {"index": piece.index, "id": "", "type": "function", "function": {"name": "", "arguments": ""}}
         call = self._calls.setdefault(piece.index, empty)
         call["id"] = piece.id or call["id"]
@@ -145,28 +183,27 @@ class ChatDecoder:
         return _counted(self._timings)
 
 
-class CompletionDecoder:
-    """One answer of llama.cpp's `/completion`."""
+class CompletionDecoder(AnswerDecoder):
+    """An answer of llama.cpp's `/completion`."""
 
-    def __init__(self) -> None:
+    def __init__(self, code: str = "engine_failed") -> None:
+        super().__init__(code)
         self._end: Finish | None = None
 
-    def take(self, data: bytes) -> Chunk | None:
-        """As ChatDecoder.take."""
-        event = _decoded(_completion_events, data)
-        if event.error is not None:
-            raise _failure(event.error)
-        if event.stop:
-            self._end = Finish(
-                reason=_reason("length" if event.stop_type == "limit" else "stop"), timings=_counted(event.timings)
-            )
-        if not (event.content or event.completion_probabilities):
-            return None
-        return Chunk(content=event.content, logprobs=event.completion_probabilities or ())
-
     def finish(self) -> Sequence[Chunk | Finish] | None:
-        """As ChatDecoder.finish."""
+        """See AnswerDecoder.finish."""
         return None if self._end is None else [self._end]
+
+    def _take(self, event: bytes) -> Chunk | None:
+        found = self._decoded(_completion_events, event)
+        if found.error is not None:
+            raise self._failure(found.error)
+        if found.stop:
+            reason = "length" if found.stop_type == "limit" else "stop"
+            self._end = Finish(reason=reason, timings=_counted(found.timings))
+        if not (found.content or found.completion_probabilities):
+            return None
+        return Chunk(content=found.content, logprobs=found.completion_probabilities or ())
 
 
 def error_text(body: bytes) -> str:
@@ -176,22 +213,6 @@ def error_text(body: bytes) -> str:
     except (msgspec.DecodeError, UnicodeDecodeError):
         return body.decode("utf-8", "replace").strip()
     return (error if isinstance(error, str) else error.message) or body.decode("utf-8", "replace").strip()
-
-
-def _decoded(decoder: msgspec.json.Decoder[T], data: bytes) -> T:
-    try:
-        return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CorralError("engine_failed", f"the engine sent something that is not understood: {error}") from error
-
-
-def _failure(value: msgspec.Raw) -> CorralError:
-    try:
-        error = _error_values.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        error = ""
-    text = error if isinstance(error, str) else error.message
-    return CorralError("engine_failed", f"an error was encountered while running the model: {text or 'no reason was given'}")
 
 
 def _reason(engine_reason: str) -> str:

@@ -58,8 +58,8 @@ class Plan:
     adapters: tuple[str, ...] = ()
 
 
-def plan(model: Model, options: LoadOptions, *, cores: int | None) -> Plan:
-    """Check everything a runner is loaded with. cores: threads to use unless the options say otherwise. Raises: bad_request."""
+def plan(model: Model, options: LoadOptions, *, threads: int | None) -> Plan:
+    """Check everything a runner is loaded with. threads: unless the options say otherwise. Raises: bad_request."""
     if model.weights is None:
         raise CorralError("bad_request", f"{model.name.short} has no weights on this machine")
     for name in _LIMITS:
@@ -77,7 +77,7 @@ def plan(model: Model, options: LoadOptions, *, cores: int | None) -> Plan:
         physical_batch=physical,
         gpu_layers=options.num_gpu,
         main_gpu=options.main_gpu,
-        threads=cores if options.num_thread is None else options.num_thread,
+        threads=threads if options.num_thread is None else options.num_thread,
         use_mmap=options.use_mmap,
         pooling=_pooling(model) if options.embedding else None,
         projector=None if model.projector is None else _absolute(model.projector),

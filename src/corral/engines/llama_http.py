@@ -12,9 +12,8 @@ import aiohttp
 import msgspec
 
 from corral.core.ports import ChatCall, Chunk, CompletionCall, Finish
-from corral.engines.decode import DONE, ChatDecoder, CompletionDecoder, error_text
+from corral.engines.decode import AnswerDecoder, ChatDecoder, CompletionDecoder, error_text
 from corral.wire.errors import CorralError
-from corral.wire.frames import SseDecoder
 from corral.wire.secrets import Secret
 
 T = TypeVar("T")
@@ -155,16 +154,12 @@ class LlamaHttp:
         except (aiohttp.ClientError, OSError):  # TimeoutError is an OSError
             return False
 
-    async def _answer(
-        self, path: str, body: dict[str, Any], decoder: ChatDecoder | CompletionDecoder
-    ) -> AsyncIterator[Chunk | Finish]:
+    async def _answer(self, path: str, body: dict[str, Any], decoder: AnswerDecoder) -> AsyncIterator[Chunk | Finish]:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_HEALTH_S, sock_read=_STREAM_SILENCE_S)
-        frames = SseDecoder()
         async with self._posted(path, body, timeout) as response:
             async for data in response.content.iter_any():
-                for event in frames.feed(data):
-                    if event.data != DONE and (chunk := decoder.take(event.data)) is not None:
-                        yield chunk
+                for chunk in decoder.feed(data):
+                    yield chunk
             end = decoder.finish()
             if end is None:
                 raise CorralError("engine_failed", await self._explain())

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from corral.core.ports import ChatCall, Chunk, CompletionCall, Entropy, Finish, LoadOptions, Runner
 from corral.core.records import Model
-from corral.engines.machine import thread_environment, usable_cores
 from corral.engines.launch import Plan, child_settings, llama_server_arguments, plan, scrubbed
 from corral.engines.llama_http import LlamaHttp
+from corral.engines.machine import default_threads, physical_cores, thread_environment
 from corral.engines.process import EngineProcess
 from corral.wire.errors import CorralError
 from corral.wire.secrets import Secret
@@ -59,10 +59,9 @@ class LlamaCppEngine:
 
     async def load(self, model: Model, options: LoadOptions) -> Runner:
         """See Engine.load."""
-        cores = usable_cores()
-        wanted = plan(model, options, cores=cores)
+        wanted = plan(model, options, threads=default_threads())
         await asyncio.to_thread(_check_gguf, Path(wanted.model))
-        environment = {**thread_environment(wanted.threads, self._environment, cores=cores), **self._environment}
+        environment = {**thread_environment(wanted.threads, self._environment, cores=physical_cores()), **self._environment}
         if not self._llama_server:
             key = self._new_key()
             return await self._started({"settings": child_settings(wanted, key.reveal())}, environment, url="", key=key)

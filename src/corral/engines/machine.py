@@ -4,7 +4,7 @@ llama.cpp meets a barrier several hundred times per token. Measured on two cores
 with one other process that keeps a core busy; with two engines at once):
 
     one thread                          50      40      -
-    two threads, OpenMP's defaults      77       7      1-15   (a waiting thread spins on the core that the other one needs)
+    two threads, OpenMP's defaults      77       7      -      (a waiting thread spins on the core that the other one needs)
     two threads, OMP_WAIT_POLICY=passive 31     25      -
     two threads, pinned, short spin     86-119  40-52   42 each
 
@@ -21,14 +21,20 @@ from pathlib import Path
 _SPINS = "3000"
 
 
-def usable_cores(root: Path = Path("/")) -> int | None:
-    """Physical cores this process may use: its affinity, with hyper-threads counted once, cut to the container's quota. None
-    where the system does not tell, so that llama.cpp decides."""
+def physical_cores(root: Path = Path("/")) -> int | None:
+    """Cores this process may run on, hyper-threads counted once. None where the system does not tell."""
     if not hasattr(os, "sched_getaffinity"):
         return None
-    cores = {_siblings(cpu, root) for cpu in os.sched_getaffinity(0)}
-    quota = min(_quotas(root), default=float(len(cores)))
-    return max(1, min(len(cores), int(quota + 0.5)))
+    return len({_siblings(cpu, root) for cpu in os.sched_getaffinity(0)})
+
+
+def default_threads(root: Path = Path("/")) -> int | None:
+    """Threads for an engine that is told nothing: one per core, cut to the container's quota. None lets llama.cpp decide."""
+    cores = physical_cores(root)
+    if cores is None:
+        return None
+    quota = min(_quotas(root), default=float(cores))
+    return max(1, min(cores, round(quota)))
 
 
 def usable_memory_bytes(root: Path = Path("/")) -> int:
@@ -45,7 +51,8 @@ def usable_memory_bytes(root: Path = Path("/")) -> int:
 
 
 def thread_environment(threads: int | None, given: Mapping[str, str], *, cores: int | None) -> dict[str, str]:
-    """OpenMP settings for an engine of so many threads; empty when the operator set any of their own."""
+    """OpenMP settings for an engine of so many threads on so many physical cores; empty when the operator set any of their
+    own."""
     if threads is None or threads < 2 or threads != cores or any(name.startswith(("OMP_", "GOMP_", "KMP_")) for name in given):
         return {}
     return {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores", "GOMP_SPINCOUNT": _SPINS}
