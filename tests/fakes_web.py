@@ -21,44 +21,30 @@ from corral.hub.sightings import MemorySightings
 from corral.wire.apikeys import Peppers
 from corral.wire.names import Digest, parse_name
 from corral.wire.signing import DevicePrivateKey, authorization_header, request_challenge, signed_target
-from fakes import FakeClock, MemoryAccounts, MemoryAudit, MemoryCredentials, MemorySessions, MemoryUsage, SeededEntropy
+from fakes import NOON, FakeClock, MemoryAccounts, MemoryAudit, MemoryCredentials, MemorySessions, MemoryUsage, SeededEntropy
+from fakes_models import MemoryHosting
 
 PASSWORD = "seven lamps over a quiet river"
 #: Cheap enough for a test; what it costs in earnest is the identity tests' business.
 QUICK = PasswordCost(time_cost=1, memory_kib=8)
 
 
-class MemoryHosting:
-    """A HostedStore."""
-
-    def __init__(self, *models: HostedModel) -> None:
-        self.models = {model.name: model for model in models}
-
-    async def list(self) -> Sequence[HostedModel]:
-        return list(self.models.values())
-
-    async def get(self, name: str) -> HostedModel | None:
-        return self.models.get(name.lower())
-
-    async def offer(self, model: HostedModel) -> None:
-        self.models[model.name] = model
-
-    async def withdraw(self, name: str) -> bool:
-        return self.models.pop(name, None) is not None
+#: What the hub's repository holds; `Site.host` offers them.
+MODELS = ("smollm2:135m", "gemma3:270m", "alice/tiny:latest", "alice/tiny:big")
 
 
-def hosted(name: str, clock: FakeClock, *, is_public: bool = True, family: str = "llama") -> HostedModel:
-    """A hosted model with everything a page shows."""
-    details = ModelDetails(format="gguf", family=family, parameter_size="134.52M", quantization_level="Q4_1", context_length=8192)
-    model = Model(
+def _model(name: str) -> Model:
+    details = ModelDetails(
+        format="gguf", family="llama", parameter_size="134.52M", quantization_level="Q4_1", context_length=8192
+    )
+    return Model(
         name=parse_name(name),
         digest=Digest("3f9a1c" + "0" * 58),
         size_bytes=91_739_413,
-        modified_at=clock.now(),
+        modified_at=NOON,
         details=details,
         capabilities=frozenset({Capability.COMPLETION}),
     )
-    return HostedModel(name=name, model=model, is_public=is_public, created_at=clock.now())
 
 
 class Site:
@@ -73,7 +59,7 @@ class Site:
         self.credential_store = MemoryCredentials(self.account_store)
         self.usage, self.audit = MemoryUsage(), MemoryAudit()
         self.sightings = MemorySightings()
-        self.hosting = MemoryHosting(hosted("smollm2:135m", self.clock))
+        self.hosting = MemoryHosting(*(_model(name) for name in MODELS))
         self.accounts = Accounts(
             accounts=self.account_store,
             sessions=self.session_store,
@@ -110,15 +96,17 @@ class Site:
         )
         self.app = App([endpoint("POST", "/api/me", _me, Access(CLIENT_PROOFS)), *self.rows], options)
 
+    async def host(self, name: str, *, is_public: bool = True) -> None:
+        """Offer one of `MODELS`."""
+        await self.hosting.offer(HostedModel(name=name, model=_model(name), is_public=is_public, created_at=NOON))
+
     async def add_account(self, name: str = "alice", *, is_admin: bool = False) -> Account:
         return await self.accounts.add(name, email=f"{name}@example.org", password=PASSWORD, is_admin=is_admin)
 
     async def signed_in(self, name: str = "alice", *, is_admin: bool = False, network: str = "127.0.0.1") -> "Browser":
         """A browser with a session of a new account, or of the one with that name."""
         account = await self.account_store.by_name(name) or await self.add_account(name, is_admin=is_admin)
-        _, value = await self.accounts.open_session(
-            account, network=network, user_agent="Mozilla/5.0 (X11; Linux) Firefox/140.0"
-        )
+        _, value = await self.accounts.open_session(account, network=network, user_agent="Mozilla/5.0 (X11; Linux) Firefox/140.0")
         browser = Browser(self, network=network)
         browser.cookies["__Host-corral" if self.public_url.startswith("https") else "corral"] = value.reveal()
         return browser

@@ -22,6 +22,7 @@ from corral.edges.web_models import ModelPages, Shelf
 from corral.edges.web_settings import SettingsPages
 from corral.hub.accounts import Accounts
 from corral.hub.credentials import Credentials
+from corral.hub.hosting import Hosting
 
 
 def web_endpoints(
@@ -39,7 +40,7 @@ def web_endpoints(
     pages = Pages(public_url=public_url, clock=clock, sign_up_open=sign_up_open)
     cookies = Cookies(public_url=public_url, clock=clock)
     step_up = StepUp(accounts=accounts, cookies=cookies, clock=clock)
-    shelf = Shelf(hosting)
+    shelf = Shelf(Hosting(hosting))
     account_pages = AccountPages(
         pages=pages, accounts=accounts, cookies=cookies, public_url=public_url, sign_up_open=sign_up_open
     )

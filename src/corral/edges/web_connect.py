@@ -36,6 +36,9 @@ _TICKED = frozenset({Scope.INFERENCE, Scope.PULL, Scope.KEYS})
 #: The same for a device on another network: what a phished visitor would give away is kept small.
 _TICKED_ELSEWHERE = frozenset({Scope.INFERENCE, Scope.PULL})
 
+#: The address of these pages holds a one-time code.
+_REFERRER = "no-referrer"
+
 
 @dataclass(frozen=True, slots=True)
 class _Link:
@@ -115,11 +118,11 @@ class ConnectPages:
         device = next((found for found in devices if found.id == device_id), None)
         if device is None:
             raise CorralError("not_found")
-        return self._pages.render("connected.html", caller=caller, is_personal=True, device=device)
+        return self._pages.render("connected.html", caller=caller, referrer=_REFERRER, device=device)
 
     async def declined(self, request: Request) -> Response:
         """For who did not start this. The sighting lapses by itself: a GET changes nothing."""
-        return self._pages.render("declined.html", caller=caller_of(request))
+        return self._pages.render("declined.html", caller=caller_of(request), referrer=_REFERRER)
 
     async def _page(
         self,
@@ -144,7 +147,7 @@ class ConnectPages:
             "connect.html",
             caller=caller,
             status=status,
-            is_personal=True,
+            referrer=_REFERRER,
             draft=draft,
             link=link,
             pending=pending,
@@ -158,7 +161,7 @@ class ConnectPages:
             "connect_problem.html",
             caller=caller,
             status=problem.status,
-            is_personal=True,
+            referrer=_REFERRER,
             problem=problem,
             pending=pending,
         )

@@ -206,6 +206,8 @@ class KeyPages:
             stepped.caller, key.id, overlap_s=overlap_s, network=facts_of(request).network
         )
         ends_at = self._clock.now() + timedelta(seconds=overlap_s)
+        if key.expires_at is not None:
+            ends_at = min(ends_at, key.expires_at)
         return self._step_up.finish(await self._secret_page(stepped.caller, new, secret, old_ends_at=ends_at), stepped)
 
     async def show_revoke_key(self, request: Request) -> Response:

@@ -9,11 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from corral.core.policy import PUBLIC
-from corral.core.ports import HostedStore
 from corral.core.records import HostedModel, Principal
 from corral.edges.asgi import Dialect, Endpoint, endpoint, maybe_caller
 from corral.edges.forms import query_of
 from corral.edges.pages import Pages, format_size
+from corral.hub.hosting import Hosting
 from corral.wire.errors import CorralError
 from corral.wire.names import DEFAULT_NAMESPACE, cloud_tag, parse_name
 
@@ -73,28 +73,21 @@ class Example:
 class Shelf:
     """The hosted models, as far as a visitor may see them."""
 
-    def __init__(self, hosting: HostedStore) -> None:
+    def __init__(self, hosting: Hosting) -> None:
         self._hosting = hosting
 
     async def entries(self, caller: Principal | None) -> list[Entry]:
         """One per repository, by name."""
         groups: dict[str, list[HostedModel]] = {}
-        for hosted in await self._hosting.list():
-            if _may_see(caller, hosted):
-                groups.setdefault(parse_name(hosted.name).key.repository, []).append(hosted)
+        for hosted in await self._hosting.list(caller):
+            groups.setdefault(parse_name(hosted.name).key.repository, []).append(hosted)
         return sorted((_entry_of(group) for group in groups.values()), key=lambda entry: entry.title.lower())
 
     async def example(self, caller: Principal | None) -> Example:
-        """A model that exists, if there is one."""
-        entries = await self.entries(caller)
+        """A model that exists, if there is one; of the library rather than of somebody."""
+        entries = sorted(await self.entries(caller), key=lambda entry: not entry.path.startswith(f"/{DEFAULT_NAMESPACE}/"))
         name = entries[0].name if entries else "smollm2:135m"
         return Example(name=name, cloud=cloud_tag(name))
-
-
-def _may_see(caller: Principal | None, hosted: HostedModel) -> bool:
-    if hosted.is_public:
-        return True
-    return caller is not None and parse_name(hosted.name).namespace.lower() == caller.account.name.lower()
 
 
 def _entry_of(group: Sequence[HostedModel]) -> Entry:

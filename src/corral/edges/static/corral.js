@@ -32,7 +32,7 @@ for (const button of document.querySelectorAll("button[data-reveal]")) {
   button.addEventListener("click", () => {
     const isShown = field.type === "text";
     field.type = isShown ? "password" : "text";
-    button.textContent = isShown ? "Show" : "Hide";
+    button.firstChild.data = isShown ? "Show" : "Hide";
   });
 }
 

@@ -1,0 +1,72 @@
+"""Administration in the browser."""
+
+import pytest
+
+from fakes_web import PASSWORD, Site, device_key
+
+
+@pytest.fixture
+async def site() -> Site:
+    site = Site()
+    await site.add_account("alice", is_admin=True)
+    await site.add_account("bob")
+    return site
+
+
+async def test_administration_is_refused_to_others_by_page_and_form(site: Site) -> None:
+    browser = await site.signed_in("bob")
+    csrf = (await browser.get("/settings")).form("/signout").fields["csrf"]
+    assert (await browser.get("/admin")).status == 403
+    assert (await browser.post("/admin/accounts/alice/disable", {"csrf": csrf})).status == 403
+    assert "/admin" not in (await browser.get("/")).html
+
+
+async def test_accounts_are_listed_with_what_can_be_done_to_them(site: Site) -> None:
+    browser = await site.signed_in("alice")
+    text = (await browser.get("/admin")).text
+    assert "alice alice@example.org administrator 2026-09-21 active you" in text
+    assert "bob bob@example.org member 2026-09-21 active Disable" in text
+    assert "Sign-up is open" in text
+
+
+async def test_disabled_account_is_out_at_once_and_comes_back_when_enabled(site: Site) -> None:
+    member, browser = await site.signed_in("bob"), await site.signed_in("alice")
+    path = "/admin/accounts/bob/disable"
+    page = await browser.submit(await browser.get(path), path)
+    assert "The account is disabled." in page.text
+    assert "disabled just now Enable" in page.text
+    assert (await member.get("/settings")).status == 303
+    path = "/admin/accounts/bob/enable"
+    assert "The account is enabled." in (await browser.submit(await browser.get(path), path)).text
+    assert (await site.accounts.sign_in("bob", PASSWORD, network="")).is_active
+
+
+async def test_administrator_cannot_disable_the_own_account(site: Site) -> None:
+    browser = await site.signed_in("alice")
+    path = "/admin/accounts/alice/disable"
+    assert (await browser.submit(await browser.get(path), path)).status == 409
+    assert (await site.accounts.named("alice")).is_active
+
+
+async def test_acts_of_an_administrator_need_a_fresh_password(site: Site) -> None:
+    browser = await site.signed_in("alice")
+    site.clock.advance(301)
+    path = "/admin/accounts/bob/disable"
+    page = await browser.submit(await browser.get(path), path)
+    assert page.status == 403
+    assert (await site.accounts.named("bob")).is_active
+    assert "is disabled" in (await browser.submit(page, path, password=PASSWORD)).text
+
+
+async def test_account_that_does_not_exist_is_not_found(site: Site) -> None:
+    browser = await site.signed_in("alice")
+    assert (await browser.get("/admin/accounts/nobody/disable")).status == 404
+
+
+async def test_recent_events_are_told_with_names(site: Site) -> None:
+    browser = await site.signed_in("alice")
+    member = await site.signed_in("bob")
+    await member.submit(await member.get(await site.knock(device_key())), "/connect")
+    text = (await browser.get("/admin")).text
+    assert "device.connect just now bob" in text
+    assert "account.create just now console bob" in text
