@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from corral.clients.hub import HubClient
     from corral.core.ports import AuditLog, HubMemory, UsageStore
     from corral.edges.asgi import App
+    from corral.engines.upstream import UpstreamEngine
     from corral.hub.accounts import Accounts
     from corral.hub.credentials import Credentials
     from corral.hub.inference import HostedInference
     from corral.serving.runners import Runners
+    from corral.storage.home import HomeModels
     from corral.storage.sql.engine import Database
     from corral.storage.sql.hosting import SqlHosting
 
@@ -228,17 +230,22 @@ async def offer_repository(services: HubServices, name: str, *, is_public: bool)
 async def install_model(settings: Settings, name: str, path: Path, progress: Callable[[int, int], None]) -> None:
     """Have a GGUF file installed here under that name, and published and offered on this machine's hub as well; quick when both
     are so already. progress: (bytes done, bytes in all), called from a thread. Raises: bad_request for what is not GGUF."""
-    from corral.storage.home import HomeModels
     from corral.wire.names import parse_name
 
     parsed = parse_name(name)
-    await HomeModels(settings.models_dir, _local_cache(settings)).install_gguf(parsed, path, progress)
+    await _local_store(settings).install_gguf(parsed, path, progress)
     async with open_hub_services(settings) as services:
         await services.hosted.publish_gguf(parsed, path, progress, is_public=True)
 
 
-def _local_cache(settings: Settings) -> Path:
-    return settings.home / ".ollama" / "cache" / "corral"
+def _local_store(settings: Settings) -> "HomeModels":
+    from corral.storage.home import HomeModels
+    from corral.storage.secretfile import ensure_private_dir
+
+    ollama_home = settings.home / ".ollama"
+    # Made here, before anything below it: what is made on the way to a cache has the mode of the umask, and the key lies here.
+    ensure_private_dir(ollama_home)
+    return HomeModels(settings.models_dir, ollama_home / "cache" / "corral")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,7 +269,17 @@ async def build_hub(settings: Settings) -> AsyncIterator[Built]:
     from corral.edges.pages import error_page, security_headers
     from corral.edges.web import web_endpoints
 
-    async with open_hub_services(settings) as services, _runners(settings) as runners, _hosted(services, runners) as inference:
+    async with (
+        open_hub_services(settings) as services,
+        _runners(settings) as runners,
+        _upstreams() as upstreams,
+        _hosted(services, runners, upstreams) as inference,
+    ):
+
+        async def release() -> None:
+            await runners.close()
+            await upstreams.close()
+
         api = HubApi(
             credentials=services.credentials,
             usage=services.usage,
@@ -280,6 +297,7 @@ async def build_hub(settings: Settings) -> AsyncIterator[Built]:
             clock=services.clock,
             sign_up_open=settings.is_signup_open,
         )
+        await services.hosted.remove_stale()
         may_run = Access(CLIENT_PROOFS, Scope.INFERENCE)
         options = AppOptions(
             authenticate=services.credentials.authenticate,
@@ -290,33 +308,39 @@ async def build_hub(settings: Settings) -> AsyncIterator[Built]:
         )
         rows = [*api.endpoints(), *inference_endpoints(inference, may_run, PUBLIC, upstreams=inference), *web]
         async with _repeated(services.credentials.flush_uses, every_s=_FLUSH_USES_EVERY_S):
-            yield Built(app=App(rows, options), facts=lambda: _hub_facts(settings, services), release=runners.close)
+            yield Built(app=App(rows, options), facts=lambda: _hub_facts(settings, services), release=release)
 
 
 @contextlib.asynccontextmanager
-async def _hosted(services: HubServices, runners: "Runners") -> "AsyncIterator[HostedInference]":
+async def _hosted(services: HubServices, runners: "Runners", upstreams: "UpstreamEngine") -> "AsyncIterator[HostedInference]":
     """Hosted inference on this hub's weights and at upstreams, metered into the database."""
-    from corral.engines.upstream import UpstreamEngine
     from corral.hub.hosting import Hosting
     from corral.hub.inference import HostedInference
     from corral.hub.metering import FLUSH_EVERY_S, UsageMeter
     from corral.hub.running import RunningRequests
 
     meter = UsageMeter(services.usage)
-    upstreams = UpstreamEngine()
+    async with _repeated(meter.flush, every_s=FLUSH_EVERY_S):
+        yield HostedInference(
+            hosting=Hosting(services.hosted),
+            runners=runners,
+            usage=meter,
+            running=RunningRequests(services.credentials.is_live),
+            clock=services.clock,
+            upstreams=upstreams,
+            relay=upstreams,
+        )
+
+
+@contextlib.asynccontextmanager
+async def _upstreams() -> "AsyncIterator[UpstreamEngine]":
+    from corral.engines.upstream import UpstreamEngine
+
+    engine = UpstreamEngine()
     try:
-        async with _repeated(meter.flush, every_s=FLUSH_EVERY_S):
-            yield HostedInference(
-                hosting=Hosting(services.hosted),
-                runners=runners,
-                usage=meter,
-                running=RunningRequests(services.credentials.is_live),
-                clock=services.clock,
-                upstreams=upstreams,
-                relay=upstreams,
-            )
+        yield engine
     finally:
-        await upstreams.close()
+        await engine.close()
 
 
 @contextlib.asynccontextmanager
@@ -374,7 +398,6 @@ async def build_local(settings: Settings) -> AsyncIterator[Built]:
     from corral.local.cloud import CloudAccess, CloudSwitch
     from corral.local.models import LocalModels
     from corral.serving.inference import Inference
-    from corral.storage.home import HomeModels
     from corral.storage.hubstate import is_cloud_off
     from corral.wire.discovery import OLLAMA_VERSION
 
@@ -385,7 +408,8 @@ async def build_local(settings: Settings) -> AsyncIterator[Built]:
         return settings.hub or memory.hub() or DEFAULT_HUB
 
     async with hub_client(settings, hub_url) as gateway, _runners(settings) as runners:
-        store = HomeModels(settings.models_dir, _local_cache(settings))
+        store = _local_store(settings)
+        await store.remove_stale(SystemClock().now())
         switch = CloudSwitch(by_env=settings.is_cloud_off, by_config=lambda: is_cloud_off(ollama_home / "server.json"))
         api = LocalApi(
             models=LocalModels(store, Inference(runners, SystemClock())),
