@@ -74,7 +74,7 @@ class MemoryModels:
         self.models = {model.name.key: model for model in models}
 
     async def list(self) -> Sequence[Model]:
-        return list(self.models.values())
+        return sorted(self.models.values(), key=lambda model: model.modified_at, reverse=True)
 
     async def get(self, name: ModelName) -> Model | None:
         return self.models.get(name.key)
