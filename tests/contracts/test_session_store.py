@@ -80,6 +80,16 @@ async def test_sessions_past_their_end_are_cleared_when_one_is_added(stores: Sto
     assert await stores.sessions.get("new") is not None
 
 
+async def test_sessions_of_an_account_are_those_that_have_not_expired_latest_used_first(
+    stores: Stores, ada: Account, bob: Account
+) -> None:
+    old, used = session(ada, "old"), session(ada, "used", last_used_at=NOON + timedelta(seconds=1))
+    for added in (old, used, session(ada, "ends", expires_at=NOON + timedelta(seconds=1)), session(bob, "other")):
+        await stores.sessions.add(added)
+    assert await stores.sessions.of_account(ada.id, now=NOON + timedelta(seconds=1)) == [used, old]
+    assert await stores.sessions.of_account("nobody", now=NOON) == []
+
+
 async def test_code_is_known_and_taken_once(stores: Stores) -> None:
     await stores.sessions.put_code("setup", "digest", expires_at=LATER)
     assert await stores.sessions.has_code("setup", "digest", now=NOON)

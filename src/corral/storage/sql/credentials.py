@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from corral.core.records import Account, ApiKey, Device, Scope, StoredApiKey
 from corral.storage.sql.accounts import ACCOUNT_COLUMNS, ACCOUNT_WIDTH, account_of
 from corral.storage.sql.engine import Database, is_conflict
-from corral.storage.sql.schema import api_keys, devices, from_micros, nonces
+from corral.storage.sql.schema import api_keys, devices, from_micros, nonces, to_micros
 from corral.wire.errors import CorralError
 from corral.wire.signing import DevicePublicKey
 
@@ -21,6 +21,11 @@ _DEVICE_BY_KEY = (
 _API_KEY_BY_ID = (
     f"SELECT {ACCOUNT_COLUMNS}, k.id, k.name, k.prefix, k.scopes, k.created_at, k.expires_at, k.last_used_at, k.revoked_at,"  # noqa: S608
     " k.hmac, k.pepper_id FROM api_keys k JOIN accounts a ON a.id = k.account_id WHERE k.id = ? AND a.deleted_at IS NULL"
+)
+# An expired nonce counts as a new one; a live one is left as it is, which changes no row.
+_USE_NONCE = sa.text(
+    "INSERT INTO nonces (nonce, expires_at) VALUES (:nonce, :expires_at)"
+    " ON CONFLICT (nonce) DO UPDATE SET expires_at = excluded.expires_at WHERE nonces.expires_at <= :now"
 )
 #: After how many uses of a nonce the expired ones are cleared away: their cost is spread thinly and the table stays small.
 _NONCES_BETWEEN_CLEANUPS = 256
@@ -138,17 +143,15 @@ class SqlCredentials:
         await self._database.write_relaxed(work)
 
     async def use_nonce(self, nonce: str, *, now: datetime, expires_at: datetime) -> bool:
-        """Insert, and see whether the row was new: the primary key decides between two who come at once."""
+        """One statement, so that of two who come at once only one changes a row."""
         self._nonces_used += 1
         clean_up = self._nonces_used % _NONCES_BETWEEN_CLEANUPS == 0
+        values = {"nonce": nonce, "now": to_micros(now), "expires_at": to_micros(expires_at)}
 
         def work(connection: sa.Connection) -> bool:
-            expired = nonces.delete().where(nonces.c.expires_at <= now)
-            connection.execute(expired if clean_up else expired.where(nonces.c.nonce == nonce))
-            is_used = connection.execute(sa.select(nonces.c.nonce).where(nonces.c.nonce == nonce)).first() is not None
-            if not is_used:
-                connection.execute(nonces.insert().values(nonce=nonce, expires_at=expires_at))
-            return not is_used
+            if clean_up:
+                connection.execute(nonces.delete().where(nonces.c.expires_at <= now))
+            return connection.execute(_USE_NONCE, values).rowcount == 1
 
         return await self._database.write_relaxed(work)
 
