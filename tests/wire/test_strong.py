@@ -33,6 +33,9 @@ def signed(
     return {name.lower(): value for name, value in (sent | added).items()}
 
 
+GOOD = signed()
+
+
 def verify(headers: Headers, *, method: str = "POST", url: str = URL, body: bytes = BODY, now: float = NOW) -> strong.StrongProof:
     return strong.verify_headers(method, url, headers, body=body, now=now)
 
@@ -166,17 +169,17 @@ def test_t002_changed_character_of_the_signature_is_refused(place: int) -> None:
     st.text(max_size=60) | st.text("corral=:AB, ", max_size=60),
     st.text(max_size=60) | st.text("sha-256=:AB, 512", max_size=60),
 )
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_t019_any_headers_are_refused_and_nothing_else_happens(given_input: str, signature: str, digest: str) -> None:
     refused({"signature-input": given_input, "signature": signature, "content-digest": digest})
-    refused(signed() | {"signature-input": given_input})
-    refused({"signature-input": given_input} | {"signature": signature})
+    refused(GOOD | {"signature-input": given_input})
+    refused(GOOD | {"signature": signature})
 
 
 @given(st.text('sha-256=:AB, 512;"?1', max_size=60))
 @settings(max_examples=50)
 def test_t019_any_content_digest_is_refused(digest: str) -> None:
-    refused(signed() | {"content-digest": digest})
+    refused(GOOD | {"content-digest": digest})
 
 
 @given(
