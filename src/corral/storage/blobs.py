@@ -75,11 +75,7 @@ class BlobFiles:
 
     def read(self, digest: Digest, *, max_bytes: int) -> bytes:
         """A small blob. Raises: not_found, too_large."""
-        with open_regular(self.path(digest), shown_as=f"blob {digest}") as file:
-            content = file.read(max_bytes + 1)
-        if len(content) > max_bytes:
-            raise CorralError("too_large", f"blob {digest} is longer than {max_bytes} bytes")
-        return content
+        return read_regular(self.path(digest), shown_as=f"blob {digest}", max_bytes=max_bytes)
 
     def writer(self) -> "BlobWriter":
         """A blob to be written piece by piece; use it in a `with` block."""
@@ -274,6 +270,16 @@ def open_regular(path: Path, *, shown_as: str, flags: int = 0) -> BinaryIO:
         os.close(descriptor)
         raise CorralError("bad_request", f"{shown_as} is not a regular file")
     return os.fdopen(descriptor, "rb", buffering=0)
+
+
+def read_regular(path: Path, *, shown_as: str, max_bytes: int, flags: int = 0) -> bytes:
+    """The content of a small file. Raises: too_large, and as `open_regular`."""
+    with open_regular(path, shown_as=shown_as, flags=flags) as file:
+        # Asked for by its size: reading up to the limit would set aside that much memory for a few hundred bytes.
+        size_bytes = os.fstat(file.fileno()).st_size
+        if size_bytes > max_bytes:
+            raise CorralError("too_large", f"{shown_as} is longer than {max_bytes} bytes")
+        return file.read(size_bytes)
 
 
 def write_atomically(path: Path, content: bytes, *, beside: Path) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from corral.core.ports import Entropy
 from corral.core.records import Model
-from corral.storage.blobs import BlobFiles, Progress, disk_errors, in_thread_reporting, open_regular, write_atomically
+from corral.storage.blobs import BlobFiles, Progress, disk_errors, in_thread_reporting, read_regular, write_atomically
 from corral.storage.models import ModelBlobs
 from corral.storage.secretfile import create_private, ensure_private_dir, read_private
 from corral.wire.errors import CorralError
@@ -191,11 +191,8 @@ def _found(parts: tuple[str, ...], entry: os.DirEntry[str]) -> _Found | None:
 
 def _content(found: _Found) -> bytes:
     """A manifest's bytes. Raises: not_found, bad_request, too_large."""
-    with open_regular(found.path, shown_as=f"the manifest of {found.name.short}", flags=os.O_NOFOLLOW) as file:
-        body = file.read(MAX_MANIFEST_BYTES + 1)
-    if len(body) > MAX_MANIFEST_BYTES:
-        raise CorralError("too_large", f"the manifest of {found.name.short} is longer than {MAX_MANIFEST_BYTES} bytes")
-    return body
+    shown_as = f"the manifest of {found.name.short}"
+    return read_regular(found.path, shown_as=shown_as, max_bytes=MAX_MANIFEST_BYTES, flags=os.O_NOFOLLOW)
 
 
 # ── The device key ───────────────────────────────────────────────────────────────────────────────────────────────────
