@@ -159,11 +159,24 @@ def test_half_a_remote_is_no_stub(reader: ModelBlobs, root: Path) -> None:
 # ── Capabilities ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 C = Capability
+CLIP = {"general.architecture": "clip", "clip.has_vision_encoder": True, "clip.has_audio_encoder": False}
 CAPABILITIES: dict[str, tuple[dict[str, GgufValue], dict[str, bytes], dict[str, object], set[Capability]]] = {
     "plain": ({}, {}, {}, {C.COMPLETION}),
     "pooling": ({"llama.pooling_type": 1}, {}, {}, {C.EMBEDDING}),
     "own vision": ({"llama.vision.block_count": 2}, {}, {}, {C.COMPLETION, C.VISION}),
+    "own hearing": ({"llama.audio.block_count": 2}, {}, {}, {C.COMPLETION, C.AUDIO}),
     "projector": ({}, {"projector": b"p"}, {}, {C.COMPLETION, C.VISION}),
+    "projector that sees": ({}, {"projector": gguf_bytes(CLIP)}, {}, {C.COMPLETION, C.VISION}),
+    "projector that hears": (
+        {},
+        {"projector": gguf_bytes({**CLIP, "clip.has_audio_encoder": True})},
+        {},
+        {
+            C.COMPLETION,
+            C.VISION,
+            C.AUDIO,
+        },
+    ),
     "Jinja tools": ({"tokenizer.chat_template": "{% if tools %}"}, {}, {}, {C.COMPLETION, C.TOOLS}),
     "Jinja thinking": ({"tokenizer.chat_template": "<think></think>"}, {}, {}, {C.COMPLETION, C.THINKING}),
     "Go tools": ({}, {"template": b"{{ .Tools }}"}, {}, {C.COMPLETION, C.TOOLS}),
@@ -184,7 +197,7 @@ def test_capabilities_follow_ollamas_rules(reader: ModelBlobs, root: Path, case:
 
 
 def test_nothing_is_known_of_a_model_without_weights() -> None:
-    assert capabilities_of(ModelConfig(), None, template="", has_projector=False) == frozenset()
+    assert capabilities_of(ModelConfig(), None, template="") == frozenset()
 
 
 # ── What is missing or damaged ───────────────────────────────────────────────────────────────────────────────────────

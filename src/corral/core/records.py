@@ -174,6 +174,8 @@ class Capability(StrEnum):
     VISION = "vision"
     EMBEDDING = "embedding"
     THINKING = "thinking"
+    AUDIO = "audio"
+    IMAGE = "image"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -145,6 +145,7 @@ class ModelBlobs:
         weights = _last(document, manifest.MODEL_LAYER)
         facts = None if config.is_stub or weights is None else self._facts_or_none(weights.digest)
         projector = document.first(manifest.PROJECTOR_LAYER)
+        encoder = None if projector is None else self._facts_or_none(projector.digest)
         template = self._text(document, manifest.TEMPLATE_LAYER) or self._text(document, manifest.PROMPT_LAYER)
         params = _last(document, manifest.PARAMS_LAYER)
         messages = _last(document, manifest.MESSAGES_LAYER)
@@ -154,7 +155,7 @@ class ModelBlobs:
             size_bytes=document.size_bytes,
             modified_at=modified_at,
             details=_details(config, facts, parent=weights.source if weights else ""),
-            capabilities=capabilities_of(config, facts, template=template, has_projector=projector is not None),
+            capabilities=capabilities_of(config, facts, template=template) | _encoder_adds(projector, encoder),
             weights=self._path(weights),
             projector=self._path(projector),
             adapters=tuple(str(self._blobs.path(layer.digest)) for layer in _all(document, manifest.ADAPTER_LAYER)),
@@ -212,15 +213,15 @@ def facts_of(path: Path, *, shown_as: str) -> WeightFacts:
     return _facts_from(header, size_bytes)
 
 
-def capabilities_of(
-    config: ModelConfig, facts: WeightFacts | None, *, template: str, has_projector: bool
-) -> frozenset[Capability]:
-    """What the model can do. template: the Go template of the Modelfile, or nothing."""
+def capabilities_of(config: ModelConfig, facts: WeightFacts | None, *, template: str) -> frozenset[Capability]:
+    """What the model can do by itself. template: the Go template of the Modelfile, or nothing."""
     found = {Capability(name) for name in config.capabilities if name in _KNOWN}
     if facts is not None:
         found.add(Capability.COMPLETION if facts.own("pooling_type") is None else Capability.EMBEDDING)
         if facts.own("vision.block_count") is not None:
             found.add(Capability.VISION)
+        if facts.own("audio.block_count") is not None:
+            found.add(Capability.AUDIO)
         if templates.jinja_has_tools(facts.chat_template):
             found.add(Capability.TOOLS)
         if templates.jinja_has_thinking(facts.chat_template):
@@ -232,9 +233,17 @@ def capabilities_of(
         found.add(Capability.INSERT)
     if templates.go_has_thinking(template) or config.model_family in ("gptoss", "gpt-oss"):
         found.add(Capability.THINKING)
-    if has_projector:
-        found.add(Capability.VISION)
     return frozenset(found | _PARSERS.get(config.parser, frozenset()))
+
+
+def _encoder_adds(projector: Layer | None, encoder: WeightFacts | None) -> frozenset[Capability]:
+    """What a projector adds to a model: sight, and hearing where its header says so."""
+    if projector is None:
+        return frozenset()
+    hears = encoder is not None and any(
+        value is True for key, value in encoder.metadata.items() if key.endswith(".has_audio_encoder")
+    )
+    return frozenset({Capability.VISION, Capability.AUDIO} if hears else {Capability.VISION})
 
 
 _KNOWN = frozenset(Capability)
