@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from corral.core.records import Account
 from corral.hub.accounts import RESERVED_NAMES, AccountRules, Accounts
 from corral.hub.passwords import PasswordCost, Passwords, check_password
+from corral.hub.throttle import Throttle, per_minutes
 from corral.wire.errors import CorralError
 from fakes import FakeClock, MemoryAccounts, MemoryAudit, MemorySessions, SeededEntropy
 from identity_hub import CAFE, HOME, PASSWORD, IdentityHub, error_of
@@ -354,6 +355,16 @@ async def test_guessing_from_everywhere_is_limited(hub: IdentityHub, ada: Accoun
     assert (await error_of(hub.accounts.sign_in("Ada", PASSWORD, network=HOME))).code == "rate_limited"
 
 
+def test_attempts_kept_in_memory_are_bounded() -> None:
+    clock, limit = FakeClock(), per_minutes(1, 5)
+    throttle = Throttle(clock, max_keys=10)
+    for number in range(11):
+        throttle.attempt((limit, (str(number),)))
+    throttle.attempt((limit, ("0",)))  # the oldest was forgotten for the eleventh
+    with pytest.raises(CorralError):
+        throttle.attempt((limit, ("10",)))
+
+
 # ── Sessions ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -500,12 +511,31 @@ async def test_sign_out_ends_one_session(hub: IdentityHub, ada: Account) -> None
     assert await hub.accounts.session(other) is not None
 
 
+async def test_sessions_of_an_account_are_listed_without_idle_ones_and_ended_but_for_ones_own(
+    hub: IdentityHub, ada: Account
+) -> None:
+    idle, _ = await hub.session(ada)
+    hub.clock.advance(13 * 3600)
+    (session, cookie), (other, other_cookie) = await hub.session(ada), await hub.session(ada)
+    hub.clock.advance(12 * 3600)
+    assert idle not in await hub.accounts.sessions_of(ada)
+    assert {found.id for found in await hub.accounts.sessions_of(ada)} == {session.id, other.id}
+    await hub.accounts.sign_out_others(session, network=HOME)
+    assert await hub.accounts.session(cookie) is not None
+    assert await hub.accounts.session(other_cookie) is None
+    assert [found.id for found in await hub.accounts.sessions_of(ada)] == [session.id]
+    assert hub.audit.actions[-1] == "session.close_others"
+
+
 # ── Administration ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_disabled_account_is_refused_and_enabled_again_let_in(hub: IdentityHub, ada: Account) -> None:
     await hub.accounts.set_disabled("ada", True)
     assert (await error_of(hub.accounts.sign_in("Ada", PASSWORD, network=HOME))).code == "unauthorized"
+    disabled = await hub.accounts.set_disabled("Ada", True)
+    assert not disabled.is_active
+    assert hub.audit.actions.count("account.disable") == 1
     assert await hub.accounts.set_disabled("Ada", False) == ada
     assert await hub.accounts.sign_in("Ada", PASSWORD, network=HOME) == ada
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from corral.core.policy import ALL_SCOPES, DEVICE_SCOPES
 from corral.core.records import Account, Proof, Scope
 from corral.hub.credentials import Credentials
-from corral.hub.replay import ReplayGuard
+from corral.hub.replay import Alarms, ReplayGuard
 from corral.wire import signing
 from corral.wire.apikeys import Peppers, make_api_key
 from corral.wire.errors import CorralError
@@ -424,6 +424,17 @@ def test_replay_memory_is_bounded() -> None:
     # What was used last is what is kept.
     assert guard.count((99).to_bytes(32), b"message") == 2
     assert guard.count((0).to_bytes(32), b"message") == 1
+
+
+def test_alarms_are_news_once_in_a_while_and_bounded() -> None:
+    clock = FakeClock()
+    alarms = Alarms(clock, quiet_s=600, capacity=2)
+    assert [alarms.is_news("a", "d1"), alarms.is_news("a", "d1"), alarms.is_news("b", "d1")] == [True, False, True]
+    clock.advance(600)
+    assert alarms.is_news("a", "d1")
+    assert alarms.is_news("c", "d1")
+    assert not alarms.is_news("a", "d1")
+    assert alarms.is_news("b", "d1")  # pushed out by the two after it
 
 
 # ── The registry-token form ──────────────────────────────────────────────────────────────────────────────────────────
@@ -963,6 +974,19 @@ async def test_t065_flush_that_fails_otherwise_is_an_error(hub: IdentityHub, ada
     await hub.who(bearer(key))
     hub.store.fails = CorralError("internal")
     assert (await error_of(hub.credentials.flush_uses())).code == "internal"
+
+
+async def test_t065_uses_kept_in_memory_are_bounded(hub: IdentityHub, ada: Account) -> None:
+    key_id, key = await hub.key(ada)
+    uses = hub.credentials._door._uses
+    uses.update((f"other{number}", (hub.clock.now(), HOME)) for number in range(100_000))
+    await hub.who(bearer(key))
+    assert key_id not in uses
+    assert len(uses) == 100_000
+    await hub.credentials.flush_uses()
+    await hub.who(bearer(key))
+    await hub.credentials.flush_uses()
+    assert (await hub.credentials.keys_of(ada))[0].last_used_at == hub.clock.now()
 
 
 async def test_refused_credentials_are_not_recorded_as_used(hub: IdentityHub, ada: Account) -> None:

@@ -291,6 +291,14 @@ async def test_device_is_renamed_to_what_can_be_shown(hub: IdentityHub, ada: Acc
     assert (await error_of(hub.credentials.rename_device(ada, device.id, "\x00"))).code == "invalid"
 
 
+async def test_devices_are_told_apart(hub: IdentityHub, ada: Account) -> None:
+    laptop, phone = await hub.link(ada), await hub.link(ada, PHONE)
+    await hub.credentials.rename_device(ada, phone.id, "phone")
+    await hub.credentials.rename_device(ada, laptop.id, "desk")
+    names = {device.id: device.name for device in await hub.credentials.devices_of(ada)}
+    assert names == {laptop.id: "desk", phone.id: "phone"}
+
+
 @pytest.mark.parametrize("device_id", ["foreign", STRANGER, "", "' OR 1=1--", "\r\n" + "x" * 10_000])
 async def test_t066_foreign_or_unknown_device_is_not_found_and_audited(
     hub: IdentityHub, ada: Account, bob: Account, device_id: str

@@ -140,6 +140,18 @@ def test_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path: Path) -
     assert path.read_bytes().startswith(b"my novel")
 
 
+def test_database_locked_at_start_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Patched because the real time-out is five seconds.
+    monkeypatch.setattr(engine_module, "BUSY_TIMEOUT_S", 0.05)
+    path = tmp_path / "hub.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(CorralError) as error:
+            open_database(path)
+    assert error.value.code == "unavailable"
+    open_database(path).close_now()
+
+
 def test_database_path_that_is_a_link_is_refused(path: Path, tmp_path: Path) -> None:
     link = tmp_path / "link.db"
     link.symlink_to(path)

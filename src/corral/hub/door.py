@@ -12,7 +12,6 @@ Nothing is looked up before the presented proof holds by itself, so a stranger c
 work on the database. A store that fails makes the request fail: there is no path from an error to a principal, nor to a stranger.
 """
 
-from collections import OrderedDict
 from datetime import datetime, timedelta
 from typing import assert_never
 
@@ -22,7 +21,7 @@ from corral.core.records import Account, AuditEvent, Device, Principal, Proof, R
 from corral.hub import checks
 from corral.hub.accounts import Accounts
 from corral.hub.checks import KeyText, SessionCookie, StockHeader, StrongHeaders
-from corral.hub.replay import ReplayGuard
+from corral.hub.replay import Alarms, ReplayGuard
 from corral.wire import signing, strong
 from corral.wire.apikeys import Peppers
 from corral.wire.browser import session_cookie_name
@@ -33,9 +32,8 @@ from corral.wire.text import shown_name
 
 #: Twice the longest time for which a signature is accepted, so that a nonce is never forgotten too early.
 _NONCE_TTL = timedelta(seconds=4 * signing.WINDOW_S)
+#: More credentials than this used within a minute are not all noted.
 _MAX_USES = 100_000
-_MAX_ALARMS = 10_000
-_ALARM_QUIET_NS = 600 * 10**9
 
 
 class Door:
@@ -64,7 +62,7 @@ class Door:
         self._cookie_name = session_cookie_name(public_url)
         self._replay = ReplayGuard(clock)
         self._uses: dict[str, tuple[datetime, str]] = {}
-        self._alarms: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._alarms = Alarms(clock)
 
     async def authenticate(self, facts: RequestFacts) -> Principal | None:
         """Who sends this request; None when nothing was presented. Raises: two_credentials, unauthorized (with `signin_url`
@@ -132,7 +130,7 @@ class Door:
     async def _exposed(self, key: DevicePublicKey, facts: RequestFacts) -> CorralError:
         """The signature travelled in the clear, where it could be copied and sent along with another body (W1)."""
         found = await self._store.device(key)
-        if found is not None and self._is_news("key_exposed", found[0].id):
+        if found is not None and self._alarms.is_news("key_exposed", found[0].id):
             await self._record(found[0], "key_exposed", facts, note="a signature came over plain http")
         return CorralError("forbidden", "this signed request came over plain http, where it can be copied; use https")
 
@@ -140,7 +138,7 @@ class Door:
         uses = self._replay.count(device.key.raw, message)
         if uses <= self._replay.uses_per_minute:
             return
-        if self._is_news("replay_suspected", device.id):
+        if self._alarms.is_news("replay_suspected", device.id):
             await self._record(device, "replay_suspected", facts, note=f"one signature used {uses} times in a minute")
         raise CorralError(
             "rate_limited", "this signed request was sent too often; sign again with the current time", retry_after_s=1
@@ -205,17 +203,6 @@ class Door:
     def _used(self, credential_id: str, facts: RequestFacts) -> None:
         if len(self._uses) < _MAX_USES or credential_id in self._uses:
             self._uses[credential_id] = (self._clock.now(), facts.network)
-
-    def _is_news(self, action: str, subject: str) -> bool:
-        """Whether this alarm was quiet for a while: one that goes on must not fill the audit log."""
-        now = self._clock.monotonic_ns()
-        last = self._alarms.get((action, subject))
-        if last is not None and now - last < _ALARM_QUIET_NS:
-            return False
-        self._alarms[(action, subject)] = now
-        if len(self._alarms) > _MAX_ALARMS:
-            self._alarms.popitem(last=False)
-        return True
 
     async def _record(self, device: Device, action: str, facts: RequestFacts, *, note: str) -> None:
         event = AuditEvent(

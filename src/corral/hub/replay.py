@@ -1,4 +1,4 @@
-"""What one process remembers about signatures that were already used. Bounded, in memory, forgetful.
+"""What one process remembers about signatures that were already used, and which alarms it raised. Bounded, forgetful.
 
 A stock signature covers neither body nor nonce, and Ed25519 is deterministic: two honest calls to one path in one second
 carry the same signature, so equal signatures cannot simply be refused (W2). Two rules stand in: a request more than a minute
@@ -61,6 +61,25 @@ class ReplayGuard:
     def uses_per_minute(self) -> int:
         """The cap."""
         return self._uses_per_minute
+
+
+class Alarms:
+    """Which alarms were raised lately, so that one that goes on does not fill the audit log. capacity: how many are kept."""
+
+    def __init__(self, clock: Clock, *, quiet_s: int = 600, capacity: int = 10_000) -> None:
+        self._clock = clock
+        self._quiet_ns = quiet_s * 10**9
+        self._capacity = capacity
+        self._raised: OrderedDict[tuple[str, str], int] = OrderedDict()
+
+    def is_news(self, action: str, subject: str) -> bool:
+        """Whether this alarm was quiet for a while; it is taken as raised then."""
+        now = self._clock.monotonic_ns()
+        last = self._raised.get((action, subject))
+        if last is not None and now - last < self._quiet_ns:
+            return False
+        _put(self._raised, (action, subject), now, self._capacity)
+        return True
 
 
 def _put(kept: OrderedDict[K, V], key: K, value: V, capacity: int) -> None:
