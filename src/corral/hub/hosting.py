@@ -6,6 +6,7 @@ without the cloud suffix; listings show base names.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from hashlib import sha256
 
 from corral.core.ports import HostedStore
@@ -26,12 +27,18 @@ class Hosting:
     async def resolve(self, requested: str, caller: Principal | None) -> HostedModel | None:
         """The model a request names, `NAME-cloud` and `NAME:cloud` included; None when there is none for this caller.
         Raises: bad_request for a malformed name."""
-        reference = parse_reference(requested)
-        name = parse_name(reference.base)
-        if reference.source is Source.LOCAL:
-            return None
-        hosted = await self._store.get(name.short)
+        name = _base_name(requested)
+        hosted = await self._store.get(name) if name else None
         return hosted if hosted is not None and may_use(caller, hosted) else None
+
+
+# Pure, and asked for the same few names by every request.
+@lru_cache(maxsize=1024)
+def _base_name(requested: str) -> str:
+    """The short form of what is asked for, without a cloud suffix; empty for a model that is to be local to whoever asks."""
+    reference = parse_reference(requested)
+    name = parse_name(reference.base)
+    return "" if reference.source is Source.LOCAL else name.short
 
 
 def may_use(caller: Principal | None, hosted: HostedModel) -> bool:

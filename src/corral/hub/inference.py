@@ -6,8 +6,8 @@ estimate of the prompt, so that leaving early is no way to use a model for nothi
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import AsyncExitStack, aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from corral.core.ports import Clock, Engine, HubStream, UpstreamRelay
@@ -58,14 +58,47 @@ class PassedAnswer:
 
 
 class _Use:
-    """One request's share in the usage of its account, while it runs."""
+    """One request's share in the usage of its account: entered while the request runs, written down when it is left, however that
+    comes. characters: of the prompt, should nobody count its tokens."""
 
-    def __init__(self, watched: Watched) -> None:
+    __slots__ = (
+        "_caller", "_characters", "_clock", "_is_settled", "_meter", "_model", "_path", "_started_at", "_started_ns",
+        "eval_tokens", "is_handed_on", "outcome", "prompt_tokens", "watched",
+    )  # fmt: skip
+
+    def __init__(
+        self, watched: Watched, model: str, path: str, characters: Callable[[], int], *, meter: UsageMeter, clock: Clock
+    ) -> None:
         self.watched = watched
         self.prompt_tokens = 0
         self.eval_tokens = 0
-        self.is_settled = False
         self.outcome = "ok"
+        self._is_settled = False
+        self.is_handed_on = False
+        self._caller = watched.principal
+        self._model = model
+        self._path = path
+        self._characters = characters
+        self._meter = meter
+        self._clock = clock
+        self._started_at = clock.now()
+        self._started_ns = clock.monotonic_ns()
+
+    def __enter__(self) -> "_Use":
+        self.watched.__enter__()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if self.is_handed_on and error is None:
+            self.is_handed_on = False
+            return
+        self.watched.__exit__()
+        self._write_down(error)
+
+    def hand_on(self) -> "_Use":
+        """Let the use go on beyond the block that is running, until the end of the next one."""
+        self.is_handed_on = True
+        return self
 
     def count(self, event: GenerateResponse | ChatResponse) -> None:
         """Add one event of a native stream."""
@@ -76,7 +109,36 @@ class _Use:
 
     def settle(self, prompt_tokens: int, eval_tokens: int) -> None:
         """Take the engine's own numbers."""
-        self.prompt_tokens, self.eval_tokens, self.is_settled = prompt_tokens, eval_tokens, True
+        self.prompt_tokens, self.eval_tokens, self._is_settled = prompt_tokens, eval_tokens, True
+
+    def _write_down(self, error: BaseException | None) -> None:
+        outcome = self._outcome_of(error)
+        if not self._is_settled and (self.eval_tokens or outcome == "ok"):
+            self.prompt_tokens = self._characters() // _CHARACTERS_PER_TOKEN
+        self._meter.record(
+            UsageEntry(
+                account_id=self._caller.account.id,
+                credential_id=self._caller.credential_id,
+                proof=self._caller.proof,
+                model=self._model,
+                path=self._path,
+                started_at=self._started_at,
+                duration_ns=self._clock.monotonic_ns() - self._started_ns,
+                prompt_tokens=self.prompt_tokens,
+                eval_tokens=self.eval_tokens,
+                outcome=outcome,
+            )
+        )
+
+    def _outcome_of(self, error: BaseException | None) -> str:
+        if error is None:
+            return self.outcome
+        if isinstance(error, CorralError):
+            return error.code
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            # Who leaves after the last event has had everything.
+            return "ok" if self._is_settled else "canceled"
+        return "internal"
 
 
 class HostedInference:
@@ -120,7 +182,7 @@ class HostedInference:
         if not request.model:
             raise model_not_found("")
         hosted = await self._admitted(request.model, caller, model_not_found)
-        with self._metered(caller, hosted, request.path, lambda: len(request.system) + len(request.prompt)) as use:
+        with self._use(caller, hosted, request.path, lambda: len(request.system) + len(request.prompt)) as use:
             async with aclosing(self._inference_of(hosted).generate(runnable_model(hosted), request)) as events:
                 while (event := await use.watched.next(events)) is not None:
                     use.count(event)
@@ -132,7 +194,7 @@ class HostedInference:
         if not request.model:
             raise model_required()
         hosted = await self._admitted(request.model, caller, model_not_found)
-        with self._metered(caller, hosted, request.path, lambda: sum(len(each.content) for each in request.messages)) as use:
+        with self._use(caller, hosted, request.path, lambda: sum(len(each.content) for each in request.messages)) as use:
             async with aclosing(self._inference_of(hosted).chat(runnable_model(hosted), request)) as events:
                 while (event := await use.watched.next(events)) is not None:
                     use.count(event)
@@ -144,7 +206,7 @@ class HostedInference:
         if not request.model:
             raise model_not_found("")
         hosted = await self._admitted(request.model, caller, model_not_pulled)
-        with self._metered(caller, hosted, request.path, lambda: sum(map(len, request.texts))) as use:
+        with self._use(caller, hosted, request.path, lambda: sum(map(len, request.texts))) as use:
             response = await self._inference_of(hosted).embed(runnable_model(hosted), request)
             use.settle(response.prompt_eval_count, 0)
             return response
@@ -155,7 +217,7 @@ class HostedInference:
         if not request.model:
             raise model_required()
         hosted = await self._admitted(request.model, caller, model_not_pulled)
-        with self._metered(caller, hosted, request.path, lambda: len(request.prompt)):
+        with self._use(caller, hosted, request.path, lambda: len(request.prompt)):
             return await self._inference_of(hosted).embeddings(runnable_model(hosted), request)
 
     async def _admitted(self, name: str, caller: Principal, absent: Callable[[str], CorralError]) -> HostedModel:
@@ -186,52 +248,20 @@ class HostedInference:
         if self._relay is None:
             raise _no_upstreams(hosted)
         body = request.with_model(hosted.upstream_model)
-        async with AsyncExitStack() as stack:
-            use = stack.enter_context(self._metered(caller, hosted, path, lambda: len(body)))
+        with self._use(caller, hosted, path, lambda: len(body)) as use:
             answer = await self._relay.open_stream(hosted.upstream_url, path, body)
-            stack.push_async_callback(answer.close)
-            headers = tuple((key, value) for key, value in answer.headers if key in _PASSED_HEADERS)
-            if answer.status == 200 and dict(headers).get("content-type", "").startswith(SSE):
-                # From here on the stream closes the answer and writes the usage down.
-                chunks = _counted_events(use, answer, stack.pop_all())
-                return PassedAnswer(status=200, headers=headers, chunks=chunks)
-            return await _whole_answer(use, answer, headers)
-
-    # ── Usage ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    @contextmanager
-    def _metered(self, caller: Principal, hosted: HostedModel, path: str, characters: Callable[[], int]) -> Iterator[_Use]:
-        """Write one usage entry when the block ends, however it ends. characters: of the prompt, if nobody counts its tokens."""
-        started_at, started_ns = self._clock.now(), self._clock.monotonic_ns()
-        with self._running.watch(caller) as watched:
-            use = _Use(watched)
             try:
-                yield use
-            except CorralError as error:
-                use.outcome = error.code
-                raise
-            except (asyncio.CancelledError, GeneratorExit):
-                use.outcome = "ok" if use.is_settled else "canceled"
-                raise
-            except BaseException:
-                use.outcome = "internal"
-                raise
+                headers = tuple((key, value) for key, value in answer.headers if key in _PASSED_HEADERS)
+                if answer.status == 200 and dict(headers).get("content-type", "").startswith(SSE):
+                    return PassedAnswer(status=200, headers=headers, chunks=_counted_events(use.hand_on(), answer))
+                return await _whole_answer(use, answer, headers)
             finally:
-                if not use.is_settled and (use.eval_tokens or use.outcome == "ok"):
-                    use.prompt_tokens = characters() // _CHARACTERS_PER_TOKEN
-                entry = UsageEntry(
-                    account_id=caller.account.id,
-                    credential_id=caller.credential_id,
-                    proof=caller.proof,
-                    model=hosted.name,
-                    path=path,
-                    started_at=started_at,
-                    duration_ns=self._clock.monotonic_ns() - started_ns,
-                    prompt_tokens=use.prompt_tokens,
-                    eval_tokens=use.eval_tokens,
-                    outcome=use.outcome,
-                )
-                self._usage.record(entry)
+                if not use.is_handed_on:
+                    await answer.close()
+
+    def _use(self, caller: Principal, hosted: HostedModel, path: str, characters: Callable[[], int]) -> _Use:
+        watched = self._running.watch(caller)
+        return _Use(watched, hosted.name, path, characters, meter=self._usage, clock=self._clock)
 
 
 def _required(caller: Principal | None) -> Principal:
@@ -258,23 +288,26 @@ async def _whole_answer(use: _Use, answer: HubStream, headers: tuple[tuple[str, 
     return PassedAnswer(status=answer.status, headers=headers, body=body)
 
 
-async def _counted_events(use: _Use, answer: HubStream, kept: AsyncExitStack) -> AsyncGenerator[bytes, None]:
+async def _counted_events(use: _Use, answer: HubStream) -> AsyncGenerator[bytes, None]:
     """The stream as it arrives, in whole events: should the upstream break off, an error frame can follow the last whole one.
-    Nothing is parsed until the end, when the last two pieces may state the usage. kept: ends the request's other business."""
-    async with kept:
-        chunks, rest, last, one_before = answer.chunks(), b"", b"", b""
-        while (chunk := await use.watched.next(chunks)) is not None:
-            if rest or not chunk.endswith(b"\n\n"):
-                chunk, rest = _whole_events(rest + chunk)
-                if not chunk:
-                    continue
-            use.eval_tokens += chunk.count(_CONTENT_KEY)
-            one_before, last = last, chunk
-            yield chunk
-        if (counted := usage_in_tail(one_before + last + rest)) is not None:
-            use.settle(*counted)
-        if rest:
-            yield rest
+    Nothing is parsed until the end, when the last two pieces may state the usage. The use ends with the stream."""
+    with use:
+        try:
+            chunks, rest, last, one_before = answer.chunks(), b"", b"", b""
+            while (chunk := await use.watched.next(chunks)) is not None:
+                if rest or not chunk.endswith(b"\n\n"):
+                    chunk, rest = _whole_events(rest + chunk)
+                    if not chunk:
+                        continue
+                use.eval_tokens += chunk.count(_CONTENT_KEY)
+                one_before, last = last, chunk
+                yield chunk
+            if (counted := usage_in_tail(one_before + last + rest)) is not None:
+                use.settle(*counted)
+            if rest:
+                yield rest
+        finally:
+            await answer.close()
 
 
 def _whole_events(data: bytes) -> tuple[bytes, bytes]:

@@ -6,8 +6,7 @@ only while something runs, so that nobody has to remember to start it.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from corral.core.records import Principal
@@ -24,13 +23,23 @@ _log = logging.getLogger("corral.server")
 
 
 class Watched:
-    """One running request."""
+    """One running request, checked while its block runs."""
 
-    def __init__(self, principal: Principal) -> None:
+    __slots__ = ("_error", "_is_interrupted", "_running", "_waiting", "principal")
+
+    def __init__(self, principal: Principal, running: "RunningRequests") -> None:
         self.principal = principal
+        self._running = running
         self._error: CorralError | None = None
         self._waiting: asyncio.Task[object] | None = None
         self._is_interrupted = False
+
+    def __enter__(self) -> "Watched":
+        self._running.add(self)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._running.discard(self)
 
     async def next(self, events: AsyncIterator[T]) -> T | None:
         """The next event, None at the end. Raises: unauthorized once the credential is found revoked, also while waiting."""
@@ -67,17 +76,19 @@ class RunningRequests:
         self._checker: asyncio.Task[None] | None = None
         self._failures: dict[str, int] = {}
 
-    @contextmanager
-    def watch(self, principal: Principal) -> Iterator[Watched]:
-        """Have a request checked while the block runs."""
-        watched = Watched(principal)
+    def watch(self, principal: Principal) -> Watched:
+        """A request of somebody; checked while a `with` block of it runs."""
+        return Watched(principal, self)
+
+    def add(self, watched: Watched) -> None:
+        """Begin to check a request; for Watched."""
         self._watched.add(watched)
         if self._checker is None or self._checker.done():
             self._checker = asyncio.create_task(self._check_while_running())
-        try:
-            yield watched
-        finally:
-            self._watched.discard(watched)
+
+    def discard(self, watched: Watched) -> None:
+        """Check it no longer."""
+        self._watched.discard(watched)
 
     async def recheck(self) -> None:
         """Ask for every credential in use once, and end the requests of those that are refused now."""

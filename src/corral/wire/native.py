@@ -19,6 +19,7 @@ from corral.wire.errors import CorralError
 from corral.wire.options import parse_keep_alive, parse_think
 
 S = TypeVar("S", bound=msgspec.Struct)
+T = TypeVar("T")
 
 _encode = msgspec.json.Encoder().encode
 
@@ -251,7 +252,7 @@ def decode(body: bytes, kind: type[S], *, empty: str = "missing request body") -
     another case counts unless the exact one is there. empty: what to say of a body without content. Raises: bad_request."""
     if not body or body.isspace():
         raise CorralError("bad_request", empty)
-    value = _parsed(body, object)
+    value = _parsed(body, _VALUES)
     if value is None:
         value = {}
     try:
@@ -260,9 +261,15 @@ def decode(body: bytes, kind: type[S], *, empty: str = "missing request body") -
         raise CorralError("bad_request", str(error)) from error
 
 
-def _parsed(body: bytes, kind: Any) -> Any:
+# Made once: decode() with a type would look at the type again for every request.
+_VALUES: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
+_RAW_OBJECTS = msgspec.json.Decoder(dict[str, msgspec.Raw] | None)
+_TEXTS = msgspec.json.Decoder(str | None)
+
+
+def _parsed(body: bytes | msgspec.Raw, decoder: "msgspec.json.Decoder[T]") -> T:
     try:
-        return msgspec.json.decode(body, type=kind)
+        return decoder.decode(body)
     except msgspec.DecodeError as error:
         raise CorralError("bad_request", str(error)) from error
     except UnicodeDecodeError as error:
@@ -333,7 +340,7 @@ class RawRequest:
     def model(self) -> str:
         """Empty when there is none. Raises: bad_request when it is no text."""
         raw = self._field("model")
-        return "" if raw is None else _parsed(bytes(raw), str | None) or ""
+        return "" if raw is None else _parsed(raw, _TEXTS) or ""
 
     @property
     def asks_for_stream(self) -> bool:
@@ -365,7 +372,7 @@ def raw_request(body: bytes, *, empty: str = "missing request body") -> RawReque
     """Look at a body without decoding its values. Raises: bad_request for what is not one JSON object."""
     if not body or body.isspace():
         raise CorralError("bad_request", empty)
-    return RawRequest(_parsed(body, dict[str, msgspec.Raw] | None) or {})
+    return RawRequest(_parsed(body, _RAW_OBJECTS) or {})
 
 
 def model_of(body: bytes) -> str:
@@ -430,9 +437,6 @@ def join_chat(parts: Sequence[ChatResponse]) -> ChatResponse:
         tool_calls=_chained(part.message.tool_calls for part in parts),
     )
     return msgspec.structs.replace(parts[-1], message=message, logprobs=_chained(part.logprobs for part in parts))
-
-
-T = TypeVar("T")
 
 
 def _chained(lists: Iterable[Sequence[T]]) -> list[T]:
