@@ -204,7 +204,7 @@ async def test_revoking_asks_first_and_never_for_the_password(site: Site) -> Non
     page = await browser.get(path)
     assert (await keys(site))[0].revoked_at is None
     page = await browser.submit(page, path)
-    assert "Revoked. It is refused from now on." in page.text
+    assert "The key is revoked. It is refused from now on." in page.text
     assert "Revoked in the last 30 days (1)" in page.text
     assert (await keys(site))[0].revoked_at == site.clock.now()
 
@@ -264,5 +264,6 @@ async def test_revoked_device_is_gone_from_the_list_and_refused(site: Site) -> N
     browser = await site.signed_in()
     path = f"/settings/devices/{(await device(site)).id}/revoke"
     page = await browser.submit(await browser.get(path), path)
+    assert "The device is revoked." in page.text
     assert "No device is connected" in page.text
     assert (await site.knock(device_key())).startswith("/connect?")

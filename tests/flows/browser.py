@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 #: Narrowest phone and common laptop, in CSS pixels.
 WIDTHS = (360, 1280)
-_FLAGS = (
+FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -36,7 +36,7 @@ def chromium(folder: Path) -> Iterator[Browser]:
     """A headless browser with a home of its own."""
     with sync_playwright() as playwright:
         env = {"HOME": str(folder), "PATH": os.environ["PATH"]}
-        browser = playwright.chromium.launch(executable_path=chromium_path(), args=list(_FLAGS), env=dict(env))
+        browser = playwright.chromium.launch(executable_path=chromium_path(), args=list(FLAGS), env=dict(env))
         yield browser
         browser.close()
 

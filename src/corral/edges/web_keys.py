@@ -47,7 +47,8 @@ _OVERLAPS: dict[str, tuple[str, int]] = {
     "7d": ("in a week", 604_800),
 }
 _NOTICES = {
-    "revoked": "Revoked. It is refused from now on.",
+    "key": "The key is revoked. It is refused from now on.",
+    "device": "The device is revoked. It is refused from now on.",
     "renamed": "The device has its new name.",
 }
 _SHOWN_REVOKED = timedelta(days=30)
@@ -226,7 +227,7 @@ class KeyPages:
         """Refused from the next request on, in every worker. Raises: not_found."""
         _, caller, _ = session_form(request)
         await self._credentials.revoke_key(caller, request.path_params["key_id"], network=facts_of(request).network)
-        return redirect("/settings/keys?done=revoked")
+        return redirect("/settings/keys?done=key")
 
     async def _key(self, request: Request, caller: Principal) -> ApiKey:
         keys = await self._credentials.keys_of(caller.account)
@@ -275,7 +276,7 @@ class KeyPages:
         """Refused from the next request on. Raises: not_found."""
         _, caller, _ = session_form(request)
         await self._credentials.revoke_device(caller, request.path_params["device_id"], network=facts_of(request).network)
-        return redirect("/settings/keys?done=revoked")
+        return redirect("/settings/keys?done=device")
 
     async def _device(self, request: Request, caller: Principal) -> Device:
         devices = await self._credentials.devices_of(caller.account)

@@ -1,0 +1,149 @@
+"""The pages in a real browser, where only that can tell: nothing runs, is framed or overflows, and every control is reached."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+from corral.core.records import Scope
+from corral.edges.listen import serve
+from fakes_web import Site, device_key
+from flows.browser import FLAGS, chromium_path
+
+pytestmark = pytest.mark.browser
+
+LONG = "a-name-that-nobody-would-choose-but-which-is-allowed-all-the-same"
+ATTACKS = ("</title><script>alert(1)</script>", "'\"><svg onload=alert(1)><img src=x onerror=alert(1)>")
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    """A hub in memory behind a real socket."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    site, ready, stop = Site(public_url=f"http://localhost:{port}"), asyncio.Event(), asyncio.Event()
+    await site.host("smollm2:135m")
+    await site.host("alice/tiny:latest")
+    serving = asyncio.create_task(serve(site.app, "127.0.0.1", port, on_ready=ready.set, release=_nothing, stop=stop, drain_s=1))
+    await asyncio.wait_for(ready.wait(), 10)
+    yield site
+    stop.set()
+    await asyncio.wait_for(serving, 10)
+
+
+async def _nothing() -> None:
+    """Nothing waits for an engine here."""
+
+
+@pytest.fixture
+async def chromium(tmp_path: Path) -> AsyncIterator[Browser]:
+    path = chromium_path()
+    async with async_playwright() as playwright:
+        env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+        browser = await playwright.chromium.launch(executable_path=path, args=list(FLAGS), env=dict(env))
+        yield browser
+        await browser.close()
+
+
+@contextlib.asynccontextmanager
+async def visit(chromium: Browser, site: Site, *, width: int = 1280) -> AsyncIterator[tuple[Page, list[str]]]:
+    """A page signed in as an administrator, and what the browser complained about."""
+    signed_in = await site.signed_in(is_admin=True)
+    context = await chromium.new_context(viewport={"width": width, "height": 800})
+    await context.add_cookies([{"name": "corral", "value": signed_in.cookies["corral"], "url": site.public_url}])
+    page = await context.new_page()
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: complaints.append(f"dialog {dialog.message}"))
+    yield page, complaints
+    await context.close()
+
+
+async def fill(site: Site, name: str) -> list[str]:
+    """Put a name wherever somebody may choose one; the pages that show it."""
+    await site.signed_in(is_admin=True)
+    account = await site.accounts.named("alice")
+    scopes = frozenset(Scope)
+    device = await site.credentials.add_device(
+        account, name=name, authorized_key=device_key(7).public.authorized_key, scopes=scopes
+    )
+    key, _ = await site.credentials.create_key(account, name=name, scopes=scopes, expires_at=None)
+    gone, _ = await site.credentials.create_key(account, name=name, scopes=scopes, expires_at=None)
+    await site.credentials.revoke_key(account, gone.id)
+    await site.accounts.open_session(account, network=name, user_agent=name)
+    link = await site.knock(device_key(8), network="203.0.113.9", name=name)
+    return [
+        *("/", "/library", "/alice/tiny", "/settings", "/settings/keys", "/settings/usage", "/admin", "/nowhere", link),
+        *(f"/settings/keys/{key.id}/{verb}" for verb in ("rotate", "revoke")),
+        *(f"/settings/devices/{device.id}/{verb}" for verb in ("rename", "revoke")),
+    ]
+
+
+async def test_t81_names_that_attack_run_nothing_in_a_browser(site: Site, chromium: Browser) -> None:
+    async with visit(chromium, site) as (page, complaints):
+        for attack in ATTACKS:
+            for path in await fill_again(site, attack):
+                await page.goto(site.public_url + path)
+                assert await page.locator("main script, main img, main iframe, main svg").count() == 0
+        assert [text for text in complaints if "Failed to load resource" not in text] == []
+
+
+async def fill_again(site: Site, name: str) -> list[str]:
+    """`fill` with the device of the last time out of the way."""
+    account = await site.accounts.named("alice")
+    for device in await site.credentials.devices_of(account):
+        await site.credentials.revoke_device(account, device.id)
+    return await fill(site, name)
+
+
+async def test_t49_connect_page_in_a_frame_of_another_site_stays_blank(site: Site, chromium: Browser) -> None:
+    link = await site.knock(device_key())
+    async with visit(chromium, site) as (page, _):
+        await page.goto("about:blank")
+        await page.set_content(f'<iframe src="{site.public_url}{link}" width="600" height="400"></iframe>')
+        frame = page.frames[1]
+        await frame.wait_for_load_state()
+        assert await frame.locator("form").count() == 0
+        assert "finch" not in await frame.content()
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+async def test_nothing_overflows_however_long_the_names(site: Site, chromium: Browser, width: int) -> None:
+    paths = await fill(site, LONG)
+    async with visit(chromium, site, width=width) as (page, _):
+        for path in paths:
+            await page.goto(site.public_url + path)
+            await page.evaluate("for (const closed of document.querySelectorAll('details')) closed.open = true")
+            reach = await page.evaluate("document.scrollingElement.scrollWidth")
+            assert reach <= width, path
+
+
+async def test_tab_reaches_every_control_of_the_connect_page_in_order(site: Site, chromium: Browser) -> None:
+    link = await site.knock(device_key(), network="203.0.113.9")
+    async with visit(chromium, site) as (page, _):
+        await page.goto(site.public_url + link)
+        await expect(page.get_by_role("button", name="Connect")).to_be_enabled()
+        reached = []
+        while "Switch account" not in reached:
+            await page.keyboard.press("Tab")
+            reached.append(await page.evaluate("(e => e.value || e.textContent.trim() || e.name)(document.activeElement)"))
+            ring = await page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+            assert ring != "none", reached
+        scopes = ["inference", "models:pull", "models:push", "keys"]
+        assert reached[0] == "Skip to content"
+        assert reached[-8:] == [*scopes, "fingerprint_tail", "Connect finch", "Not me", "Switch account"]
+
+
+async def test_copy_button_copies_what_it_stands_beside(site: Site, chromium: Browser) -> None:
+    async with visit(chromium, site) as (page, _):
+        await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        await page.goto(site.public_url)
+        await page.get_by_role("button", name="Copy command").first.click()
+        assert await page.locator("#said").inner_text() == "Copied"
+        assert await page.evaluate("navigator.clipboard.readText()") == f"corral signin --hub {site.public_url}"
