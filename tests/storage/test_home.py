@@ -180,6 +180,19 @@ async def test_get_looks_behind_every_spelling_of_a_directory(home: HomeModels, 
     assert found.name.short == "Tiny:2b"
 
 
+async def test_get_follows_what_happens_to_the_file(home: HomeModels, root: Path) -> None:
+    path = put_model(root, config={"model_type": "1B"})
+    before = await home.get(TINY)
+    put_model(root, config={"model_type": "2B"})
+    os.utime(path, ns=(5, 5))
+    after = await home.get(TINY)
+    assert before is not None
+    assert after is not None
+    assert (before.details.parameter_size, after.details.parameter_size) == ("1B", "2B")
+    path.unlink()
+    assert await home.get(TINY) is None
+
+
 async def test_get_of_a_damaged_model_says_so(home: HomeModels, root: Path) -> None:
     put_model(root).write_bytes(b"{")
     with pytest.raises(CorralError) as caught:

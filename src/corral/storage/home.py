@@ -54,8 +54,8 @@ class HomeModels:
         self._manifests = root / "manifests"
         self._blobs = BlobFiles(root / "blobs", cache_dir)
         self._models = ModelBlobs(self._blobs, cache_dir)
-        #: Manifest file -> the state it was read in, and what it was.
-        self._seen: dict[Path, tuple[tuple[int, int, int], Model]] = {}
+        #: By the spelling on the disk: the manifest file in the state it was read in, and what it was.
+        self._seen: dict[ModelName, tuple[_Found, Model]] = {}
 
     async def list(self) -> Sequence[Model]:
         """Newest first. Manifests that cannot be read are skipped."""
@@ -84,18 +84,31 @@ class HomeModels:
             with contextlib.suppress(CorralError):
                 model = self._read(found)
                 models.append(model)
-                seen[found.path] = (found.identity, model)
+                seen[found.name] = (found, model)
         self._seen = seen
         return sorted(models, key=lambda model: (model.modified_at, model.name.short), reverse=True)
 
     def _get(self, name: ModelName) -> Model | None:
-        found = self._find(name)
+        found = self._unchanged(name) or self._find(name)
         if found is None:
             return None
         try:
-            return self._read(found)
+            model = self._read(found)
         except CorralError as error:
             raise CorralError("invalid", f"model '{name.short}' is damaged: {error.message}") from error
+        self._seen[found.name] = (found, model)
+        return model
+
+    def _unchanged(self, name: ModelName) -> _Found | None:
+        """The manifest if it was read under this very spelling and is as it was. Saves walking the tree for every request."""
+        found, _ = self._seen.get(name, (None, None))
+        if found is None:
+            return None
+        try:
+            state = found.path.lstat()
+        except OSError:
+            return None
+        return found if _identity(state) == found.identity else None
 
     def _install(self, name: ModelName, path: Path, progress: Progress) -> Model:
         current = self._current(name)
@@ -128,8 +141,8 @@ class HomeModels:
         write_atomically(target / name.tag, body, beside=self._manifests)
 
     def _read(self, found: _Found) -> Model:
-        identity, model = self._seen.get(found.path, (None, None))
-        if identity == found.identity and model is not None:
+        seen, model = self._seen.get(found.name, (None, None))
+        if seen == found and model is not None:
             return model
         return self._models.read(found.name, _content(found), found.modified_at)
 
@@ -186,7 +199,11 @@ def _found(parts: tuple[str, ...], entry: os.DirEntry[str]) -> _Found | None:
         name, state = parse_name(str(ModelName(*parts))), entry.stat(follow_symlinks=False)
     except (CorralError, OSError):
         return None
-    return _Found(name, Path(entry), (state.st_ino, state.st_size, state.st_mtime_ns))
+    return _Found(name, Path(entry), _identity(state))
+
+
+def _identity(state: os.stat_result) -> tuple[int, int, int]:
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def _content(found: _Found) -> bytes:
