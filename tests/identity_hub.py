@@ -1,4 +1,4 @@
-"""The identity services of a hub over fakes, and the requests that clients would send to it."""
+"""The identity services of a hub, over fakes unless told otherwise, and the requests that clients would send to it."""
 
 import base64
 from collections.abc import Iterable
@@ -14,6 +14,7 @@ from corral.wire.apikeys import Peppers
 from corral.wire.errors import CorralError
 from corral.wire.signing import DevicePrivateKey
 from fakes import FakeClock, MemoryAccounts, MemoryAudit, MemoryCredentials, MemorySessions, SeededEntropy
+from identity_stores import Stores
 
 HUB = "https://hub.example"
 PASSWORD = "nine green bottles on a wall"
@@ -28,12 +29,25 @@ PEPPERS = Peppers(current_id="p1", values={"p1": b"p" * 32, "p0": b"o" * 32})
 class IdentityHub:
     """Accounts and credentials of one hub."""
 
-    def __init__(self, *, public_url: str = HUB, sign_up_open: bool = True, peppers: Peppers = PEPPERS) -> None:
-        self.clock, self.entropy = FakeClock(), SeededEntropy()
+    def __init__(
+        self,
+        *,
+        public_url: str = HUB,
+        sign_up_open: bool = True,
+        peppers: Peppers = PEPPERS,
+        stores: Stores | None = None,
+        clock: FakeClock | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.clock, self.entropy = clock or FakeClock(), SeededEntropy(seed)
         self.account_store = MemoryAccounts()
         self.session_store = MemorySessions(self.account_store)
         self.store = MemoryCredentials(self.account_store)
         self.audit = MemoryAudit()
+        if stores is not None:
+            # The fakes' own attributes are for tests on fakes alone; the ports are the same.
+            self.account_store, self.session_store = stores.accounts, stores.sessions  # type: ignore[assignment]
+            self.store, self.audit = stores.credentials, stores.audit  # type: ignore[assignment]
         self.sightings = MemorySightings()
         self.public_url = public_url
         rules = AccountRules(sign_up_open=sign_up_open, password_cost=CHEAP)

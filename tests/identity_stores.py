@@ -4,6 +4,12 @@ from dataclasses import dataclass
 
 from corral.core.ports import AccountStore, AuditLog, CredentialStore, SessionStore, UsageStore
 from corral.core.records import Account
+from corral.storage.sql.accounts import SqlAccounts
+from corral.storage.sql.audit import SqlAudit
+from corral.storage.sql.credentials import SqlCredentials
+from corral.storage.sql.engine import Database
+from corral.storage.sql.sessions import SqlSessions
+from corral.storage.sql.usage import SqlUsage
 from fakes import NOON
 
 
@@ -16,6 +22,11 @@ class Stores:
     credentials: CredentialStore
     usage: UsageStore
     audit: AuditLog
+
+
+def sql_stores(database: Database) -> Stores:
+    """The adapters over one open database."""
+    return Stores(SqlAccounts(database), SqlSessions(database), SqlCredentials(database), SqlUsage(database), SqlAudit(database))
 
 
 def account(name: str = "Ada", **changes: object) -> Account:

@@ -7,14 +7,9 @@ from pathlib import Path
 import pytest
 
 from corral.core.records import Account
-from corral.storage.sql.accounts import SqlAccounts
-from corral.storage.sql.audit import SqlAudit
-from corral.storage.sql.credentials import SqlCredentials
 from corral.storage.sql.engine import open_database
-from corral.storage.sql.sessions import SqlSessions
-from corral.storage.sql.usage import SqlUsage
 from fakes import MemoryAccounts, MemoryAudit, MemoryCredentials, MemorySessions, MemoryUsage
-from identity_stores import Stores, account
+from identity_stores import Stores, account, sql_stores
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +31,7 @@ async def stores(request: pytest.FixtureRequest, empty_database: Path, tmp_path:
     path.parent.mkdir(mode=0o700)
     shutil.copy(empty_database, path)
     database = open_database(path)
-    yield Stores(SqlAccounts(database), SqlSessions(database), SqlCredentials(database), SqlUsage(database), SqlAudit(database))
+    yield sql_stores(database)
     await database.close()
 
 
