@@ -175,6 +175,8 @@ class LlamaHttp:
         self, path: str, body: dict[str, Any], limits: aiohttp.ClientTimeout
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A good answer, whose connection ends with the block: closing it is what stops llama.cpp's generation."""
+        if self._session.closed:
+            raise CorralError("engine_failed", await self._explain())
         try:
             response = await self._session.post(
                 self._url + path, data=_encoder.encode(body), timeout=limits, allow_redirects=False

@@ -106,7 +106,7 @@ class ScriptedRunner:
     async def _answer(self, prompt: str, asked: str, sampling: Sampling, *, before: int = 0) -> AsyncIterator[Chunk | Finish]:
         self._check_alive()
         count = before + len(_tokens(prompt))
-        if count > self.options.num_ctx:
+        if count >= self.options.num_ctx:
             raise CorralError("bad_request", f"request ({count} tokens) exceeds the available context size")
         pieces = self._engine.answers.get(asked, self._engine.pieces)
         limit = sampling.values.get("n_predict", -1)
