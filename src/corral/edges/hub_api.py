@@ -14,6 +14,7 @@ from corral.core.ports import Clock, UsageStore
 from corral.core.records import ApiKey, Device, Principal, Proof, Scope
 from corral.edges.asgi import Endpoint, body_of, caller_of, endpoint, facts_of, json_response
 from corral.hub.credentials import Credentials
+from corral.wire.discovery import OLLAMA_VERSION
 from corral.wire.errors import CorralError
 from corral.wire.secrets import Secret
 from corral.wire.strong import TAG
@@ -153,8 +154,8 @@ class HubApi:
         return json_response({"since": _iso(since), "usage": [dict(zip(names, row, strict=True)) for row in rows]})
 
     async def version(self, request: Request) -> Response:
-        """The hub's version."""
-        return json_response({"version": corral.__version__})
+        """The version of Ollama whose behaviour this is, which clients compare, and our own."""
+        return json_response({"version": OLLAMA_VERSION, "corral": corral.__version__})
 
     async def discovery(self, request: Request) -> Response:
         """What a client needs to know before it signs in: the base URL that signatures cover, and the forms understood."""

@@ -21,7 +21,7 @@ from http_message_signatures.exceptions import HTTPMessageSignaturesException
 from nacl import bindings
 
 from corral.wire.errors import CorralError
-from corral.wire.signing import DevicePrivateKey, DevicePublicKey, parse_authorized_key
+from corral.wire.signing import DevicePrivateKey, DevicePublicKey, check_window, parse_authorized_key
 
 TAG = "corral-v1"
 #: A signature older than this is refused; the nonce must be remembered at least this long plus the allowed skew.
@@ -94,7 +94,7 @@ def is_strong(headers: Mapping[str, object]) -> bool:
 
 def verify_headers(method: str, url: str, headers: Mapping[str, str], *, body: bytes, now: float) -> StrongProof:
     """Check a strong signature over everything it must cover. url: our configured public URL plus the raw target, never rebuilt
-    from Host. headers: lower-case names, repeated fields joined by `, `. Raises: unauthorized, with what is wrong in the text."""
+    from Host. headers: lower-case names, repeated fields joined by `, `. Raises: unauthorized; clock_skew when the clock is minutes off."""
     required = (*_COVERED, *(("content-type",) if "content-type" in headers else ()))
     verifier = HTTPMessageVerifier(signature_algorithm=algorithms.ED25519, key_resolver=_Keys())
     try:
@@ -119,6 +119,8 @@ def verify_headers(method: str, url: str, headers: Mapping[str, str], *, body: b
 
 
 def _check_age(created: int, now: float) -> None:
+    # Far off means a wrong clock, and gets the answer that says so; a little off may be a replay, and gets none of its own.
+    check_window(created, now)
     age = timedelta(seconds=now - created)
     if not timedelta(seconds=-5) <= age <= timedelta(seconds=MAX_AGE_S):
         raise CorralError("unauthorized", f"the signature was made {round(now - created)} s ago; check this machine's clock")
