@@ -139,7 +139,14 @@ def test_t019_age_within_a_minute_passes(age: int) -> None:
     verify(signed(), now=NOW + age)
 
 
-@pytest.mark.parametrize("age", [61, 3600, -6, -30])
+@pytest.mark.parametrize(("age", "where"), [(3600, "behind"), (-3600, "ahead of")])
+def test_clock_that_is_an_hour_off_is_told_so(age: int, where: str) -> None:
+    with pytest.raises(CorralError, match=f"3600 s {where} the server") as error:
+        verify(signed(), now=NOW + age)
+    assert error.value.code == "clock_skew"
+
+
+@pytest.mark.parametrize("age", [61, 299, -6, -30])
 def test_t019_signature_61_s_old_or_from_the_future_is_refused(age: int) -> None:
     assert "clock" in refused(signed(), now=NOW + age).message
 

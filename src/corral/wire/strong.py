@@ -38,10 +38,11 @@ class _Message:
 
 
 class _Keys(HTTPSignatureKeyResolver):
-    """Resolves the one key id that is expected in this call and no other."""
+    """Resolves the one key id that is expected in this call and no other. public: the key that was asked for, once it was."""
 
     def __init__(self, private: DevicePrivateKey | None = None) -> None:
         self._private = private
+        self.public: DevicePublicKey | None = None
 
     def resolve_private_key(self, key_id: str) -> Ed25519PrivateKey:
         if self._private is None or key_id != self._private.public.blob_text:
@@ -50,7 +51,8 @@ class _Keys(HTTPSignatureKeyResolver):
 
     def resolve_public_key(self, key_id: str) -> Ed25519PublicKey:
         # parse_authorized_key refuses small-order points, which `cryptography` alone would accept.
-        return Ed25519PublicKey.from_public_bytes(parse_authorized_key(f"ssh-ed25519 {key_id}").raw)
+        self.public = parse_authorized_key(f"ssh-ed25519 {key_id}")
+        return Ed25519PublicKey.from_public_bytes(self.public.raw)
 
 
 def sign_headers(
@@ -96,7 +98,8 @@ def verify_headers(method: str, url: str, headers: Mapping[str, str], *, body: b
     """Check a strong signature over everything it must cover. url: our configured public URL plus the raw target, never rebuilt
     from Host. headers: lower-case names, repeated fields joined by `, `. Raises: unauthorized; clock_skew when the clock is minutes off."""
     required = (*_COVERED, *(("content-type",) if "content-type" in headers else ()))
-    verifier = HTTPMessageVerifier(signature_algorithm=algorithms.ED25519, key_resolver=_Keys())
+    keys = _Keys()
+    verifier = HTTPMessageVerifier(signature_algorithm=algorithms.ED25519, key_resolver=keys)
     try:
         results = verifier.verify(
             _Message(method, url, dict(headers)),
@@ -108,14 +111,14 @@ def verify_headers(method: str, url: str, headers: Mapping[str, str], *, body: b
         )
     except (HTTPMessageSignaturesException, CorralError, ValueError) as error:
         raise CorralError("unauthorized") from error
-    if len(results) != 1 or headers["signature-input"].count("tag=") != 1:
+    if len(results) != 1 or headers["signature-input"].count("tag=") != 1 or keys.public is None:
         raise CorralError("unauthorized")
     parameters = results[0].parameters
     created, nonce = parameters.get("created"), parameters.get("nonce")
     if not isinstance(created, int) or not isinstance(nonce, str) or not 16 <= len(nonce) <= 64:
         raise CorralError("unauthorized")
     _check_age(created, now)
-    return StrongProof(parse_authorized_key(f"ssh-ed25519 {parameters['keyid']}"), nonce)
+    return StrongProof(keys.public, nonce)
 
 
 def _check_age(created: int, now: float) -> None:
