@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from corral.cli.answers import figures
 from corral.cli.app import run
-from corral.cli.commands_run import figures, parse_format, parse_think
+from corral.cli.commands_run import parse_format, parse_think
 from corral.cli.context import Failed
 from fakes_cli import FakeServer, fake_server
 

@@ -14,8 +14,8 @@ import click
 
 from corral.cli import render
 from corral.cli.commands_keys import devices_table, keys_table, parse_expiry, pick, show_new_key
-from corral.cli.commands_serve import parse_model_option
 from corral.cli.context import Environment, Failed, json_option, pass_environment, secret_from, wait_for
+from corral.cli.starting import parse_model_option
 
 if TYPE_CHECKING:
     from corral.core.records import Account, ApiKey, Device, Scope

@@ -4,13 +4,13 @@ import asyncio
 import json
 import os
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from corral.cli import render
 from corral.cli.context import Environment, Failed, pass_environment, wait_for
+from corral.cli.starting import hub_lines, hub_port_advice, local_lines, local_port_advice, parse_model_option
 
 if TYPE_CHECKING:
     from corral.settings import Settings
@@ -60,17 +60,6 @@ def up(environment: Environment, models: tuple[str, ...]) -> int:
     return wait_for(Supervisor(environment).run(named))
 
 
-def parse_model_option(text: str) -> tuple[str, Path]:
-    """`NAME=FILE`. Raises: Failed when the form is another or there is no such file."""
-    name, equals, file = text.partition("=")
-    if not (name and equals and file):
-        raise Failed(f"--model takes NAME=FILE, not {text!r}", "such as --model smollm2:135m=SmolLM2-135M.gguf", status=2)
-    path = Path(file)
-    if not path.is_file():
-        raise Failed(f"there is no file {file}")
-    return name, path
-
-
 def _run(settings: "Settings", run: Serve, lines: Callable[[dict[str, Any]], str], *, supervised: bool, advice: str) -> None:
     from corral.main import set_up_process
     from corral.wire.errors import CorralError
@@ -106,51 +95,3 @@ def _end_with_parent(stop: asyncio.Event) -> None:
             stop.set()
 
     loop.add_reader(0, read)
-
-
-def hub_port_advice(settings: "Settings") -> str:
-    """What to do when the hub's port is taken."""
-    return f"is a hub running already? Stop it, or set CORRAL_HUB_LISTEN to another port than {settings.hub_listen.port}"
-
-
-def local_port_advice(settings: "Settings") -> str:
-    """What to do when the local server's port is taken."""
-    return f"is ollama or corral running already? Stop it, or set OLLAMA_HOST to another port than {settings.local.port}"
-
-
-def hub_lines(facts: dict[str, Any]) -> str:
-    """What `hub serve` prints: where the hub is, what it offers, and the link for the first account."""
-    lines = [_line("hub", facts["url"], f"data in {facts['data']}"), *hosted_lines(facts), *first_run_lines(facts)]
-    return "\n".join(lines)
-
-
-def local_lines(facts: dict[str, Any]) -> str:
-    """What `serve` prints: where the server is, and the hub it uses."""
-    return "\n".join([_line("local", facts["url"], f"models in {facts['models']}"), _line("cloud", facts["cloud"], "")])
-
-
-def up_lines(hub: dict[str, Any], local: dict[str, Any]) -> str:
-    """What `up` prints once both answer."""
-    lines = [_line("hub", hub["url"], f"data in {hub['data']}"), _line("local", local["url"], f"models in {local['models']}")]
-    if local["cloud"] != hub["url"]:
-        lines.append(_line("cloud", local["cloud"], "because CORRAL_HUB says so"))
-    return "\n".join([*lines, *hosted_lines(hub), *first_run_lines(hub)])
-
-
-def hosted_lines(facts: dict[str, Any]) -> list[str]:
-    """One line per hosted model, at most five."""
-    hosted: list[tuple[str, str]] = facts["hosted"]
-    lines = [_line("hosted", name, f"as {cloud}") for name, cloud in hosted[:5]]
-    return lines + ([f"        and {len(hosted) - 5} more"] if len(hosted) > 5 else [])
-
-
-def first_run_lines(facts: dict[str, Any]) -> list[str]:
-    """The one-time link, as long as there is no account."""
-    if not facts["signup_url"]:
-        return []
-    title = render.needs_you("First run.")
-    return ["", f"{title} Create the admin account (link works once, for 30 minutes):", f"  {facts['signup_url']}"]
-
-
-def _line(word: str, what: str, more: str) -> str:
-    return f"{word:<8}{what:<28}{more}".rstrip() if len(what) < 28 else f"{word:<8}{what}  {more}".rstrip()

@@ -15,8 +15,8 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.formatted_text import ANSI
 from prompt_toolkit.history import History, InMemoryHistory
 
+from corral.cli.answers import RunOptions, figures, show_answer, show_failure
 from corral.cli.api import LocalApi
-from corral.cli.commands_run import RunOptions, figures, show_answer, show_failure
 from corral.cli.context import Environment, Failed
 
 _PLACEHOLDER = ANSI("\x1b[90mSend a message (/? for help)\x1b[0m")

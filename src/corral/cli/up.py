@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from corral.cli import render
-from corral.cli.commands_serve import hub_port_advice, local_port_advice, up_lines
 from corral.cli.context import Environment, Failed
+from corral.cli.starting import hub_port_advice, local_port_advice, up_lines
 
 #: Long enough for a first migration on a slow disk.
 _READY_S = 60.0
@@ -68,11 +68,15 @@ class Supervisor:
     async def _start_and_watch(self, models: Sequence[tuple[str, Path]]) -> int:
         if models and (status := await self._install(models)) != 0:
             return status
-        hub_facts = await self._start("hub", "hub", "serve", environ=self._environ)
         # The hub beside us is the one to use, unless the person names another.
-        environ = {**self._environ, "CORRAL_HUB": self._settings.hub or hub_facts["url"]}
-        local_facts = await self._start("local", "serve", environ=environ)
-        print(up_lines(hub_facts, local_facts), flush=True)
+        environ = {**self._environ, "CORRAL_HUB": self._settings.hub or self._settings.public_url}
+        hub = asyncio.create_task(self._start("hub", "hub", "serve", environ=self._environ))
+        local = asyncio.create_task(self._start("local", "serve", environ=environ))
+        try:
+            print(up_lines(await hub, await local), flush=True)
+        finally:
+            hub.cancel()
+            local.cancel()
         return await self._watch()
 
     async def _install(self, models: Sequence[tuple[str, Path]]) -> int:
