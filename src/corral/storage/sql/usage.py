@@ -1,7 +1,7 @@
 """Who used how much, in the database."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -9,6 +9,8 @@ import sqlalchemy as sa
 from corral.core.records import UsageEntry
 from corral.storage.sql.engine import Database
 from corral.storage.sql.schema import usage
+
+_COLUMNS = tuple(field.name for field in fields(UsageEntry))
 
 
 class SqlUsage:
@@ -19,7 +21,8 @@ class SqlUsage:
 
     async def add(self, entries: Sequence[UsageEntry]) -> None:
         """One relaxed transaction for the whole batch."""
-        rows = [asdict(entry) for entry in entries]
+        # Not asdict(): it copies deeply, which showed in the profile of a busy hub.
+        rows = [{name: getattr(entry, name) for name in _COLUMNS} for entry in entries]
         if rows:
             await self._database.write_relaxed(lambda connection: connection.execute(usage.insert(), rows))
 
