@@ -167,6 +167,8 @@ async def open_hub_services(settings: Settings) -> AsyncIterator[HubServices]:
     clock, entropy, home = SystemClock(), SystemEntropy(), settings.corral_home
     ensure_private_dir(home)
     database = await asyncio.to_thread(open_database, _database_path(settings))
+    # What is made below CORRAL_HOME is for its owner alone, also by code that asks for no mode.
+    umask = os.umask(0o077)
     try:
         audit = SqlAudit(database)
         accounts = Accounts(
@@ -197,6 +199,7 @@ async def open_hub_services(settings: Settings) -> AsyncIterator[HubServices]:
             clock=clock,
         )
     finally:
+        os.umask(umask)
         await database.close()
 
 

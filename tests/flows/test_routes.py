@@ -20,7 +20,8 @@ def tables() -> dict[str, list[Endpoint]]:
 
 
 def lines_of(server: str, row: Endpoint) -> list[str]:
-    return [f"{server} {method} {row.path}" for method in sorted(row.methods)]
+    shape = tool_module("make_reference").shape_of(row.path)
+    return [f"{server} {method} {shape}" for method in sorted(row.methods)]
 
 
 def test_t112_public_routes_are_those_of_the_list(tables: dict[str, list[Endpoint]]) -> None:
