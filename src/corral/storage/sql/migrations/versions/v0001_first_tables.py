@@ -9,12 +9,13 @@ down_revision = None
 
 def upgrade() -> None:
     """Create everything."""
-    _identity()
+    _accounts()
+    _credentials()
     _records()
     _models()
 
 
-def _identity() -> None:
+def _accounts() -> None:
     op.create_table(
         "accounts",
         sa.Column("id", sa.Text(), nullable=False),
@@ -54,6 +55,9 @@ def _identity() -> None:
         sa.Column("expires_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("purpose", name="pk_codes"),
     )
+
+
+def _credentials() -> None:
     op.create_table(
         "devices",
         sa.Column("id", sa.Text(), nullable=False),
