@@ -1,5 +1,5 @@
-"""For tests of engines and runners: an event loop whose time passes by itself, engines that load when told, and a llama.cpp server made of
-prepared bytes."""
+"""For tests of engines and runners: an event loop whose time passes by itself, engines that load when told, and a llama.cpp
+server made of prepared bytes."""
 
 import asyncio
 import functools
@@ -36,8 +36,8 @@ class _NeverSleeps(selectors.DefaultSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop for code that waits for timers and other tasks only. Its time costs nothing; it is exact up to some weeks, where
-    floats grow coarser than the resolution that asyncio reckons with."""
+    """An event loop for code that waits for timers and other tasks only. Its time costs nothing; it is exact up to some weeks,
+    where floats grow coarser than the resolution that asyncio reckons with."""
 
     def __init__(self) -> None:
         selector = _NeverSleeps()
@@ -82,8 +82,8 @@ def weights(name: str = "tiny:1b", **changes: object) -> Model:
 
 
 class GatedEngine(ScriptedEngine):
-    """A ScriptedEngine that is told how loads go. asked: what was to be loaded, in order, also what failed. gate: loads wait while it
-    is closed. fails: raised by the next loads, first come, first served."""
+    """A ScriptedEngine that is told how loads go. asked: what was to be loaded, in order, also what failed. gate: loads wait
+    while it is closed. fails: raised by the next loads, first come, first served."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,6 +141,7 @@ class RawServer:
     answers: dict[str, list[bytes | asyncio.Event | None]] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+    connections: int = 0
 
     def answer(self, path: str, value: object, *, status: int = 200, headers: str = "") -> None:
         """Answer with one JSON object."""
@@ -156,15 +157,12 @@ class RawServer:
             if piece is None or isinstance(piece, asyncio.Event):
                 sent.append(piece)
                 continue
-            data = (
-                piece
-                if isinstance(piece, bytes)
-                else b"data: %s\n\n" % (piece if isinstance(piece, str) else json.dumps(piece)).encode()
-            )
+            data = piece if isinstance(piece, bytes) else _event(piece)
             sent.append(b"%x\r\n%s\r\n" % (len(data), data))
         self.answers[path] = [*sent, b"0\r\n\r\n"]
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         try:
             while (asked := await _read_request(reader)) is not None:
                 self.asked.append(asked)
@@ -199,6 +197,10 @@ class RawServer:
         return not self.gone.is_set()
 
 
+def _event(value: object) -> bytes:
+    return b"data: %s\n\n" % (value if isinstance(value, str) else json.dumps(value)).encode()
+
+
 def _head(status: int, headers: str) -> bytes:
     return f"HTTP/1.1 {status} Whatever\r\n{headers}\r\n".encode()
 
@@ -229,7 +231,7 @@ async def raw_server() -> AsyncIterator[RawServer]:
         await served.handle(reader, writer)
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
-    served.url = "http://127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+    served.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield served
     finally:

@@ -68,7 +68,7 @@ class _ChatEvent(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
     timings: _Timings | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 class _CompletionEvent(msgspec.Struct):
@@ -77,7 +77,7 @@ class _CompletionEvent(msgspec.Struct):
     stop_type: str = ""
     timings: _Timings | None = None
     completion_probabilities: list[dict[str, Any]] | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 class _ErrorObject(msgspec.Struct):
@@ -91,7 +91,6 @@ class _ErrorBody(msgspec.Struct):
 _chat_events = msgspec.json.Decoder(_ChatEvent)
 _completion_events = msgspec.json.Decoder(_CompletionEvent)
 _error_bodies = msgspec.json.Decoder(_ErrorBody)
-_error_values = msgspec.json.Decoder(_ErrorObject | str)
 
 
 class AnswerDecoder:
@@ -119,13 +118,10 @@ class AnswerDecoder:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise CorralError(self._code, f"the engine sent something that is not understood: {error}") from error
 
-    def _failure(self, value: msgspec.Raw) -> CorralError:
-        try:
-            error = _error_values.decode(value)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            error = ""
-        text = error if isinstance(error, str) else error.message
-        return CorralError(self._code, f"an error was encountered while running the model: {text or 'no reason was given'}")
+    def _failure(self, error: object) -> CorralError:
+        text = error.get("message") if isinstance(error, dict) else error
+        words = text if text and isinstance(text, str) else "no reason was given"
+        return CorralError(self._code, f"an error was encountered while running the model: {words}")
 
 
 class ChatDecoder(AnswerDecoder):

@@ -147,6 +147,8 @@ class LlamaHttp:
         asked before every request."""
         if self._answered_at_s is not None and asyncio.get_running_loop().time() - self._answered_at_s < _FRESH_S:
             return True
+        if self._session.closed:
+            return False
         timeout = aiohttp.ClientTimeout(total=_HEALTH_S)
         try:
             async with self._session.get(f"{self._url}/health", timeout=timeout, allow_redirects=False) as response:

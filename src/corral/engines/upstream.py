@@ -87,6 +87,8 @@ class UpstreamEngine:
 
     async def open_stream(self, base_url: str, path: str, body: bytes) -> "UpstreamStream":
         """See UpstreamRelay."""
+        if self._session.closed:
+            raise CorralError("unavailable", "the server is shutting down", retry_after_s=5)
         key = self._keys.get(base_url)
         headers = {"Authorization": f"Bearer {key.reveal()}"} if key else {}
         try:
