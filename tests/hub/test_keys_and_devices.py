@@ -389,7 +389,7 @@ async def test_key_without_name_scope_or_future_is_invalid(hub: IdentityHub, ada
     assert await hub.credentials.keys_of(ada) == []
 
 
-@pytest.mark.parametrize("scope", [scope for scope in Scope if scope is not Scope.KEYS])
+@pytest.mark.parametrize("scope", [Scope.PULL, Scope.PUSH])
 async def test_t061_key_made_by_a_key_has_no_more_scopes(hub: IdentityHub, ada: Account, scope: Scope) -> None:
     _, text = await hub.key(ada, {Scope.KEYS})
     by_key = await hub.who(bearer(text))
@@ -399,6 +399,19 @@ async def test_t061_key_made_by_a_key_has_no_more_scopes(hub: IdentityHub, ada: 
     assert scope in error.message
     key, _ = await hub.credentials.create_key(by_key, name="x", scopes=frozenset({Scope.KEYS}), expires_at=None)
     assert key.scopes == {Scope.KEYS}
+
+
+async def test_t061_key_that_manages_keys_may_also_give_inference_and_one_that_does_not_may_not(
+    hub: IdentityHub, ada: Account
+) -> None:
+    wanted = {"name": "x", "scopes": frozenset({Scope.INFERENCE}), "expires_at": None}
+    for scopes, is_allowed in [({Scope.KEYS}, True), ({Scope.PULL}, False)]:
+        _, text = await hub.key(ada, scopes)
+        making = hub.credentials.create_key(await hub.who(bearer(text)), **wanted)
+        if is_allowed:
+            assert (await making)[0].scopes == {Scope.INFERENCE}
+        else:
+            assert (await error_of(making)).code == "forbidden"
 
 
 async def test_t061_key_made_in_a_browser_may_have_every_scope(hub: IdentityHub, ada: Account) -> None:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import corral
-from corral.core.policy import CLIENT_PROOFS, FULL_PROOFS, PUBLIC, Access
+from corral.core.policy import CLIENT_PROOFS, FULL_PROOFS, PUBLIC, Access, may_grant
 from corral.core.ports import Clock, UsageStore
 from corral.core.records import ApiKey, Device, Principal, Proof, Scope
 from corral.edges.asgi import Endpoint, body_of, caller_of, endpoint, facts_of, json_response
@@ -105,7 +105,11 @@ class HubApi:
         caller = caller_of(request)
         wanted = _decode(request, NewDevice)
         device = await self._credentials.add_device(
-            caller.account, name=wanted.name, authorized_key=wanted.key, scopes=caller.scopes, network=facts_of(request).network
+            caller,
+            name=wanted.name,
+            authorized_key=wanted.key,
+            scopes=may_grant(caller.scopes),
+            network=facts_of(request).network,
         )
         return json_response(device_body(device, caller), 201)
 

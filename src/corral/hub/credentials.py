@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from corral.core.policy import ALL_SCOPES, DEVICE_SCOPES
+from corral.core.policy import ALL_SCOPES, DEVICE_SCOPES, may_grant
 from corral.core.ports import AuditLog, Clock, CredentialStore, Entropy, SightingStore
 from corral.core.records import (
     Account,
@@ -393,7 +393,7 @@ def _actor_of(acting: Acting) -> str:
 
 
 def _check_within(acting: Acting, scopes: frozenset[Scope]) -> None:
-    allowed = acting.scopes if isinstance(acting, Principal) else ALL_SCOPES & checks.rights_of(acting)
+    allowed = may_grant(acting.scopes) if isinstance(acting, Principal) else ALL_SCOPES & checks.rights_of(acting)
     if not scopes <= allowed:
         beyond = ", ".join(sorted(scopes - allowed))
         raise CorralError("forbidden", f"this credential cannot give away what it does not have: {beyond}")
