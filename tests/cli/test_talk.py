@@ -1,0 +1,107 @@
+"""The conversation of `run` without a prompt, typed through prompt_toolkit's own pipe."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+
+from corral.cli.answers import RunOptions
+from corral.cli.api import LocalApi
+from corral.cli.context import Environment, Failed
+from corral.cli.talk import talk
+from fakes_cli import FakeServer, fake_server
+
+LOADED = {"POST /api/generate": (200, {"done": True, "done_reason": "load"})}
+CHAT = [{"message": {"role": "assistant", "content": "Hello"}}, {"message": {"content": "!"}, "done": True, "eval_count": 2}]
+
+
+def converse(typed: str, home: Path, answers: dict[str, tuple[int, Any]], **options: Any) -> FakeServer:
+    with fake_server({**LOADED, **answers}) as server, create_pipe_input() as keyboard:
+        environment = Environment({"HOME": str(home), "OLLAMA_HOST": server.host})
+        keyboard.send_text(typed)
+        with create_app_session(input=keyboard, output=DummyOutput()):
+            talk(environment, LocalApi(environment.settings), RunOptions(model="m", **options))
+        return server
+
+
+def chats(server: FakeServer) -> list[Any]:
+    return [request.body["messages"] for request in server.seen if request.path == "/api/chat"]
+
+
+def test_conversation_carries_what_was_said_and_clear_forgets_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server = converse("one\rtwo\r/clear\rthree\r/bye\r", tmp_path, {"POST /api/chat": (200, CHAT)})
+    said = {"role": "assistant", "content": "Hello!"}
+    assert chats(server) == [
+        [{"role": "user", "content": "one"}],
+        [{"role": "user", "content": "one"}, said, {"role": "user", "content": "two"}],
+        [{"role": "user", "content": "three"}],
+    ]
+    out = capsys.readouterr().out
+    assert out.count("Hello!\n\n") == 3
+    assert "Cleared session context" in out
+
+
+def test_conversation_loads_the_model_first(tmp_path: Path) -> None:
+    server = converse("/bye\r", tmp_path, {}, keep_alive="10m")
+    assert [request.body for request in server.seen] == [{"model": "m", "keep_alive": "10m", "stream": False}]
+
+
+def test_conversation_with_a_hosted_model_without_signin_fails_before_the_first_question(tmp_path: Path) -> None:
+    refusal = {"error": "unauthorized", "signin_url": "http://localhost:11435/connect?name=x&key=y"}
+    with pytest.raises(Failed, match="not signed in to localhost:11435"):
+        converse("hi\r", tmp_path, {"POST /api/generate": (401, refusal)})
+
+
+def test_failed_answer_leaves_the_conversation_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = [{"message": {"content": "Hel"}}, {"error": "the engine is gone"}]
+    server = converse("one\rtwo\r/bye\r", tmp_path, {"POST /api/chat": (200, broken)})
+    assert [len(messages) for messages in chats(server)] == [1, 1]
+    assert "Error: the engine is gone" in capsys.readouterr().err
+
+
+def test_triple_quotes_hold_several_lines(tmp_path: Path) -> None:
+    server = converse('"""one\rtwo"""\r/bye\r', tmp_path, {"POST /api/chat": (200, CHAT)})
+    assert chats(server)[0][0]["content"] == "one\ntwo"
+
+
+def test_commands_that_nobody_knows_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server = converse("/nope\r/?\r\r\x04", tmp_path, {})
+    out = capsys.readouterr().out
+    assert "Unknown command '/nope'. Type /? for help" in out
+    assert "Available Commands" in out
+    assert chats(server) == []
+
+
+def test_ctrl_c_at_the_prompt_says_how_to_leave(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    converse("\x03/bye\r", tmp_path, {})
+    assert "Use Ctrl + d or /bye to exit." in capsys.readouterr().out
+
+
+def test_history_is_ollamas_file_for_its_owner_alone(tmp_path: Path) -> None:
+    history = tmp_path / ".ollama" / "history"
+    history.parent.mkdir()
+    history.write_text("".join(f"old {number}\n" for number in range(120)))
+    history.chmod(0o600)
+    converse("new\r/bye\r", tmp_path, {"POST /api/chat": (200, CHAT)})
+    lines = history.read_text().splitlines()
+    assert lines[-2:] == ["new", "/bye"]
+    assert len(lines) == 100
+    assert history.stat().st_mode & 0o777 == 0o600
+
+
+def test_history_is_not_kept_when_switched_off(tmp_path: Path) -> None:
+    (tmp_path / ".ollama").mkdir()
+    with fake_server({**LOADED, "POST /api/chat": (200, CHAT)}) as server, create_pipe_input() as keyboard:
+        environment = Environment({"HOME": str(tmp_path), "OLLAMA_HOST": server.host, "OLLAMA_NOHISTORY": "1"})
+        keyboard.send_text("hi\r/bye\r")
+        with create_app_session(input=keyboard, output=DummyOutput()):
+            talk(environment, LocalApi(environment.settings), RunOptions(model="m"))
+    assert not (tmp_path / ".ollama" / "history").exists()
+
+
+def test_verbose_conversation_prints_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    converse("hi\r/bye\r", tmp_path, {"POST /api/chat": (200, CHAT)}, verbose=True)
+    assert "eval count:           2 token(s)" in capsys.readouterr().err
