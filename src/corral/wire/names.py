@@ -7,6 +7,7 @@ without regard to case. Source: ollama types/model/name.go and internal/modelref
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 from corral.wire.errors import CorralError
 
@@ -54,6 +55,8 @@ class ModelName:
         return ModelName(self.host.lower(), self.namespace.lower(), self.model.lower(), self.tag.lower())
 
 
+# Every request names a model, and most of them the same few. Only valid names are kept: a refusal is raised anew each time.
+@lru_cache(maxsize=4096)
 def parse_name(text: str) -> ModelName:
     """Complete a model name with the defaults. Raises: bad_request `invalid model name`."""
     rest = text.split("://", 1)[-1]
