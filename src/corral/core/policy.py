@@ -58,5 +58,5 @@ def check_access(principal: Principal, access: Access) -> None:
 
 def _wrong_proof(proof: Proof) -> str:
     if proof is Proof.STOCK_SIGNATURE:
-        return "the signature of a stock client does not cover the body, so it may not do that; use corral, an API key or the browser"
+        return "a stock client's signature does not cover the body, so it may not do that; use corral, an API key or the browser"
     return "that takes another kind of credential"

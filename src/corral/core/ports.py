@@ -46,8 +46,8 @@ class Entropy(Protocol):
 
 
 class AccountStore(Protocol):
-    """Accounts and their passwords' hashes. Names are unique without regard to case, also against deleted accounts; e-mail addresses
-    among live ones. A deleted account is found by nothing."""
+    """Accounts and their passwords' hashes. Names are unique without regard to case, also against deleted accounts; e-mail
+    addresses among live ones. A deleted account is found by nothing."""
 
     async def add(self, account: Account, password_hash: str) -> None:
         """Raises: conflict when the name was ever taken or the e-mail address is in use."""
@@ -113,7 +113,8 @@ class SessionStore(Protocol):
 
 
 class CredentialStore(Protocol):
-    """Devices, API keys and the nonces of strong signatures. `device` and `api_key` are on every request's path: one indexed read."""
+    """Devices, API keys and the nonces of strong signatures. `device` and `api_key` are on every request's path: one indexed
+    read."""
 
     async def device(self, key: DevicePublicKey) -> tuple[Device, Account] | None:
         """The live (not revoked) device with this key, and its owner."""
@@ -158,8 +159,8 @@ class SightingStore(Protocol):
     """Unknown devices seen lately: capped, forgetful, never on disk for long."""
 
     async def record(self, sighting: Sighting) -> Sighting:
-        """Keep it, or refresh the one kept for this key (its code and first_seen_at stay). Raises: rate_limited for a network with
-        too many."""
+        """Keep it, or refresh the one kept for this key (its code and first_seen_at stay). Raises: rate_limited for a network
+        with too many."""
         ...
 
     async def find(self, key: DevicePublicKey, *, since: datetime) -> Sighting | None: ...
@@ -423,8 +424,8 @@ class Engine(Protocol):
     """Starts runners."""
 
     async def load(self, model: Model, options: LoadOptions) -> Runner:
-        """Start and wait until ready. Canceling it ends the process. Raises: bad_request when the weights are not readable as GGUF,
-        engine_failed with the engine's last words otherwise."""
+        """Start and wait until ready. Canceling it ends the process. Raises: bad_request when the weights are not readable as
+        GGUF, engine_failed with the engine's last words otherwise."""
         ...
 
 
@@ -432,6 +433,7 @@ class UpstreamRelay(Protocol):
     """Requests passed on, byte by byte, to the servers that run hosted models. Addresses are the operator's, never a caller's."""
 
     async def open_stream(self, base_url: str, path: str, body: bytes) -> HubStream:
-        """POST a JSON body. base_url: without `/v1`. Returns as soon as status and headers are there; redirects are answers like any
-        other. The upstream's own key is added here; nothing of the caller's request travels but the body. Raises: upstream_failed."""
+        """POST a JSON body. base_url: without `/v1`. Returns as soon as status and headers are there; redirects are answers like
+        any other. The upstream's own key is added here; nothing of the caller's request travels but the body. Raises:
+        upstream_failed."""
         ...

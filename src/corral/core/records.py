@@ -100,7 +100,8 @@ class BrowserSession:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sighting:
-    """An unknown device that proved it holds its key: what a connect page needs to have seen. code: one-time, in the signin link."""
+    """An unknown device that proved it holds its key: what a connect page needs to have seen. code: one-time, in the signin
+    link."""
 
     key: DevicePublicKey
     code: str
@@ -126,7 +127,8 @@ class RequestFacts:
     """What authentication may look at, exactly as received.
 
     target: raw path and, behind `?`, raw query. headers: lower-case name -> every value sent under it. body: read before the
-    check, because a strong signature covers it. network: the peer's address as text. is_secure: whether it came over TLS or loopback.
+    check, because a strong signature covers it. network: the peer's address as text. is_secure: whether it came over TLS or
+    loopback.
     """
 
     method: str
@@ -196,8 +198,8 @@ class ModelDetails:
 class Model:
     """A model that can be listed, shown and run, wherever its manifest lives (a home directory or the hub's database).
 
-    digest: of the manifest, as listings show it. size_bytes: all layers and the config. weights: path of the GGUF file, None for a
-    stub. template, system: of the Modelfile layers, empty when absent. parameters: Modelfile PARAMETERs, wire names.
+    digest: of the manifest, as listings show it. size_bytes: all layers and the config. weights: path of the GGUF file, None for
+    a stub. template, system: of the Modelfile layers, empty when absent. parameters: Modelfile PARAMETERs, wire names.
     metadata: GGUF key/values without arrays' contents. remote_host, remote_model: set on a stub.
     """
 

@@ -32,7 +32,8 @@ class ApiKeyText:
 
 
 def make_api_key(entropy: bytes) -> ApiKeyText:
-    """A new key from `ENTROPY_BYTES` random bytes. Base62 digits are drawn by modulo of a 512-bit number: the bias is under 2^-250."""
+    """A new key from `ENTROPY_BYTES` random bytes. Base62 digits are drawn by modulo of a 512-bit number: the bias is under
+    2^-250."""
     if len(entropy) != ENTROPY_BYTES:
         raise ValueError(f"an API key takes {ENTROPY_BYTES} random bytes")
     body = "crlk_" + _base62(int.from_bytes(entropy), _ID_LENGTH + _SECRET_LENGTH)

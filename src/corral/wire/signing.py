@@ -145,7 +145,8 @@ def parse_ts(query: str) -> int:
 
 
 def check_window(ts: int, now: float) -> None:
-    """Refuse a time outside the window with 403 and the offset: a 401 would send a person into a sign-in loop. Raises: clock_skew."""
+    """Refuse a time outside the window with 403 and the offset: a 401 would send a person into a sign-in loop. Raises:
+    clock_skew."""
     offset = round(now - ts)
     if abs(now - ts) > WINDOW_S:
         where = "behind" if offset > 0 else "ahead of"
@@ -158,7 +159,8 @@ def request_challenge(method: str, target: str) -> bytes:
 
 
 def token_challenge(public_url: str, target: str) -> bytes:
-    """Bytes signed for a registry token. public_url: the configured base without trailing slash, exactly as the realm is written."""
+    """Bytes signed for a registry token. public_url: the configured base without trailing slash, exactly as the realm is
+    written."""
     return f"GET,{public_url}{target},{_EMPTY_BODY}".encode()
 
 

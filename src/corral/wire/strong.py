@@ -96,7 +96,8 @@ def is_strong(headers: Mapping[str, object]) -> bool:
 
 def verify_headers(method: str, url: str, headers: Mapping[str, str], *, body: bytes, now: float) -> StrongProof:
     """Check a strong signature over everything it must cover. url: our configured public URL plus the raw target, never rebuilt
-    from Host. headers: lower-case names, repeated fields joined by `, `. Raises: unauthorized; clock_skew when the clock is minutes off."""
+    from Host. headers: lower-case names, repeated fields joined by `, `. Raises: unauthorized; clock_skew when the clock is
+    minutes off."""
     required = (*_COVERED, *(("content-type",) if "content-type" in headers else ()))
     keys = _Keys()
     verifier = HTTPMessageVerifier(signature_algorithm=algorithms.ED25519, key_resolver=keys)
