@@ -17,7 +17,6 @@ ALL_SCOPES = frozenset(Scope)
 DEVICE_SCOPES = frozenset({Scope.INFERENCE, Scope.PULL, Scope.PUSH, Scope.KEYS})
 
 
-
 def may_grant(scopes: frozenset[Scope]) -> frozenset[Scope]:
     """What a credential with these scopes may hand to a device or key it makes: its own, and with `keys` also inference, which is
     what devices are connected for. Anything that changes models must be its own (T61)."""
