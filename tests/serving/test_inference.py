@@ -505,6 +505,24 @@ async def test_stream_that_is_closed_stops_the_engine_at_once() -> None:
     assert (kitchen.pool.lent, kitchen.runner.open_answers) == (0, 0)
 
 
+async def test_events_of_an_iterator_that_cannot_be_closed_are_read_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Events:
+        def __init__(self) -> None:
+            self.left = [Chunk(content="a"), STOP]
+
+        def __aiter__(self) -> "Events":
+            return self
+
+        async def __anext__(self) -> Chunk | Finish:
+            if not self.left:
+                raise StopAsyncIteration
+            return self.left.pop(0)
+
+    kitchen = Kitchen()
+    monkeypatch.setattr(kitchen.runner, "chat", lambda call: Events())  # the port promises an iterator, not a generator
+    assert [event.done for event in await kitchen.chat()] == [False, True]
+
+
 @pytest.mark.parametrize("route", ["generate", "chat"])
 async def test_queue_that_is_full_is_told_before_anything_is_sent(route: str) -> None:
     kitchen = Kitchen()
@@ -591,13 +609,15 @@ async def test_embeddings_gives_the_engines_own_vector() -> None:
     assert response.embedding == []
 
 
-async def test_embeddings_of_an_engine_that_died_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("route", ["embed", "embeddings"])
+async def test_vector_of_an_engine_that_died_says_so(route: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kitchen = Kitchen()
 
     async def die(texts: list[str]) -> tuple[list[list[float]], int]:
         raise CorralError("engine_failed")
 
     monkeypatch.setattr(kitchen.runner, "embed", die)  # the fake runner never dies by itself
+    request = EmbedRequest(model="M", input="a") if route == "embed" else EmbeddingsRequest(model="M", prompt="a")
     with pytest.raises(CorralError) as caught:
-        await kitchen.inference.embeddings(kitchen.model, EmbeddingsRequest(model="M", prompt="a"))
+        await getattr(kitchen.inference, route)(kitchen.model, request)
     assert caught.value.code == "engine_failed"

@@ -223,6 +223,14 @@ def test_request_tool_call_arguments_keep_their_order() -> None:
     assert list(message.tool_calls[0].function.arguments) == ["b", "a"]
 
 
+def test_request_tool_call_without_anything_has_gos_zero_values() -> None:
+    body = b'{"model":"m","messages":[{"tool_calls":[{},{"function":{}}]}]}'
+    first, second = (decode(body, ChatRequest).messages[0].tool_calls for _ in range(2))
+    assert first == [ToolCall(function=ToolCallFunction(name="", arguments={}))] * 2
+    first[0].function.arguments["mine"] = 1
+    assert second[0].function.arguments == {}
+
+
 def test_request_images_are_base64() -> None:
     assert decode(b'{"model":"m","images":["aGVsbG8="]}', GenerateRequest).images == [b"hello"]
     with pytest.raises(CorralError, match="base64"):
