@@ -231,14 +231,20 @@ async def offer_repository(services: HubServices, name: str, *, is_public: bool)
 
 
 async def install_model(settings: Settings, name: str, path: Path, progress: Callable[[int, int], None]) -> None:
-    """Have a GGUF file installed here under that name, and published and offered on this machine's hub as well; quick when both
-    are so already. progress: (bytes done, bytes in all), called from a thread. Raises: bad_request for what is not GGUF."""
+    """Have a GGUF file installed on this machine under that name; quick when it is so already. progress: (bytes done, bytes in
+    all), called from a thread. Raises: bad_request for what is not GGUF."""
     from corral.wire.names import parse_name
 
-    parsed = parse_name(name)
-    await _local_store(settings).install_gguf(parsed, path, progress)
+    await _local_store(settings).install_gguf(parse_name(name), path, progress)
+
+
+async def publish_model(settings: Settings, name: str, path: Path, progress: Callable[[int, int], None]) -> None:
+    """Have a GGUF file in this machine's hub, public and offered under that name; quick when it is so already. Raises: as
+    install_model."""
+    from corral.wire.names import parse_name
+
     async with open_hub_services(settings) as services:
-        await services.hosted.publish_gguf(parsed, path, progress, is_public=True)
+        await services.hosted.publish_gguf(parse_name(name), path, progress, is_public=True)
 
 
 def _local_store(settings: Settings) -> "HomeModels":

@@ -110,3 +110,9 @@ def test_progress_without_a_terminal_leaves_one_line(capsys: pytest.CaptureFixtu
         report(10, 2000)
         report(2000, 2000)
     assert capsys.readouterr().err == "importing  2 KB\n"
+
+
+def test_progress_of_work_that_was_done_already_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with render.progress("importing") as report:
+        report(2000, 2000)
+    assert capsys.readouterr().err == ""

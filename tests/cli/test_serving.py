@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.stack import Stack, answers, descendants, free_port, is_alive, wait_until
+from flows.stack import Stack, answers, call, descendants, free_port, is_alive, wait_until
 
 pytestmark = pytest.mark.flow
 
@@ -216,6 +216,20 @@ def test_keys_are_managed_with_an_api_key_where_no_device_is_connected(running: 
     assert made.stdout.strip() not in listed
     assert running.corral("keys", "revoke", "nope", status=1, OLLAMA_API_KEY=key).stderr.endswith("→ corral keys list\n")
     assert running.corral("keys", "revoke", "ci", OLLAMA_API_KEY=key).stdout == ""
+
+
+def test_model_of_an_upstream_is_offered_and_withdrawn(running: Stack) -> None:
+    def offered() -> list[str]:
+        return [model["name"] for model in call("GET", f"{running.hub_url}/api/tags").json["models"]]
+
+    done = running.corral("hub", "host", "fixed", "--upstream", f"http://127.0.0.1:{free_port()}")
+    assert done.stderr == "fixed is offered, to devices as fixed:cloud.\n"
+    assert offered() == ["fixed:latest"]
+    running.corral("hub", "unhost", "fixed")
+    assert offered() == []
+    assert '"fixed" is not offered' in running.corral("hub", "unhost", "fixed", status=1).stderr
+    assert "no repository of this hub" in running.corral("hub", "host", "fixed", status=1).stderr
+    assert "--upstream" in running.corral("hub", "host", "fixed", "--upstream-model", "x", status=2).stderr
 
 
 @pytest.mark.parametrize("expires", ["tomorrow", "2020-01-01", "0d", "-5d"])

@@ -252,11 +252,12 @@ def unhost(environment: Environment, name: str) -> None:
 @pass_environment
 def install(environment: Environment, models: tuple[str, ...]) -> None:
     """Install GGUF files on this machine, publish them on its hub and offer them there. `corral up --model` runs this."""
-    from corral.main import install_model
+    from corral.main import install_model, publish_model
 
-    for name, path in (parse_model_option(text) for text in models):
-        with render.progress(f"installing {name}") as report:
-            wait_for(install_model(environment.settings, name, _absolute(path), report))
+    for name, path in [parse_model_option(text) for text in models]:
+        for verb, work in (("installing", install_model), ("publishing", publish_model)):
+            with render.progress(f"{verb} {render.plain(name)}") as report:
+                wait_for(work(environment.settings, name, _absolute(path), report))
 
 
 def _absolute(path: Path) -> Path:

@@ -174,20 +174,24 @@ class Progress(Protocol):
 
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Progress]:
-    """A bar that is redrawn in place on a terminal, and nothing but a last line elsewhere; on standard error."""
-    if sys.stderr.isatty():
-        with _rich_bar(title) as show:
-            yield show
-        return
-    last = 0
+    """A bar that is redrawn in place on a terminal, and one line at the end elsewhere; on standard error. Work that turns out to
+    be done already, so that the first report is the last, shows nothing."""
+    with contextlib.ExitStack() as stack:
+        bar: Progress | None = None
+        last = 0
 
-    def remember(completed: int, total: int) -> None:
-        nonlocal last
-        last = max(last, completed)
+        def show(completed: int, total: int) -> None:
+            nonlocal bar, last
+            if completed < total and sys.stderr.isatty() and bar is None:
+                bar = stack.enter_context(_rich_bar(title))
+            if completed < total or last:
+                last = max(last, completed)
+            if bar is not None:
+                bar(completed, total)
 
-    yield remember
-    if last:
-        say(f"{title}  {size(last)}")
+        yield show
+        if last and bar is None:
+            say(f"{title}  {size(last)}")
 
 
 @contextlib.contextmanager
