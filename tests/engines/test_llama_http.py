@@ -25,13 +25,11 @@ async def server() -> AsyncIterator[RawServer]:
 
 
 @pytest.fixture
-async def client(server: RawServer) -> AsyncIterator[LlamaHttp]:
+async def client(server: RawServer) -> LlamaHttp:
     async def explain() -> str:
         return "it is gone"
 
-    found = LlamaHttp(server.url, Secret("s3cret"), explain)
-    yield found
-    await found.close()
+    return LlamaHttp(server.url, Secret("s3cret"), explain)
 
 
 async def collect(events: AsyncIterator[Chunk | Finish]) -> list[Chunk | Finish]:
@@ -139,8 +137,15 @@ async def test_r9_answer_that_breaks_off_is_an_engine_failure_in_the_process_wor
 async def test_server_that_is_not_there_is_an_engine_failure(client: LlamaHttp, server: RawServer) -> None:
     server.answers[CHAT] = [None]
     assert (await failure(client.chat(HELLO))).code == "engine_failed"
-    await client.close()
-    assert (await failure(client.chat(HELLO))).code == "engine_failed"
+
+
+async def test_server_that_has_gone_is_an_engine_failure() -> None:
+    async def explain() -> str:
+        return "it is gone"
+
+    async with raw_server() as gone:
+        client = LlamaHttp(gone.url, Secret("s3cret"), explain)
+    assert (await failure(client.chat(HELLO))).message == "it is gone"
     assert not await client.is_healthy()
 
 

@@ -99,9 +99,15 @@ class AnswerDecoder:
     def __init__(self, code: str = "engine_failed") -> None:
         self._code = code
         self._frames = SseDecoder()
+        self._is_between_events = True
 
     def feed(self, data: bytes) -> list[Chunk]:
         """What these bytes add to the answer. Raises: an error of the given code."""
+        was_between, self._is_between_events = self._is_between_events, data.endswith(b"\n\n")
+        if was_between and self._is_between_events and data.startswith(b"data: {") and data.count(b"\n") == 2:
+            # One whole event, as one token gives: the frames of nearly every answer are of this kind.
+            chunk = self._take(data[6:-2])
+            return [] if chunk is None else [chunk]
         events = (event.data for event in self._frames.feed(data) if event.data != _DONE)
         return [chunk for event in events if (chunk := self._take(event)) is not None]
 

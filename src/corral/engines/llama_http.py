@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-import aiohttp
 import msgspec
 
 from corral.core.ports import ChatCall, Chunk, CompletionCall, Finish
 from corral.engines.decode import AnswerDecoder, ChatDecoder, CompletionDecoder, error_text
+from corral.engines.loopback import Answer, posted
 from corral.wire.errors import CorralError
 from corral.wire.secrets import Secret
 
@@ -83,28 +83,18 @@ _prompts = msgspec.json.Decoder(_Prompt)
 
 
 class LlamaHttp:
-    """Calls to one server. url: without a trailing slash. explain: asked what became of the server when it stops answering.
-    Whoever makes this closes it.
+    """Calls to one server. url: `http://127.0.0.1:PORT`. explain: asked what became of the server when it stops answering.
 
     Iterators are returned as they are, not wrapped in a second generator: closing the outer one would leave the inner one, and
-    its connection, to the garbage collector."""
+    its connection, to the garbage collector.
+    """
 
     def __init__(self, url: str, key: Secret, explain: Callable[[], Awaitable[str]]) -> None:
-        self._url = url
+        host, _, port = url.removeprefix("http://").partition(":")
+        self._address = (host, int(port))
+        self._headers = {"Authorization": f"Bearer {key.reveal()}", "Content-Type": "application/json"}
         self._explain = explain
         self._answered_at_s: float | None = None
-        self._session = aiohttp.ClientSession(
-            # llama.cpp gives a connection a thread of its own and closes it when idle, which a reused one would notice too late.
-            connector=aiohttp.TCPConnector(limit=0, force_close=True),
-            headers={"Authorization": f"Bearer {key.reveal()}", "Content-Type": "application/json"},
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
-            auto_decompress=False,
-        )
-
-    async def close(self) -> None:
-        """End every connection."""
-        await self._session.close()
 
     def chat(self, call: ChatCall) -> AsyncIterator[Chunk | Finish]:
         """See Runner.chat."""
@@ -147,19 +137,15 @@ class LlamaHttp:
         asked before every request."""
         if self._answered_at_s is not None and asyncio.get_running_loop().time() - self._answered_at_s < _FRESH_S:
             return True
-        if self._session.closed:
-            return False
-        timeout = aiohttp.ClientTimeout(total=_HEALTH_S)
         try:
-            async with self._session.get(f"{self._url}/health", timeout=timeout, allow_redirects=False) as response:
-                return response.status == 200
-        except (aiohttp.ClientError, OSError):  # TimeoutError is an OSError
+            async with asyncio.timeout(_HEALTH_S), posted(self._address, "/health", {}, None, silence_s=_HEALTH_S) as answer:
+                return answer.status == 200
+        except OSError:  # TimeoutError is one
             return False
 
     async def _answer(self, path: str, body: dict[str, Any], decoder: AnswerDecoder) -> AsyncIterator[Chunk | Finish]:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_HEALTH_S, sock_read=_STREAM_SILENCE_S)
-        async with self._posted(path, body, timeout) as response:
-            async for data in response.content.iter_any():
+        async with self._posted(path, body, silence_s=_STREAM_SILENCE_S) as answer:
+            while data := await answer.next():
                 for chunk in decoder.feed(data):
                     yield chunk
             end = decoder.finish()
@@ -169,28 +155,19 @@ class LlamaHttp:
             yield item
 
     async def _unary(self, path: str, body: dict[str, Any]) -> bytes:
-        async with self._posted(path, body, aiohttp.ClientTimeout(total=_UNARY_S, sock_connect=_HEALTH_S)) as response:
-            return await read_bounded(response, _ANSWER_BYTES)
+        async with self._posted(path, body, silence_s=_UNARY_S) as answer:
+            return await answer.read(_ANSWER_BYTES)
 
     @asynccontextmanager
-    async def _posted(
-        self, path: str, body: dict[str, Any], limits: aiohttp.ClientTimeout
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A good answer, whose connection ends with the block: closing it is what stops llama.cpp's generation."""
-        if self._session.closed:
-            raise CorralError("engine_failed", await self._explain())
+    async def _posted(self, path: str, body: dict[str, Any], *, silence_s: float) -> AsyncIterator[Answer]:
+        """A good answer, whose connection ends with the block: that is what stops llama.cpp's generation."""
         try:
-            response = await self._session.post(
-                self._url + path, data=_encoder.encode(body), timeout=limits, allow_redirects=False
-            )
-            try:
-                if response.status >= 400:
-                    raise _refusal(response.status, await read_bounded(response, _ERROR_BYTES))
-                yield response
+            async with posted(self._address, path, self._headers, _encoder.encode(body), silence_s=silence_s) as answer:
+                if answer.status != 200:
+                    raise _refusal(answer.status, await answer.read(_ERROR_BYTES))
+                yield answer
                 self._answered_at_s = asyncio.get_running_loop().time()
-            finally:
-                response.close()
-        except (aiohttp.ClientError, OSError) as error:
+        except OSError as error:
             self._answered_at_s = None
             raise CorralError("engine_failed", await self._explain()) from error
 
@@ -233,18 +210,8 @@ def _is_sane(value: object) -> bool:
             return True
 
 
-async def read_bounded(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
-    """The whole body. Raises: engine_failed when it is larger."""
-    body = bytearray()
-    async for data in response.content.iter_any():
-        body += data
-        if len(body) > limit_bytes:
-            raise CorralError("engine_failed", f"the engine's answer is larger than {limit_bytes} bytes")
-    return bytes(body)
-
-
 def _refusal(status: int, body: bytes) -> CorralError:
-    if status in (401, 403, 404, 405):
+    if status < 400 or status in (401, 403, 404, 405):
         # About our own call, not about what the caller asked for; passed on, a 401 would tell them to sign in.
         return CorralError("engine_failed", "the engine did not accept our call")
     if status == 503:

@@ -190,9 +190,7 @@ class LlamaRunner:
 
     async def close(self) -> None:
         """See Runner.close."""
-        # The process first: it must end even if we are canceled right after.
         await self._process.kill()
-        await self._http.close()
 
     @property
     def memory_bytes(self) -> tuple[int, int]:
