@@ -49,6 +49,8 @@ def _project(what: str) -> None:
     _install(VENV, ["--require-hashes", "-r", str(LOCKS[what])], title="installing", total=_count(LOCKS[what]))
     # The build backend is in the lock; isolation would download an unpinned one.
     _run(_pip(VENV, ["install", "-q", "--no-deps", "--no-build-isolation", "-e", str(ROOT)]))
+    # pip compiles what it installs; our own code would be compiled at every start where Python may not write beside it.
+    _run([str(_python(VENV)), "-m", "compileall", "-q", str(ROOT / "src")])
     (VENV / f".corral-{what}").write_text(made_from)
 
 
