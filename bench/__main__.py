@@ -62,7 +62,7 @@ class Servers:
 
     def __init__(self, folder: Path, model: Path) -> None:
         self.stack = Stack(folder / "all", OLLAMA_NUM_PARALLEL="4", PYTHONPATH=f"{ROOT}/src:{ROOT}/tests:{ROOT}")
-        self.stack.corral("hub", "install", f"{MODEL}={model}")
+        self.stack.corral("install", f"{MODEL}={model}")
         self._notes = {"hub": folder / "hub-engines", "local": folder / "local-engines"}
         self._running = [self._begin("hub", "hub", "serve"), self._begin("local", "serve")]
 

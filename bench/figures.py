@@ -1,7 +1,7 @@
 """The figures themselves. Each function measures one row of docs/performance.md on servers that it is given or starts."""
 
-import json
 import os
+import re
 import signal
 import socket
 import statistics
@@ -24,9 +24,10 @@ from corral.wire import signing
 from flows.stack import MODEL, Running, Stack, corral_command, free_port, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
-PROMPT = "The sea was calm that morning, and the old harbour master began to tell"
+PROMPT = "Write a long story about a harbour, its master and the sea. Describe everything in detail."
 TOKENS = 96
-_SAMPLING = {"temperature": 0, "seed": 7}
+#: Both sides say all of it, so that both run the same chain of samplers.
+_SAMPLING = {"temperature": 0, "seed": 7, "top_k": 40, "top_p": 0.9, "min_p": 0.0, "repeat_penalty": 1.1, "repeat_last_n": 64}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,32 +54,29 @@ class Side:
         return sum(tokens) / outcome.seconds
 
     def first_token_ms(self, count: int) -> list[float]:
-        """Milliseconds to the first byte of the body, of several requests in a row."""
-        plan = load.Plan(port=self.port, requests=[self.request], count=count)
+        """Milliseconds to the first text of several requests in a row."""
+        plan = load.Plan(port=self.port, requests=[self.request], count=count, first=r'"(?:response|content)":"[^"]')
         return [value * 1000 for value in load.run(plan).check().first]
 
 
 def tokens_of(body: str) -> int:
     """How many tokens an answer says it holds, ours or the engine's."""
-    for line in reversed(body.splitlines()):
-        start = line.find("{")
-        if start >= 0:
-            with_counts: dict[str, Any] = json.loads(line[start:])
-            return int(with_counts.get("eval_count") or with_counts.get("tokens_predicted") or 0)
-    return 0
+    counts = re.findall(r'"(?:eval_count|completion_tokens)":(\d+)', body)
+    return int(counts[-1]) if counts else 0
 
 
 def ours(base_url: str, model: str, *, tokens: int = TOKENS) -> Side:
-    """Our server, asked for raw text: no template, so both sides run the same prompt."""
-    body = {"model": model, "prompt": PROMPT, "raw": True, "options": {**_SAMPLING, "num_predict": tokens}}
+    """Our server, asked as people ask it."""
+    body = {"model": model, "prompt": PROMPT, "options": {**_SAMPLING, "num_predict": tokens}}
     port = int(base_url.rsplit(":", 1)[1])
     return Side(port=port, request=load.request_bytes("POST", f"{base_url}/api/generate", body))
 
 
 def directly(engine: Engine, *, tokens: int = TOKENS) -> Side:
-    """The engine process itself."""
-    body = {"prompt": PROMPT, "n_predict": tokens, "stream": True, "cache_prompt": True, **_SAMPLING}
-    url = f"http://127.0.0.1:{engine.port}/completion"
+    """The engine process itself, asked for the same."""
+    body = {"messages": [{"role": "user", "content": PROMPT}], "n_predict": tokens, "stream": True, **_SAMPLING}
+    body["stream_options"] = {"include_usage": True}
+    url = f"http://127.0.0.1:{engine.port}/v1/chat/completions"
     return Side(port=engine.port, request=load.request_bytes("POST", url, body, {"Authorization": f"Bearer {engine.key}"}))
 
 
@@ -95,7 +93,7 @@ def p1_p2(stack: Stack, engine: Engine) -> Iterator[Figure]:
 def p3(stack: Stack, engine: Engine) -> Iterator[Figure]:
     """Time to the first token of a warm model."""
     yield from _first_token(
-        "P3", "local first token", ours(stack.local_url, MODEL, tokens=1), directly(engine, tokens=1), limits=(2, 5)
+        "P3", "local first token", ours(stack.local_url, MODEL, tokens=2), directly(engine, tokens=2), limits=(2, 5)
     )
 
 
@@ -105,7 +103,7 @@ def p4(stack: Stack, engine: Engine) -> Iterator[Figure]:
     mine, peer = ours(stack.local_url, model), directly(engine)
     speed, speed_peer = in_turn([lambda: mine.tokens_per_second(1), lambda: peer.tokens_per_second(1)])
     yield compared("P4", "-cloud generate, 1 stream", speed, speed_peer, unit="tok/s", at_least=0.95)
-    sides = ours(stack.local_url, model, tokens=1), directly(engine, tokens=1)
+    sides = ours(stack.local_url, model, tokens=2), directly(engine, tokens=2)
     yield from _first_token("P4", "-cloud first token", *sides, limits=(8, 0))
 
 

@@ -7,6 +7,7 @@ seconds or of requests, and talks to loopback only.
 import asyncio
 import base64
 import json
+import re
 import subprocess
 import sys
 import time
@@ -22,19 +23,21 @@ _LONGEST_S = 60.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What to send. requests: complete HTTP/1.1 requests, base64, sent round and round. count: 0 for as many as fit into seconds.
-    keep: report the bodies' last bytes too."""
+    first: a regular expression; `Outcome.first` is taken when the body first matches it, at its first byte when empty. keep: report
+    the bodies' last bytes too."""
 
     port: int
     requests: list[str]
     connections: int = 1
     seconds: float = 2.0
     count: int = 0
+    first: str = ""
     keep: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """What came back. Times in seconds, one per answer: first: to the first byte of the body; whole: to its last."""
+    """What came back. Times in seconds, one per answer: first: to what the plan looks for; whole: to the last byte."""
 
     seconds: float = 0.0
     first: list[float] = field(default_factory=list)
@@ -111,9 +114,9 @@ class _Caller(asyncio.Protocol):
             at = head.find(b"content-length:")
             self._left = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else None
             self._in_body = True
-        if data and not self._first:
-            self._first = time.perf_counter()
         self._body += data
+        if not self._first and data and self._session.pattern.search(self._body):
+            self._first = time.perf_counter()
         is_whole = len(self._body) >= self._left if self._left is not None else self._body.endswith(_LAST_CHUNK)
         if is_whole:
             now = time.perf_counter()
@@ -129,6 +132,7 @@ class _Session:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self.pattern = re.compile(plan.first.encode(), re.DOTALL)
         self.outcome = Outcome()
         self.done = asyncio.Event()
         self._requests = deque(base64.b64decode(text) for text in plan.requests)
