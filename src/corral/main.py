@@ -356,6 +356,7 @@ async def _upstreams() -> "AsyncIterator[UpstreamEngine]":
 async def _runners(settings: Settings) -> "AsyncIterator[Runners]":
     """Models loaded by llama.cpp. Its processes end with the block."""
     from corral.engines.llamacpp import LlamaCppEngine, find_llama_server
+    from corral.engines.machine import usable_memory_bytes
     from corral.serving.runners import RunnerLimits, Runners
 
     engine = LlamaCppEngine(
@@ -370,6 +371,7 @@ async def _runners(settings: Settings) -> "AsyncIterator[Runners]":
         max_queue=settings.max_queue,
         parallel=settings.num_parallel or _PARALLEL,
         context_length=settings.context_length,
+        memory_bytes=usable_memory_bytes(),
     )
     runners = Runners(engine, SystemClock(), limits)
     try:

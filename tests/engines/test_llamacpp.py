@@ -9,7 +9,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -171,17 +171,42 @@ async def test_load_without_any_progress_is_given_up(pretender: str, told: Calla
     assert not is_alive(reported(tmp_path)["pid"])
 
 
-async def test_r15_machine_that_can_start_no_process_says_to_come_back(
-    told: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Patched because a machine that is out of processes is no place to run tests on.
-    async def refuse(*_: object, **__: object) -> None:
-        raise OSError(11, "Resource temporarily unavailable")
+@pytest.fixture
+def no_descriptors() -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
+    """Inside the block, this process may open nothing more."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 
-    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
-    with pytest.raises(CorralError) as failed:
-        await LlamaCppEngine(SeededEntropy()).load(told(), SMALL)
-    assert (failed.value.status, failed.value.retry_after_s) == (503, 5)
+    @contextlib.contextmanager
+    def exhaust() -> Iterator[None]:
+        held = os.open(os.devnull, os.O_RDONLY)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (held, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            os.close(held)
+
+    yield exhaust
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_r15_machine_out_of_descriptors_is_told_to_the_caller_and_kills_no_engine(
+    pretender: str, told: Callable[..., Model], no_descriptors: Callable[[], contextlib.AbstractContextManager[None]]
+) -> None:
+    engine = LlamaCppEngine(SeededEntropy(), llama_server=pretender)
+    model = told()
+    runner = await engine.load(model, SMALL)
+    try:
+        with no_descriptors():
+            for attempt in (runner.tokenize("x"), engine.load(model, SMALL), LlamaCppEngine(SeededEntropy()).load(model, SMALL)):
+                with pytest.raises(CorralError) as failed:
+                    await attempt
+                assert (failed.value.status, failed.value.retry_after_s) == (503, 5)
+            assert await runner.is_healthy()
+        assert await runner.tokenize("x") == [1, 2, 3]
+    finally:
+        await runner.close()
 
 
 #: Loads a model, says which process holds it, and waits.

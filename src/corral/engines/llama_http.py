@@ -13,6 +13,7 @@ import msgspec
 from corral.core.ports import ChatCall, Chunk, CompletionCall, Finish
 from corral.engines.decode import AnswerDecoder, ChatDecoder, CompletionDecoder, error_text
 from corral.engines.loopback import Answer, posted
+from corral.engines.machine import exhausted, is_exhausted
 from corral.wire.errors import CorralError
 from corral.wire.secrets import Secret
 
@@ -140,8 +141,9 @@ class LlamaHttp:
         try:
             async with asyncio.timeout(_HEALTH_S), posted(self._address, "/health", {}, None, silence_s=_HEALTH_S) as answer:
                 return answer.status == 200
-        except OSError:  # TimeoutError is one
-            return False
+        except OSError as error:  # TimeoutError is one
+            # Nothing is known then; to call a runner dead would end the answers that it is giving.
+            return is_exhausted(error)
 
     async def _answer(self, path: str, body: dict[str, Any], decoder: AnswerDecoder) -> AsyncIterator[Chunk | Finish]:
         async with self._posted(path, body, silence_s=_STREAM_SILENCE_S) as answer:
@@ -168,6 +170,8 @@ class LlamaHttp:
                 yield answer
                 self._answered_at_s = asyncio.get_running_loop().time()
         except OSError as error:
+            if is_exhausted(error):
+                raise exhausted() from error
             self._answered_at_s = None
             raise CorralError("engine_failed", await self._explain()) from error
 

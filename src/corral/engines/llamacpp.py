@@ -15,7 +15,7 @@ from corral.core.ports import ChatCall, Chunk, CompletionCall, Entropy, Finish, 
 from corral.core.records import Model
 from corral.engines.launch import Plan, child_settings, llama_server_arguments, plan, scrubbed
 from corral.engines.llama_http import LlamaHttp
-from corral.engines.machine import default_threads, physical_cores, thread_environment
+from corral.engines.machine import default_threads, exhausted, is_exhausted, physical_cores, thread_environment
 from corral.engines.process import EngineProcess
 from corral.wire.errors import CorralError
 from corral.wire.secrets import Secret
@@ -123,9 +123,12 @@ class LlamaCppEngine:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    try:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        raise exhausted() from error
 
 
 def _is_free(port: int) -> bool:
@@ -145,6 +148,8 @@ def _check_gguf(path: Path) -> None:
         with path.open("rb") as file:
             magic = file.read(len(_GGUF_MAGIC))
     except OSError as error:
+        if is_exhausted(error):
+            raise exhausted() from error
         raise CorralError(
             "bad_request", f"the model's weights ({path.name}) cannot be read: {os.strerror(error.errno or 0)}"
         ) from error

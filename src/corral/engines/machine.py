@@ -13,12 +13,16 @@ the threads fill the cores they are pinned to: two half-sized engines would be p
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from corral.wire.errors import CorralError
+
 #: What libgomp spins before it sleeps; its default is a hundred times longer.
 _SPINS = "3000"
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EADDRNOTAVAIL})
 
 
 def physical_cores(root: Path = Path("/")) -> int | None:
@@ -48,6 +52,17 @@ def usable_memory_bytes(root: Path = Path("/")) -> int:
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:")]
     found += [int(text) for text in _of_groups(root, "memory.max") if text.isdigit()]
     return min(found, default=0)
+
+
+def is_exhausted(error: OSError) -> bool:
+    """Whether the machine, or what it allows us, ran out of something (descriptors, processes, memory, ports). That passes, and
+    is no fault of an engine's."""
+    return error.errno in _EXHAUSTED
+
+
+def exhausted() -> CorralError:
+    """What the caller is told then."""
+    return CorralError("unavailable", "this machine is out of resources at the moment; try again later", retry_after_s=5)
 
 
 def thread_environment(threads: int | None, given: Mapping[str, str], *, cores: int | None) -> dict[str, str]:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from corral.engines.machine import exhausted, is_exhausted
 from corral.wire.errors import CorralError
 
 _CHILD = Path(__file__).with_name("llama_child.py")
@@ -102,8 +103,9 @@ class EngineProcess:
                 cwd=Path(sys.executable).anchor,
             )
         except OSError as error:
-            # Out of memory, processes or descriptors: the caller may try again (R15).
-            raise CorralError("unavailable", f"the engine could not be started: {error.strerror}", retry_after_s=5) from error
+            if is_exhausted(error):
+                raise exhausted() from error
+            raise CorralError("engine_failed", f"the engine could not be started: {error.strerror}") from error
         assert process.stdin is not None
         process.stdin.write(json.dumps({"parent": os.getpid(), **configuration}).encode() + b"\n")
         return cls(process)
