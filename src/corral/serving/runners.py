@@ -348,6 +348,8 @@ class Runners:
         self._check_backoff(wish.key)
         load = _Load(wish=wish, waiting=1)
         load.task = asyncio.create_task(self._run(load))
+        # Looked at here already, since those who would may all have left by the time it fails.
+        load.task.add_done_callback(lambda task: task.cancelled() or task.exception())
         self._loads.append(load)
         return load
 
