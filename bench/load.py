@@ -23,8 +23,8 @@ _LONGEST_S = 60.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What to send. requests: complete HTTP/1.1 requests, base64, sent round and round. count: 0 for as many as fit into seconds.
-    first: a regular expression; `Outcome.first` is taken when the body first matches it, at its first byte when empty. keep: report
-    the bodies' last bytes too."""
+    first: a regular expression; `Outcome.first` is taken when the body first matches it, at its first byte when empty. keep:
+    report the bodies' last bytes too."""
 
     port: int
     requests: list[str]
