@@ -69,7 +69,7 @@ def _compat() -> None:
     node.mkdir(parents=True, exist_ok=True)
     for file in (package, package_lock):
         shutil.copy(file, node)
-    _run(["npm", "ci", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(node)])
+    _run(["npm", "ci", "--loglevel=error", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(node)])
     stamp.write_text(made_from)
 
 
