@@ -58,7 +58,7 @@ def assert_exists(words: list[str], shown: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_make_target_shown_exists(page: Path) -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    shown = set(re.findall(r"(?:^|`|\$ |&& )make ([a-z]+)", page.read_text(), flags=re.MULTILINE))
+    shown = set(re.findall(r"(?:^\s*|`|\$ |&& )make ([a-z]+)", page.read_text(), flags=re.MULTILINE))
     assert shown <= targets
 
 

@@ -1,0 +1,53 @@
+"""The README's own commands, word for word but for the ports, given to a shell."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from flows.stack import Stack, corral_command
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+def shown(stack: Stack) -> list[str]:
+    """The commands of the six steps, in order, for this installation's ports; the export of the path and `make` aside."""
+    blocks = re.findall(r"```sh\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    text = "\n".join(blocks).replace("\\\n", " ")
+    text = text.replace("http://localhost:11434", stack.local_url).replace("http://localhost:11435", stack.hub_url)
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    return [line for line in lines if not line.startswith(("make ", "export "))]
+
+
+def typed(stack: Stack, line: str, **environment: str) -> str:
+    """What a shell prints for one command; `corral` is the one under test."""
+    folder = stack.home.parent / "bin"
+    folder.mkdir(exist_ok=True)
+    script = folder / "corral"
+    script.write_text(f'#!/bin/sh\nexec {" ".join(corral_command())} "$@"\n')
+    script.chmod(0o755)
+    env = {**stack.env, "PATH": f"{folder}:{os.environ['PATH']}", **environment}
+    done = subprocess.run(["bash", "-c", line], env=env, cwd=stack.home, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_readme_steps_do_what_they_say(shared: Stack) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    here, there, signin, run, with_key, signout = shown(shared)
+    assert json.loads(typed(shared, here).splitlines()[-1])["done"] is True
+    refused = json.loads(typed(shared, there))
+    assert refused["error"] == "unauthorized"
+    assert refused["signin_url"].startswith(f"{shared.hub_url}/connect?name=")
+    assert signin == "corral signin"
+    key = shared.sign_in()
+    assert json.loads(typed(shared, there).splitlines()[-1])["done"] is True
+    assert typed(shared, run).strip()
+    assert json.loads(typed(shared, with_key, OLLAMA_API_KEY=key))["response"]
+    typed(shared, signout)
+    assert json.loads(typed(shared, there))["error"] == "unauthorized"
