@@ -100,26 +100,21 @@ class LlamaCppEngine:
         loop = asyncio.get_running_loop()
         seen, seen_at = (-1, -1), loop.time()
         runner = LlamaRunner(process, url, key) if url else None
-        try:
-            while process.is_running:
-                if runner is not None:
-                    await process.ended(timeout_s=_LOOK_EVERY_S)
-                elif (announced := await process.announced(timeout_s=_LOOK_EVERY_S)) is not None:
-                    runner = LlamaRunner(process, announced["url"], key)
-                if runner is not None and await runner.is_healthy():
-                    return runner
-                progress = (process.log.count, process.resident_bytes or 0)
-                if progress != seen:
-                    seen, seen_at = progress, loop.time()
-                elif loop.time() - seen_at > self._stall_timeout_s:
-                    words = process.log.last_words()
-                    raise CorralError("engine_failed", f"timed out waiting for the engine to start: {words}")
-            words = await process.last_words()
-            raise CorralError("engine_failed", f"the engine ended while it loaded the model ({process.outcome}): {words}")
-        except BaseException:
+        while process.is_running:
             if runner is not None:
-                await runner.close()
-            raise
+                await process.ended(timeout_s=_LOOK_EVERY_S)
+            elif (announced := await process.announced(timeout_s=_LOOK_EVERY_S)) is not None:
+                runner = LlamaRunner(process, announced["url"], key)
+            if runner is not None and await runner.is_healthy():
+                return runner
+            progress = (process.log.count, process.resident_bytes or 0)
+            if progress != seen:
+                seen, seen_at = progress, loop.time()
+            elif loop.time() - seen_at > self._stall_timeout_s:
+                words = process.log.last_words()
+                raise CorralError("engine_failed", f"timed out waiting for the engine to start: {words}")
+        words = await process.last_words()
+        raise CorralError("engine_failed", f"the engine ended while it loaded the model ({process.outcome}): {words}")
 
 
 def _free_port() -> int:
