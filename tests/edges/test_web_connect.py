@@ -161,6 +161,25 @@ async def test_t45_device_on_another_network_needs_the_end_of_its_fingerprint(si
     assert "is connected" in (await browser.submit(wrong, "/connect", fingerprint_tail=FINGERPRINT[-6:])).text
 
 
+async def test_t045_page_that_asks_for_the_end_of_a_fingerprint_does_not_show_it(site: Site) -> None:
+    browser = await site.signed_in()
+    page = await asked(site, browser, network=ELSEWHERE)
+    wrong = await browser.submit(page, "/connect", fingerprint_tail="wrong!")
+    site.clock.advance(360)
+    for shown in (page, wrong, await asked(site, browser, network=ELSEWHERE)):
+        assert shown.find("input", name="fingerprint_tail")
+        assert FINGERPRINT[:-6] in shown.text
+        # Nor in an attribute: the fields of the link hold the key, of which the fingerprint is a digest.
+        assert FINGERPRINT[-6:] not in shown.html
+
+
+async def test_t045_page_of_a_link_that_does_not_work_does_not_show_the_end_either(site: Site) -> None:
+    browser = await site.signed_in()
+    page = await browser.get(f"/connect?name=finch&key={KEY.public.encoded}")
+    assert page.status == 409
+    assert FINGERPRINT[-6:] not in page.html
+
+
 async def test_t45_guessing_the_end_of_a_fingerprint_ends_after_five_tries(site: Site) -> None:
     browser = await site.signed_in()
     page = await asked(site, browser, network=ELSEWHERE)

@@ -28,7 +28,7 @@ from corral.edges.forms import (
     sign_in_path,
 )
 from corral.edges.pages import SCOPE_WORDS, Draft, Pages
-from corral.hub.credentials import Credentials, PendingDevice
+from corral.hub.credentials import TAIL_LENGTH, Credentials, PendingDevice
 from corral.wire.errors import CorralError
 
 #: What a device on the visitor's own network gets unless a box is changed; pushing is for those who ask for it.
@@ -151,6 +151,7 @@ class ConnectPages:
             draft=draft,
             link=link,
             pending=pending,
+            fingerprint=_shown_fingerprint(pending),
             choices=[(scope, words, scope in ticked) for scope, words in SCOPE_WORDS.items()],
             needs_password=self._step_up.is_needed(session_of(caller)),
             switch_path=sign_in_path(link.path),
@@ -164,6 +165,7 @@ class ConnectPages:
             referrer=_REFERRER,
             problem=problem,
             pending=pending,
+            fingerprint=_shown_fingerprint(pending) if pending else "",
         )
 
 
@@ -216,6 +218,12 @@ def _problem_of(error: CorralError) -> _Problem:
     if error.code == "gone":
         return _OLD_LINK
     return _Problem(heading="This device cannot be connected now", text=error.message, status=error.status, command="")
+
+
+def _shown_fingerprint(pending: PendingDevice) -> str:
+    """The fingerprint, without the end where that is what the visitor has to read off the device: the page must not hold the
+    answer to its own question (W7)."""
+    return f"{pending.key.fingerprint[:-TAIL_LENGTH]}…" if pending.needs_tail else pending.key.fingerprint
 
 
 def _typed(form: Form) -> dict[str, str]:
