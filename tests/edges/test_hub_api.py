@@ -15,6 +15,7 @@ from corral.hub.credentials import Credentials
 from corral.hub.passwords import PasswordCost
 from corral.hub.sightings import MemorySightings
 from corral.wire.apikeys import Peppers
+from corral.wire.browser import session_cookie_name
 from corral.wire.signing import DevicePrivateKey, authorization_header, request_challenge
 from corral.wire.strong import NONCE_BYTES, sign_headers
 from fakes import FakeClock, MemoryAccounts, MemoryAudit, MemoryCredentials, MemorySessions, MemoryUsage, SeededEntropy
@@ -31,6 +32,7 @@ class Hub:
     app: App
     clock: FakeClock
     entropy: SeededEntropy
+    accounts: Accounts
     credentials: Credentials
     alice: Account
     bob: Account
@@ -47,6 +49,15 @@ class Hub:
 
     async def bearer(self, key: str, method: str, path: str, body: bytes = b"") -> Answer:
         return await Caller(self.app).request(method, path, headers={"authorization": f"Bearer {key}"}, body=body)
+
+    async def session(self, account: Account) -> str:
+        """The cookie of a browser that has just signed in."""
+        _, value = await self.accounts.open_session(account, network="127.0.0.1", user_agent="Firefox/140.0")
+        return f"{session_cookie_name(PUBLIC_URL)}={value.reveal()}"
+
+    async def browser(self, cookie: str, method: str, path: str, body: bytes = b"") -> Answer:
+        headers = {"cookie": cookie, "sec-fetch-site": "same-origin"}
+        return await Caller(self.app).request(method, path, headers=headers, body=body)
 
     async def api_key(self, account: Account, *scopes: Scope) -> tuple[str, str]:
         key, secret = await self.credentials.create_key(account, name="k", scopes=frozenset(scopes), expires_at=None)
@@ -77,7 +88,7 @@ async def hub() -> Hub:
 
     api = HubApi(credentials=credentials, usage=MemoryUsage(), clock=clock, public_url=PUBLIC_URL, is_ready=is_ready)
     app = App(api.endpoints(), AppOptions(authenticate=credentials.authenticate))
-    return Hub(app, clock, entropy, credentials, *people)
+    return Hub(app, clock, entropy, accounts, credentials, *people)
 
 
 async def test_me_names_the_account_of_a_connected_device(hub: Hub) -> None:
@@ -157,6 +168,25 @@ async def test_t061_key_cannot_create_one_with_wider_scopes(hub: Hub) -> None:
     _, manager = await hub.api_key(hub.alice, Scope.KEYS)
     answer = await hub.bearer(manager, "POST", "/api/keys", b'{"name":"x","scopes":["models:push"]}')
     assert answer.status == 403
+
+
+async def test_t046_session_whose_password_is_old_makes_and_rotates_no_key(hub: Hub) -> None:
+    cookie = await hub.session(hub.alice)
+    made = await hub.browser(cookie, "POST", "/api/keys", b'{"name":"ci"}')
+    assert made.status == 201
+    hub.clock.advance(301)
+    for path in ("/api/keys", f"/api/keys/{made.json()['id']}/rotate"):
+        refused = await hub.browser(cookie, "POST", path, b'{"name":"ci"}')
+        assert (refused.status, refused.json()["step_up"]) == (403, True)
+    assert len((await hub.browser(cookie, "GET", "/api/keys")).json()) == 1
+    assert (await hub.bearer(made.json()["key"], "POST", "/api/me")).status == 200
+    assert (await hub.browser(cookie, "DELETE", f"/api/keys/{made.json()['id']}")).status == 200
+
+
+async def test_t046_session_adds_no_device_without_its_page(hub: Hub) -> None:
+    body = json.dumps({"name": "box", "key": FINCH.public.authorized_key}).encode()
+    assert (await hub.browser(await hub.session(hub.alice), "POST", "/api/user/keys", body)).status == 403
+    assert not await hub.credentials.devices_of(hub.alice)
 
 
 async def test_t066_foreign_key_and_device_are_not_found(hub: Hub) -> None:

@@ -1,8 +1,9 @@
 """Who may do what. Pure, so that every rule is a row of a test table."""
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
-from corral.core.records import Principal, Proof, Scope
+from corral.core.records import BrowserSession, Principal, Proof, Scope
 from corral.wire.errors import CorralError
 
 #: Proofs that cover enough of a request to change what an account owns. The stock signature covers no body and no host (W1), so
@@ -10,11 +11,16 @@ from corral.wire.errors import CorralError
 FULL_PROOFS = frozenset({Proof.STRONG_SIGNATURE, Proof.API_KEY, Proof.SESSION})
 #: Proofs for what stock clients sign: inference, `/api/me`, signing a device out, web search and fetch.
 CLIENT_PROOFS = frozenset({Proof.STOCK_SIGNATURE, Proof.STRONG_SIGNATURE, Proof.API_KEY})
+#: Proofs that add a device without its page. A browser has the page, which shows what it connects and asks for the password.
+HEADLESS_PROOFS = FULL_PROOFS - {Proof.SESSION}
 SESSION_ONLY = frozenset({Proof.SESSION})
 
 ALL_SCOPES = frozenset(Scope)
 #: What a device may do unless its owner ticks otherwise. Managing keys needs the strong signature besides.
 DEVICE_SCOPES = frozenset({Scope.INFERENCE, Scope.PULL, Scope.PUSH, Scope.KEYS})
+
+#: A password typed within this time is enough for what gives a credential away (NIST 800-63B, ASVS 7.5.1).
+STEP_UP = timedelta(minutes=5)
 
 
 def may_grant(scopes: frozenset[Scope]) -> frozenset[Scope]:
@@ -53,6 +59,18 @@ def check_access(principal: Principal, access: Access) -> None:
         raise CorralError("forbidden", "only an administrator may do that")
     if access.scope is not None and access.scope not in principal.scopes:
         raise CorralError("forbidden", f"this credential lacks the scope {access.scope}")
+
+
+def needs_step_up(session: BrowserSession, now: datetime) -> bool:
+    """Whether the session's password was typed too long ago for what gives a credential away."""
+    return now - session.authenticated_at > STEP_UP
+
+
+def check_step_up(principal: Principal, now: datetime) -> None:
+    """Refuse to give a credential away to a browser that somebody may have left open (T46). Other proofs are keys of their own.
+    Raises: forbidden, with the detail `step_up`."""
+    if principal.session is not None and needs_step_up(principal.session, now):
+        raise CorralError("forbidden", "confirm your password first", detail={"step_up": True})
 
 
 def _wrong_proof(proof: Proof) -> str:

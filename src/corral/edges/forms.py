@@ -8,13 +8,12 @@ the origin check that authentication makes for every cookie. Without one (signin
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from urllib.parse import parse_qs, quote
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from corral.core.policy import SESSION_ONLY, Access
+from corral.core.policy import SESSION_ONLY, Access, needs_step_up
 from corral.core.ports import Clock
 from corral.core.records import Account, BrowserSession, Principal, Scope
 from corral.edges.asgi import body_of, caller_of, facts_of
@@ -30,8 +29,6 @@ ADMIN = Access(SESSION_ONLY, is_admin_only=True)
 #: No form of ours comes near this.
 MAX_FORM_BYTES = 64 * 1024
 _MAX_FIELDS = 100
-#: A password typed within this time is enough for what gives a credential away (NIST 800-63B, ASVS 7.5.1).
-STEP_UP = timedelta(minutes=5)
 
 _FORM_TYPE = "application/x-www-form-urlencoded"
 
@@ -166,7 +163,7 @@ class StepUp:
 
     def is_needed(self, session: BrowserSession) -> bool:
         """Whether the form must ask for the password."""
-        return self._clock.now() - session.authenticated_at > STEP_UP
+        return needs_step_up(session, self._clock.now())
 
     async def check(self, request: Request, form: Form, caller: Principal) -> Stepped | Unproven:
         """Take the form's password where one is needed; the session then has a new id."""

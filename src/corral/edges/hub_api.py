@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import corral
-from corral.core.policy import CLIENT_PROOFS, FULL_PROOFS, PUBLIC, Access, may_grant
+from corral.core.policy import CLIENT_PROOFS, FULL_PROOFS, HEADLESS_PROOFS, PUBLIC, Access, check_step_up, may_grant
 from corral.core.ports import Clock, UsageStore
 from corral.core.records import ApiKey, Device, Principal, Proof, Scope
 from corral.edges.asgi import Endpoint, body_of, caller_of, endpoint, facts_of, json_response
@@ -26,6 +26,8 @@ _USAGE_PERIOD = timedelta(days=30)
 _IDENTITY = Access(CLIENT_PROOFS)
 #: Managing keys and devices: never by the stock signature (W1), and only with the scope `keys`.
 _KEYS = Access(FULL_PROOFS, Scope.KEYS)
+#: Adding a device without a browser.
+_HEADLESS = Access(HEADLESS_PROOFS, Scope.KEYS)
 
 
 class NewKey(msgspec.Struct):
@@ -72,7 +74,7 @@ class HubApi:
         return [
             endpoint("POST,GET", "/api/me", self.me, _IDENTITY),
             endpoint("GET", "/api/user/keys", self.list_devices, _KEYS),
-            endpoint("POST", "/api/user/keys", self.add_device, _KEYS),
+            endpoint("POST", "/api/user/keys", self.add_device, _HEADLESS),
             endpoint("DELETE", "/api/user/keys/{encoded_key}", self.sign_out_device, _IDENTITY),
             endpoint("GET", "/api/keys", self.list_keys, _KEYS),
             endpoint("POST", "/api/keys", self.create_key, _KEYS),
@@ -125,9 +127,9 @@ class HubApi:
 
     async def create_key(self, request: Request) -> Response:
         """A new API key; its secret is in this answer and never again."""
-        wanted = _decode(request, NewKey)
+        caller, wanted = self._giver(request), _decode(request, NewKey)
         key, secret = await self._credentials.create_key(
-            caller_of(request),
+            caller,
             name=wanted.name,
             scopes=wanted.scopes,
             expires_at=wanted.expires_at,
@@ -137,11 +139,12 @@ class HubApi:
 
     async def rotate_key(self, request: Request) -> Response:
         """A successor with the same name and scopes; the old key lives on for the overlap."""
+        caller = self._giver(request)
         wanted = _decode(request, Rotation) if body_of(request) else Rotation()
         if wanted.overlap not in _OVERLAPS_S:
             raise CorralError("invalid", f"overlap is one of {', '.join(_OVERLAPS_S)}")
         key, secret = await self._credentials.rotate_key(
-            caller_of(request), request.path_params["key_id"], overlap_s=_OVERLAPS_S[wanted.overlap]
+            caller, request.path_params["key_id"], overlap_s=_OVERLAPS_S[wanted.overlap]
         )
         return _secret_response(key, secret, 201)
 
@@ -149,6 +152,12 @@ class HubApi:
         """Refused from the next request on, in every worker."""
         await self._credentials.revoke_key(caller_of(request), request.path_params["key_id"])
         return json_response(None)
+
+    def _giver(self, request: Request) -> Principal:
+        """Who may give a credential away now. Raises: forbidden with `step_up` for a browser whose password is old."""
+        caller = caller_of(request)
+        check_step_up(caller, self._clock.now())
+        return caller
 
     async def show_usage(self, request: Request) -> Response:
         """What the account used in the last 30 days, by credential and model."""
