@@ -2,14 +2,14 @@
 
 import asyncio
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 
 from corral.core.policy import ALL_SCOPES, DEVICE_SCOPES
 from corral.core.records import Account, BrowserSession, Device, Principal, Proof, Scope
-from corral.hub.credentials import MAX_LIVE_KEYS
+from corral.hub.credentials import MAX_KEY_LIFE, MAX_LIVE_KEYS
 from corral.hub.networks import network_of
 from corral.wire.errors import CorralError
 from corral.wire.signing import DevicePrivateKey
@@ -389,6 +389,29 @@ async def test_key_without_name_scope_or_future_is_invalid(hub: IdentityHub, ada
     assert await hub.credentials.keys_of(ada) == []
 
 
+_EASTERN, _WESTERN = timezone(timedelta(hours=23, minutes=59)), timezone(-timedelta(hours=23, minutes=59))
+
+
+@pytest.mark.parametrize("expires_at", [datetime.max.replace(tzinfo=zone) for zone in (UTC, _EASTERN, _WESTERN)])
+async def test_t062_key_with_an_expiry_beyond_all_calendars_is_invalid_and_leaves_no_trace(
+    hub: IdentityHub, ada: Account, expires_at: datetime
+) -> None:
+    hub.audit.events.clear()
+    assert (await error_of(hub.key(ada, expires_at=expires_at))).code == "invalid"
+    assert (await hub.credentials.keys_of(ada), hub.audit.events) == ([], [])
+
+
+async def test_key_expiry_of_another_time_zone_is_kept_in_utc_and_the_longest_is_ten_years(
+    hub: IdentityHub, ada: Account
+) -> None:
+    latest = NOON + MAX_KEY_LIFE
+    key, _ = await hub.credentials.create_key(
+        ada, name="ci", scopes=ALL_SCOPES, expires_at=latest.astimezone(timezone(timedelta(hours=-7)))
+    )
+    assert (key.expires_at, key.expires_at.tzinfo if key.expires_at else None) == (latest, UTC)
+    assert (await error_of(hub.key(ada, expires_at=latest + timedelta(microseconds=1)))).code == "invalid"
+
+
 @pytest.mark.parametrize("scope", [Scope.PULL, Scope.PUSH])
 async def test_t061_key_made_by_a_key_has_no_more_scopes(hub: IdentityHub, ada: Account, scope: Scope) -> None:
     _, text = await hub.key(ada, {Scope.KEYS})
@@ -485,6 +508,21 @@ async def test_t064_rotation_does_not_lengthen_the_old_keys_life(hub: IdentityHu
     assert new.expires_at == hub.clock.now() + timedelta(hours=1)
     hub.clock.advance(1800)
     assert (await hub.refusal(bearer(old))).code == "unauthorized"
+
+
+async def test_t062_rotation_of_a_key_from_before_the_limit_gives_one_within_it(hub: IdentityHub, ada: Account) -> None:
+    key_id, _ = await hub.key(ada, expires_at=NOON + timedelta(hours=1))
+    await hub.store.set_api_key_expiry(ada.id, key_id, expires_at=datetime.max.replace(tzinfo=UTC))
+    new, _ = await hub.credentials.rotate_key(ada, key_id, overlap_s=0)
+    assert new.expires_at == NOON + MAX_KEY_LIFE
+
+
+async def test_t062_key_is_revoked_by_a_look_up_and_not_by_a_list(hub: IdentityHub, ada: Account) -> None:
+    key_id, text = await hub.key(ada)
+    listed = hub.store.calls["api_keys_of"]
+    await hub.credentials.revoke_key(ada, key_id)
+    assert hub.store.calls["api_keys_of"] == listed
+    assert (await hub.refusal(bearer(text))).code == "unauthorized"
 
 
 @pytest.mark.parametrize("overlap_s", [-1, 7 * 24 * 3600 + 1])

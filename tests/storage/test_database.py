@@ -293,6 +293,24 @@ def test_inline_reads_use_an_index_for_every_step(path: Path, statement: str) ->
     assert all(step.startswith("SEARCH") and "INDEX" in step for step in plan)
 
 
+@pytest.mark.parametrize("micros", [2**63 - 1, -(2**63), 253_402_387_139_999_999])
+async def test_t062_time_that_no_calendar_holds_hides_no_key_and_keeps_none_from_being_revoked(
+    database: Database, path: Path, micros: int
+) -> None:
+    store = SqlCredentials(database)
+    await SqlAccounts(database).add(ADA, "hash")
+    await store.add_api_key(KEY, hmac=bytes(32), pepper_id="p1")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE api_keys SET expires_at = ?", (micros,))
+    (listed,) = await store.api_keys_of("a1")
+    found = await store.api_key("k1")
+    assert found is not None
+    assert found.key == listed
+    assert listed.expires_at is not None
+    assert (listed.expires_at > NOON) is (micros > 0)
+    assert await store.revoke_api_key("a1", "k1", now=NOON)
+
+
 def test_scopes_of_a_newer_release_give_nothing() -> None:
     assert parse_scopes("inference models:delete") == {Scope.INFERENCE}
     assert parse_scopes("") == frozenset()

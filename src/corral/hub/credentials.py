@@ -42,6 +42,8 @@ TAIL_LENGTH = 6
 MAX_OVERLAP_S = 7 * 24 * 3600
 #: More keys than anybody can keep apart; it bounds what one account can put into listings.
 MAX_LIVE_KEYS = 100
+#: A key may live for ever, but a date is one that every clock and calendar in the way can hold.
+MAX_KEY_LIFE = timedelta(days=3653)
 _TAILS = per_minutes(5, 15)
 
 #: Who acts: a principal, within what its credential may do, or an account as such, when the page or the console speaks for it.
@@ -275,16 +277,26 @@ class Credentials:
         network: str = "",
         actor: str = "",
     ) -> tuple[ApiKey, Secret]:
-        """A new key and its text, which is kept nowhere. Raises: invalid for an empty name, no scope or a past expiry,
-        forbidden for scopes beyond the actor's own, conflict when the account has very many."""
+        """A new key and its text, which is kept nowhere. Raises: invalid for an empty name, no scope or an expiry that is past
+        or more than ten years away, forbidden for scopes beyond the actor's own, conflict when the account has very many."""
         _check_within(acting, scopes)
         shown = shown_name(name)
         if not shown or not scopes:
             raise CorralError("invalid", "an API key needs a name and at least one scope")
-        if expires_at is not None and expires_at <= self._clock.now():
-            raise CorralError("invalid", "the expiry of an API key lies in the future")
         await self._check_room(_account_of(acting))
-        return await self._add_key(acting, "key.create", shown, scopes, expires_at, network=network, actor=actor)
+        ends = self._expiry(expires_at)
+        return await self._add_key(acting, "key.create", shown, scopes, ends, network=network, actor=actor)
+
+    def _expiry(self, wanted: datetime | None) -> datetime | None:
+        """The wanted time in UTC. Raises: invalid."""
+        if wanted is None:
+            return None
+        now = self._clock.now()
+        # A difference of two times cannot overflow, whatever their zones; converting the wanted one could.
+        life = wanted - now
+        if not timedelta(0) < life <= MAX_KEY_LIFE:
+            raise CorralError("invalid", "the expiry of an API key lies in the future, within ten years")
+        return now + life
 
     async def _check_room(self, account: Account) -> None:
         now = self._clock.now()
@@ -331,7 +343,7 @@ class Credentials:
         old = await self._own_live_key(acting, key_id, network)
         _check_within(acting, old.scopes)
         now = self._clock.now()
-        expires_at = None if old.expires_at is None else now + (old.expires_at - old.created_at)
+        expires_at = None if old.expires_at is None else now + min(old.expires_at - old.created_at, MAX_KEY_LIFE)
         key, secret = await self._add_key(
             acting, "key.rotate", old.name, old.scopes, expires_at, network=network, actor=actor, note=f"after {old.id}"
         )
@@ -354,9 +366,9 @@ class Credentials:
         return await self._store.api_keys_of(account.id)
 
     async def _own_key(self, acting: Acting, key_id: str, network: str) -> ApiKey:
-        for key in await self._store.api_keys_of(_account_of(acting).id):
-            if key.id == key_id:
-                return key
+        stored = await self._store.api_key(key_id)
+        if stored is not None and stored.key.account_id == _account_of(acting).id:
+            return stored.key
         # The same answer whether the key is somebody else's or does not exist, and a trace of who tried (T66).
         await self._record(acting, "key.access_refused", key_id, network=network)
         raise CorralError("not_found", "no such API key")

@@ -28,6 +28,7 @@ HEAD = "0001"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
 
 def to_micros(moment: datetime) -> int:
@@ -36,8 +37,12 @@ def to_micros(moment: datetime) -> int:
 
 
 def from_micros(micros: int) -> datetime:
-    """The aware UTC time of `to_micros`."""
-    return _EPOCH + timedelta(microseconds=micros)
+    """The aware UTC time of `to_micros`; the nearest there is for a number that no calendar reaches. One such number must not
+    keep a whole listing from being read (T62)."""
+    try:
+        return _EPOCH + timedelta(microseconds=micros)
+    except OverflowError:
+        return _LATEST if micros > 0 else _EARLIEST
 
 
 class UtcTime(sa.types.TypeDecorator[datetime]):
