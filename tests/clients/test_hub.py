@@ -13,7 +13,14 @@ from corral.clients.hub import HubClient, open_session, reason_of
 from corral.core.ports import HubCall, HubMemory, HubTerms
 from corral.wire.discovery import DISCOVERY_PATH, STOCK, STRONG
 from corral.wire.errors import CorralError
-from corral.wire.signing import parse_authorization, parse_ts, request_challenge, verify
+from corral.wire.signing import (
+    enrollment_challenge,
+    parse_authorization,
+    parse_ts,
+    request_challenge,
+    verify,
+    verify_enrollment,
+)
 from corral.wire.strong import verify_headers
 from fakes import NOON, FakeClock, SeededEntropy
 from fakes_local import FakeDeviceKeys, MemoryHubs, Received, Script, SocketHub, Wire, discovery, socket_hub
@@ -308,6 +315,19 @@ async def test_clock_that_is_far_off_is_named_and_not_worked_around(session: aio
 
 
 # ── Where a signature may go ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_t047_device_signs_for_being_added_by_the_hubs_url_and_clock(
+    session: aiohttp.ClientSession, memory: MemoryHubs
+) -> None:
+    date = format_datetime(NOON + timedelta(seconds=100), usegmt=True)
+    async with socket_hub(strong(ok, date=date)) as hub:
+        ours = client(hub, session, memory)
+        await ours.renegotiate()
+        made = await ours.enrollment("0123456789")
+    assert (made["key"], made["ts"]) == (KEYS.key.public.authorized_key, int(NOON.timestamp()) + 100)
+    message = enrollment_challenge(hub.url, "0123456789", int(NOON.timestamp()) + 100)
+    verify_enrollment(KEYS.key.public, str(made["signature"]), message)
 
 
 @pytest.mark.parametrize("url", ["http://hub.example.org", "http://192.0.2.1:11435", "http://[2001:db8::1]"])

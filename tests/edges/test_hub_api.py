@@ -1,5 +1,6 @@
 """The hub's JSON surface over its real services, with in-memory stores."""
 
+import base64
 import json
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,7 +17,7 @@ from corral.hub.passwords import PasswordCost
 from corral.hub.sightings import MemorySightings
 from corral.wire.apikeys import Peppers
 from corral.wire.browser import session_cookie_name
-from corral.wire.signing import DevicePrivateKey, authorization_header, request_challenge
+from corral.wire.signing import DevicePrivateKey, authorization_header, enrollment_challenge, request_challenge
 from corral.wire.strong import NONCE_BYTES, sign_headers
 from fakes import FakeClock, MemoryAccounts, MemoryAudit, MemoryCredentials, MemorySessions, MemoryUsage, SeededEntropy
 
@@ -216,16 +217,73 @@ async def test_t020_damaged_key_in_the_path_is_refused(hub: Hub, spelling: str) 
     assert (await hub.bearer(manager, "DELETE", f"/api/user/keys/{spelling}")).status in (400, 404)
 
 
+def enrollment(
+    hub: Hub, credential_id: str, *, by: DevicePrivateKey = FINCH, public_url: str = PUBLIC_URL, age_s: int = 0
+) -> bytes:
+    """The body that asks for FINCH to be added, signed by a device for a credential."""
+    ts = int(hub.clock.now().timestamp()) - age_s
+    signature = base64.b64encode(by.sign(enrollment_challenge(public_url, credential_id, ts))).decode()
+    return json.dumps({"name": "box", "key": FINCH.public.authorized_key, "ts": ts, "signature": signature}).encode()
+
+
 async def test_device_is_added_by_a_key_with_the_scope_and_by_no_other(hub: Hub) -> None:
-    body = json.dumps({"name": "box", "key": FINCH.public.authorized_key}).encode()
-    _, weak = await hub.api_key(hub.alice, Scope.INFERENCE)
-    assert (await hub.bearer(weak, "POST", "/api/user/keys", body)).status == 403
-    _, manager = await hub.api_key(hub.alice, Scope.KEYS)
-    answer = await hub.bearer(manager, "POST", "/api/user/keys", body)
+    weak_id, weak = await hub.api_key(hub.alice, Scope.INFERENCE)
+    assert (await hub.bearer(weak, "POST", "/api/user/keys", enrollment(hub, weak_id))).status == 403
+    manager_id, manager = await hub.api_key(hub.alice, Scope.KEYS)
+    answer = await hub.bearer(manager, "POST", "/api/user/keys", enrollment(hub, manager_id))
     assert (answer.status, answer.json()["scopes"]) == (201, ["inference", "keys"])
     assert (await hub.stock(FINCH, "POST", "/api/me")).status == 200
     devices = (await hub.bearer(manager, "GET", "/api/user/keys")).json()
     assert [(device["name"], device["current"]) for device in devices] == [("box", False)]
+
+
+async def test_t047_key_without_proof_of_its_possession_is_not_added(hub: Hub) -> None:
+    manager_id, manager = await hub.api_key(hub.bob, Scope.KEYS)
+    other_id, _ = await hub.api_key(hub.alice, Scope.KEYS)
+    bare = {"name": "box", "key": FINCH.public.authorized_key}
+    now = int(hub.clock.now().timestamp())
+    # What FINCH signs all day, and its victim may have seen.
+    target = f"/api/me?ts={now}"
+    captured = base64.b64encode(FINCH.sign(request_challenge("POST", target))).decode()
+    bodies = [
+        json.dumps(bare).encode(),
+        json.dumps({**bare, "ts": now}).encode(),
+        *(json.dumps({**bare, "ts": now, "signature": text}).encode() for text in ("", "x", "é", captured, captured * 2)),
+        enrollment(hub, manager_id, by=WREN),
+        enrollment(hub, other_id),
+        enrollment(hub, manager_id, public_url="https://hub.example.org"),
+        enrollment(hub, manager_id, age_s=301),
+        enrollment(hub, manager_id, age_s=-301),
+    ]
+    for body in bodies:
+        answer = await hub.bearer(manager, "POST", "/api/user/keys", body)
+        assert (answer.status, answer.json()["error"] != "") == (403, True)
+    assert not await hub.credentials.devices_of(hub.bob)
+    assert (await hub.stock(FINCH, "POST", "/api/me")).status == 401
+
+
+async def test_t047_whose_key_it_is_learns_only_who_holds_it(hub: Hub) -> None:
+    await hub.credentials.add_device(hub.alice, name="finch", authorized_key=FINCH.public.authorized_key, scopes=frozenset(Scope))
+    manager_id, manager = await hub.api_key(hub.bob, Scope.KEYS)
+    assert (await hub.bearer(manager, "POST", "/api/user/keys", enrollment(hub, manager_id, by=WREN))).status == 403
+    assert (await hub.bearer(manager, "POST", "/api/user/keys", enrollment(hub, manager_id))).status == 409
+    assert (await hub.stock(FINCH, "POST", "/api/me")).json()["name"] == "alice"
+
+
+@pytest.mark.parametrize("ts", ["-1", "1e999", "9" * 400, '"1767225600"', "null"])
+async def test_t047_time_that_is_none_is_invalid(hub: Hub, ts: str) -> None:
+    manager_id, manager = await hub.api_key(hub.alice, Scope.KEYS)
+    body = json.loads(enrollment(hub, manager_id))
+    text = json.dumps({**body, "ts": "TS"}).replace('"TS"', ts)
+    assert (await hub.bearer(manager, "POST", "/api/user/keys", text.encode())).status == 422
+
+
+async def test_connected_device_adds_another_that_signs_for_it(hub: Hub) -> None:
+    wren = await hub.credentials.add_device(
+        hub.alice, name="wren", authorized_key=WREN.public.authorized_key, scopes=frozenset(Scope)
+    )
+    answer = await hub.strong(WREN, "POST", "/api/user/keys", enrollment(hub, wren.id))
+    assert (answer.status, answer.json()["fingerprint"]) == (201, FINCH.public.fingerprint)
 
 
 async def test_t059_two_credentials_are_refused(hub: Hub) -> None:

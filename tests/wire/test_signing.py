@@ -17,6 +17,7 @@ from corral.wire.signing import DevicePrivateKey, DevicePublicKey
 VECTORS = Path(__file__).parent.parent / "vectors"
 OURS: dict[str, Any] = json.loads((VECTORS / "signing-vectors.json").read_text())
 GO: dict[str, Any] = json.loads((VECTORS / "signing-vectors-go.json").read_text())
+HUB = "https://hub.example.org"
 PRIVATE = {key["name"]: DevicePrivateKey(bytes.fromhex(key["seed_hex"])) for key in OURS["keys"]}
 
 KEY = DevicePrivateKey(bytes(range(32)))
@@ -374,3 +375,35 @@ def test_connect_url_holds_nothing_that_ends_its_parts(name: str, raw: bytes) ->
     assert url.count("?") == 1
     assert url.count("#") == 0
     assert url.endswith(f"&key={DevicePublicKey(raw).encoded}")
+
+
+# ── Adding a device without a browser ────────────────────────────────────────────────────────────────────────────────
+
+
+def enrolled(signature: bytes | str, message: bytes) -> object:
+    """None when the signature proves it, else the code of the refusal."""
+    text = signature if isinstance(signature, str) else base64.b64encode(signature).decode()
+    try:
+        signing.verify_enrollment(DevicePrivateKey(b"f" * 32).public, text, message)
+    except CorralError as error:
+        return error.code
+    return None
+
+
+def test_t047_enrollment_is_proven_by_the_devices_signature_over_its_own_text_only() -> None:
+    key, message = DevicePrivateKey(b"f" * 32), signing.enrollment_challenge(HUB, "0123456789", 1767225600)
+    assert message == b"corral-v1 add-device,https://hub.example.org,0123456789,1767225600"
+    assert enrolled(key.sign(message), message) is None
+    for other in (
+        signing.enrollment_challenge(HUB, "0123456780", 1767225600),
+        signing.enrollment_challenge(HUB, "0123456789", 1767225601),
+        signing.enrollment_challenge("https://hub.example.com", "0123456789", 1767225600),
+        signing.request_challenge("POST", "/api/me?ts=1767225600"),
+    ):
+        assert enrolled(key.sign(other), message) == "forbidden"
+    assert enrolled(DevicePrivateKey(b"w" * 32).sign(message), message) == "forbidden"
+
+
+@given(st.text())
+def test_t047_any_other_text_is_no_proof(text: str) -> None:
+    assert enrolled(text, signing.enrollment_challenge(HUB, "0123456789", 1767225600)) == "forbidden"

@@ -147,7 +147,7 @@ async def _connect_by_key(access: HubAccess) -> dict[str, Any]:
     key = parse_api_key(secret_from(True, prompt="API key", option="signin --api-key-stdin").strip())
     if key is None:
         raise Failed("what came on standard input is not an API key", f"create one on {access.hub}/settings/keys")
-    body = {"name": device_name(), "key": access.client.device_key().authorized_key}
+    body = {"name": device_name(), **await access.client.enrollment(key.public_id)}
     api = ServerApi.of_hub(access.hub, key.text)
     try:
         api.post("/api/user/keys", body)

@@ -8,6 +8,7 @@ Redirects are never followed and no proxy or cookie of the environment is used: 
 """
 
 import asyncio
+import base64
 import errno
 import io
 import platform
@@ -36,7 +37,14 @@ from corral.wire.discovery import (
     parse_hub_address,
 )
 from corral.wire.errors import CorralError
-from corral.wire.signing import DevicePrivateKey, DevicePublicKey, authorization_header, request_challenge, signed_target
+from corral.wire.signing import (
+    DevicePrivateKey,
+    DevicePublicKey,
+    authorization_header,
+    enrollment_challenge,
+    request_challenge,
+    signed_target,
+)
 from corral.wire.strong import NONCE_BYTES, sign_headers
 
 #: What of a small answer is read; what of an error is read (security.md 5, bounded reads of foreign answers).
@@ -123,6 +131,16 @@ class HubClient:
     def device_key(self) -> DevicePublicKey:
         """The public half of this installation's key. Raises: invalid."""
         return (self._keys.load() or self._keys.load_or_create()).public
+
+    async def enrollment(self, credential_id: str) -> dict[str, str | int]:
+        """The members of a request to add this device by a credential: `key`, `ts` and `signature`; see
+        signing.enrollment_challenge. Raises: upstream_failed, invalid."""
+        hub = self._address()
+        key = self._keys.load() or self._keys.load_or_create()
+        public_url = (await self._terms(hub)).public_url
+        ts = int(self._clock.now().timestamp() + self._clock_offset_s.get(str(hub), 0.0))
+        signature = base64.b64encode(key.sign(enrollment_challenge(public_url, credential_id, ts))).decode()
+        return {"key": key.public.authorized_key, "ts": ts, "signature": signature}
 
     async def request(self, method: str, path: str, body: bytes = b"") -> tuple[int, dict[str, str], bytes]:
         """(status, headers by lower-case name, body) of a signed call. path: may hold a query. body: JSON."""

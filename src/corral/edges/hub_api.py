@@ -17,6 +17,7 @@ from corral.hub.credentials import Credentials
 from corral.wire.discovery import OLLAMA_VERSION
 from corral.wire.errors import CorralError
 from corral.wire.secrets import Secret
+from corral.wire.signing import check_window, enrollment_challenge, parse_authorized_key, verify_enrollment
 from corral.wire.strong import TAG
 
 _OVERLAPS_S = {"0": 0, "1h": 3600, "24h": 86_400, "7d": 604_800}
@@ -45,10 +46,12 @@ class Rotation(msgspec.Struct):
 
 
 class NewDevice(msgspec.Struct):
-    """Body of POST /api/user/keys. key: `ssh-ed25519 AAAA…`."""
+    """Body of POST /api/user/keys. key: `ssh-ed25519 AAAA…`. ts, signature: the device's, over `enrollment_challenge`."""
 
     name: str
     key: str
+    ts: Annotated[int, msgspec.Meta(ge=0, lt=10**10)] = 0
+    signature: str = ""
 
 
 class HubApi:
@@ -103,9 +106,11 @@ class HubApi:
         return json_response([device_body(device, caller) for device in devices])
 
     async def add_device(self, request: Request) -> Response:
-        """Connect a device without a browser, by an API key with the scope `keys`."""
+        """Connect a device without a browser, by a credential with the scope `keys`. Public keys are no secret, so the device
+        signs for it: nobody can bind somebody else's (W8). Raises: forbidden, clock_skew."""
         caller = caller_of(request)
         wanted = _decode(request, NewDevice)
+        self._check_possession(wanted, caller)
         device = await self._credentials.add_device(
             caller,
             name=wanted.name,
@@ -114,6 +119,14 @@ class HubApi:
             network=facts_of(request).network,
         )
         return json_response(device_body(device, caller), 201)
+
+    def _check_possession(self, wanted: NewDevice, caller: Principal) -> None:
+        key = parse_authorized_key(wanted.key)
+        if not wanted.signature or not wanted.ts:
+            raise CorralError("forbidden", "the device must sign for being added: send ts and signature; corral signin does")
+        check_window(wanted.ts, self._clock.now().timestamp())
+        message = enrollment_challenge(self._public_url, caller.credential_id, wanted.ts)
+        verify_enrollment(key, wanted.signature, message)
 
     async def sign_out_device(self, request: Request) -> Response:
         """Disconnect one device of the account. Answers `null`, as ollama.com does."""

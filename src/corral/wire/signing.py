@@ -31,6 +31,7 @@ _EMPTY_BODY = base64.b64encode(sha256(b"").hexdigest().encode()).decode()
 
 _KEY_TYPE = b"\x00\x00\x00\x0bssh-ed25519\x00\x00\x00\x20"
 _HEADER = re.compile(r"([A-Za-z0-9+/]{68}):([A-Za-z0-9+/]{86}==)")
+_SIGNATURE_BYTES = 64
 _TS = re.compile(r"[0-9]{10}")
 
 
@@ -162,6 +163,23 @@ def token_challenge(public_url: str, target: str) -> bytes:
     """Bytes signed for a registry token. public_url: the configured base without trailing slash, exactly as the realm is
     written."""
     return f"GET,{public_url}{target},{_EMPTY_BODY}".encode()
+
+
+def enrollment_challenge(public_url: str, credential_id: str, ts: int) -> bytes:
+    """Bytes by which a device agrees to be added by whoever presents one credential, at one hub, now. credential_id: what the hub
+    calls the credential: an API key's public id, a device's id. No text that a device signs otherwise begins like this."""
+    return f"corral-v1 add-device,{public_url},{credential_id},{ts}".encode()
+
+
+def verify_enrollment(key: DevicePublicKey, signature: str, message: bytes) -> None:
+    """Check that the holder of a key to be added signed for it (W8). signature: base64. Raises: forbidden."""
+    decoded = _strict_base64(signature)
+    try:
+        if decoded is None or len(decoded) != _SIGNATURE_BYTES:
+            raise CorralError("unauthorized")
+        verify(DeviceProof(key, decoded), message)
+    except CorralError as error:
+        raise CorralError("forbidden", "the device must sign for being added, and this is not its signature") from error
 
 
 def verify(proof: DeviceProof, message: bytes) -> None:
