@@ -300,7 +300,13 @@ async def test_cloud_model_is_relayed_with_only_the_model_replaced(path: str, lo
 
 async def test_t090_caller_speaks_for_nobody_at_the_hub_and_the_hub_sets_nothing_here(local: Local) -> None:
     async def script(request: Received, wire: Wire) -> None:
-        sent = (("Set-Cookie", "a=b"), ("Access-Control-Allow-Origin", "*"), ("X-Kept", "1"), ("Clear-Site-Data", '"*"'))
+        sent = (
+            ("Set-Cookie", "a=b"),
+            ("Access-Control-Allow-Origin", "*"),
+            ("Retry-After", "1"),
+            ("Link", "</x>"),
+            ("Clear-Site-Data", '"*"'),
+        )
         await wire.answer_json(200, {"done": True}, *sent)
 
     local.hub.script = script
@@ -315,10 +321,31 @@ async def test_t090_caller_speaks_for_nobody_at_the_hub_and_the_hub_sets_nothing
     assert request.header("x-kept") == "2"
     assert max(request.names.values()) == 1
     assert request.header("host") == local.hub_url.removeprefix("http://")
-    assert answer.headers["x-kept"] == "1"
-    assert not {"set-cookie", "access-control-allow-origin", "clear-site-data"} & set(answer.headers)
+    assert answer.headers["retry-after"] == "1"
+    assert not {"link", "set-cookie", "access-control-allow-origin", "clear-site-data"} & set(answer.headers)
     assert answer.json() == {"done": True}
     assert answer.headers["content-type"] == "application/json"
+
+
+async def test_t090_page_of_the_hub_is_no_page_of_this_server(local: Local) -> None:
+    async def script(request: Received, wire: Wire) -> None:
+        await wire.answer(200, b"<script>alert(document.domain)</script>", ("Content-Type", "text/html"))
+
+    local.hub.script = script
+    answer = await local.request("GET", "/v1/models/html:cloud")
+    assert (answer.status, b"<script>" in answer.body) == (502, False)
+    assert answer.headers["content-type"].startswith("application/json")
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+async def test_t090_browser_takes_every_answer_for_data(method: str, path: str, local: Local) -> None:
+    async def script(request: Received, wire: Wire) -> None:
+        await wire.answer_json(200, {"name": "ada"}, ("Content-Security-Policy", "default-src *"))
+
+    local.hub.script = script
+    answer = await local.request(method, path, {"model": "m:cloud"} if method == "POST" else None)
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-security-policy"] == "default-src 'none'; sandbox"
 
 
 @pytest.mark.parametrize("target", ["http://evil.example/api/chat", "//evil.example/api/chat", "/api/chat@evil.example"])

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from corral.core.records import Model
-from corral.local.cloud import Cloud, CloudAccess, CloudSwitch, Local, headers_for_caller, headers_for_hub, route
+from corral.local.cloud import Cloud, CloudAccess, CloudSwitch, Local, data_type, headers_for_caller, headers_for_hub, route
 from corral.wire.errors import CorralError, native_body
 from corral.wire.signing import connect_url
 from fakes_local import FakeGateway, installed, stub
@@ -150,16 +150,22 @@ def test_content_type_is_json_when_the_caller_named_none() -> None:
 
 def test_t090_hub_sets_no_cookies_and_grants_no_access_in_our_name() -> None:
     received = [
-        ("content-type", "application/x-ndjson"),
         ("retry-after", "7"),
         ("ratelimit-remaining", "0"),
+        ("x-ratelimit-reset", "1"),
+        ("x-ratelimit-reset", "2"),
+        ("content-type", "application/x-ndjson"),
         ("x-custom", "1"),
-        ("x-custom", "2"),
         ("set-cookie", "a=b"),
+        ("set-login", "logged-in"),
+        ("link", "</x>; rel=preload"),
+        ("content-security-policy", "default-src *"),
+        ("content-disposition", "attachment"),
+        ("cache-control", "max-age=31536000"),
         ("access-control-allow-origin", "*"),
         ("access-control-allow-credentials", "true"),
-        ("connection", "keep-alive, x-hop"),
-        ("x-hop", "1"),
+        ("connection", "keep-alive, ratelimit-limit"),
+        ("ratelimit-limit", "1"),
         ("keep-alive", "timeout=5"),
         ("transfer-encoding", "chunked"),
         ("content-length", "3"),
@@ -170,7 +176,37 @@ def test_t090_hub_sets_no_cookies_and_grants_no_access_in_our_name() -> None:
         ("date", "x"),
         ("server", "x"),
     ]
-    assert headers_for_caller(received) == received[:5]
+    assert headers_for_caller(received) == received[:4]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["application/json"], "application/json"),
+        (["application/json; charset=utf-8"], "application/json; charset=utf-8"),
+        (['Application/X-NDJSON;charset="UTF-8"'], "application/x-ndjson; charset=utf-8"),
+        (["text/event-stream; x=1"], "text/event-stream"),
+        (["application/json; x, text/html"], "application/json"),
+        (["application/json, text/html"], None),
+        (["application/json", "text/html"], None),
+        (["text/html"], None),
+        (["text/plain; charset=utf-8"], None),
+        (["image/svg+xml"], None),
+        ([""], None),
+        ([], None),
+    ],
+)
+def test_t090_hub_answers_with_data_only(values: list[str], expected: str | None) -> None:
+    assert data_type([("content-type", value) for value in values]) == expected
+
+
+@pytest.mark.parametrize("status", [200, 404, 503])
+async def test_t090_page_of_the_hub_is_502_and_not_passed_on(status: int, cloud: CloudAccess, gateway: FakeGateway) -> None:
+    stream = gateway.will_answer(status, b"<script>", headers={"content-type": "text/html"})
+    with pytest.raises(CorralError, match=f"the hub answered {status} with something else than JSON") as refused:
+        await cloud.relay("GET", "/v1/models/x", headers={})
+    assert refused.value.status == 502
+    assert stream.is_closed
 
 
 async def test_relay_sends_path_query_and_body_as_they_are(cloud: CloudAccess, gateway: FakeGateway) -> None:
@@ -182,7 +218,7 @@ async def test_relay_sends_path_query_and_body_as_they_are(cloud: CloudAccess, g
     (call,) = gateway.calls
     assert (call.method, call.path, call.query, call.body) == ("POST", "/api/chat", "b=2&a=%31", body)
     assert "authorization" not in dict(call.headers)
-    assert (answer.status, answer.content_type) == (200, "application/x-ndjson")
+    assert (answer.status, answer.media_type) == (200, "application/x-ndjson")
     assert answer.headers == [("content-type", "application/x-ndjson; charset=utf-8")]
     assert [chunk async for chunk in answer.chunks()] == [b"one\n", b"two\n"]
 

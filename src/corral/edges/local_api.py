@@ -40,6 +40,11 @@ from corral.wire.frames import MAX_FRAME_BYTES, NDJSON, SSE, ndjson_error, sse_e
 from corral.wire.inventory import LoadedLike
 from corral.wire.native import ShowRequest, decode, raw_request
 
+#: What this server says is data. A browser that is led here shows it as text, and lets it load and run nothing.
+_RESPONSE_HEADERS: Final = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("Content-Security-Policy", "default-src 'none'; sandbox"),
+)
 _MAX_WHOLE_BYTES: Final = 64 * 1024 * 1024
 _RUN = "remote model is unavailable"
 _DETAILS = "remote model details are unavailable"
@@ -168,7 +173,8 @@ class LocalApi:
 
 def local_app(api: LocalApi, guard: Guard) -> App:
     """The application of a local server. guard: see local_guard."""
-    return App(api.endpoints(), AppOptions(guard=guard, fallback=lambda path: Dialect.TEXT))
+    options = AppOptions(guard=guard, fallback=lambda path: Dialect.TEXT, response_headers=_RESPONSE_HEADERS)
+    return App(api.endpoints(), options)
 
 
 class _CloudError(Exception):
@@ -216,7 +222,7 @@ _FORMS: Final = {
 async def _response_of(answer: RelayedAnswer) -> Response:
     """A stream goes on as it arrives. Anything else is awaited whole, so that a hub that dies in the middle of it is a 502 and
     not half an object."""
-    form = _FORMS.get(answer.content_type)
+    form = _FORMS.get(answer.media_type)
     if form is not None:
         return _RelayedStream(answer, form)
     try:

@@ -2,12 +2,13 @@
 
 A caller of the local server sends no credentials; the device's signature is added here. Therefore nothing that a caller sends may
 choose where a request goes or speak for somebody else: the hub is configured, the path is the route's own, and the caller's
-credentials, cookies and claims about its address are dropped. In the other direction the hub may not set cookies, or grant web
-pages access, in the name of the local server. Of the body only `model` is replaced, so unknown fields survive.
+credentials, cookies and claims about its address are dropped. In the other direction the hub answers with data, never with
+anything that a browser would run or obey in the name of the local server. Of the body only `model` is replaced, so unknown fields survive.
 
 Source: ollama server/cloud_proxy.go, internal/modelref, server/routes.go; security.md T90.
 """
 
+import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,6 +19,7 @@ from corral.core.ports import HubCall, HubGateway, HubReply, HubStream
 from corral.core.records import Model
 from corral.wire.discovery import origin_of
 from corral.wire.errors import CorralError
+from corral.wire.frames import NDJSON, SSE
 from corral.wire.names import Source, parse_reference
 from corral.wire.signing import connect_url
 
@@ -70,26 +72,13 @@ _NOT_TO_HUB = _HOP_BY_HOP | {
     "x-rewrite-url",
 }
 _NOT_TO_HUB_PREFIXES = ("access-control-", "proxy-", "corral-", "sec-", "x-forwarded-")
-#: Of the hub, not for the caller: they would act on the local server's origin, or are written by our own server.
-_NOT_TO_CALLER = _HOP_BY_HOP | {
-    "alt-svc",
-    "clear-site-data",
-    "date",
-    "location",
-    "nel",
-    "public-key-pins",
-    "refresh",
-    "report-to",
-    "reporting-endpoints",
-    "server",
-    "service-worker-allowed",
-    "set-cookie",
-    "set-cookie2",
-    "strict-transport-security",
-    "www-authenticate",
-    "x-request-id",
-}
-_NOT_TO_CALLER_PREFIXES = ("access-control-", "proxy-")
+#: Of the hub's headers, what callers make use of. An allow-list: whatever else a browser may one day obey (`Link`, `Set-Login`, a
+#: policy, a cache) would be obeyed for the local server's origin.
+_TO_CALLER = frozenset({"retry-after", "retry-after-ms", "x-should-retry"})
+_TO_CALLER_PREFIXES = ("ratelimit-", "x-ratelimit-", "anthropic-ratelimit-")
+#: What the hub's API answers with. None of them can hold a script that a browser runs.
+_DATA_TYPES = frozenset({"application/json", NDJSON, SSE})
+_UTF8 = re.compile(r"\s*charset=\"?utf-8\"?\s*", re.IGNORECASE)
 
 
 # ── Where a model runs ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -166,14 +155,30 @@ def headers_for_hub(headers: Mapping[str, Sequence[str]], *, version: str) -> li
 
 
 def headers_for_caller(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """What of the hub's headers travels back. `content-length` is not among them: see `RelayedAnswer.length`."""
+    """What of the hub's headers travels back, without `content-type` (see `data_type`) and `content-length` (our own server's)."""
     pairs = list(headers)
     named = _named_by_connection(value for name, value in pairs if name == "connection")
     return [
         (name, value)
         for name, value in pairs
-        if name not in _NOT_TO_CALLER and name not in named and not name.startswith(_NOT_TO_CALLER_PREFIXES)
+        if (name in _TO_CALLER or name.startswith(_TO_CALLER_PREFIXES)) and name not in named
     ]
+
+
+def data_type(headers: Iterable[tuple[str, str]]) -> str | None:
+    """The `content-type` to pass on: JSON, NDJSON or SSE, with `charset=utf-8` at most; None when the hub's is anything else.
+
+    Browsers go by the last of several types, and by what stands behind a comma in a parameter, so one that is merely looked at
+    and then repeated could still be a page.
+    """
+    values = [value for name, value in headers if name == "content-type"]
+    if len(values) != 1:
+        return None
+    media, _, parameters = values[0].partition(";")
+    media = media.strip().lower()
+    if media not in _DATA_TYPES:
+        return None
+    return f"{media}; charset=utf-8" if _UTF8.fullmatch(parameters) else media
 
 
 def _named_by_connection(values: Iterable[str]) -> set[str]:
@@ -186,20 +191,12 @@ def _named_by_connection(values: Iterable[str]) -> set[str]:
 class RelayedAnswer:
     """The hub's answer on its way to the caller. Whoever got it closes it."""
 
-    def __init__(self, stream: HubStream) -> None:
+    def __init__(self, stream: HubStream, content_type: str) -> None:
         self._stream = stream
         self.status = stream.status
-        self.headers = headers_for_caller(stream.headers)
-
-    @property
-    def content_type(self) -> str:
-        """The media type, without parameters."""
-        return next((value for name, value in self.headers if name == "content-type"), "").partition(";")[0].strip().lower()
-
-    @property
-    def length(self) -> str | None:
-        """`content-length`, when the hub knew it."""
-        return next((value for name, value in self._stream.headers if name == "content-length"), None)
+        self.headers = [("content-type", content_type), *headers_for_caller(stream.headers)]
+        #: Without parameters.
+        self.media_type = content_type.partition(";")[0]
 
     def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives. Raises: upstream_failed when it ends too early."""
@@ -241,16 +238,22 @@ class CloudAccess:
         except CorralError as error:
             # A damaged key or memory is this machine's fault, not the request's.
             raise CorralError("internal", error.message) if error.code == "invalid" else error from None
-        if stream.status != 401 and not 300 <= stream.status < 400:
-            return RelayedAnswer(stream)
+        content_type = data_type(stream.headers)
+        if content_type and stream.status != 401 and not 300 <= stream.status < 400:
+            return RelayedAnswer(stream, content_type)
         try:
             answer = await stream.read(_MAX_ERROR_BYTES)
         finally:
             await stream.close()
         if stream.status == 401:
             raise await self._not_signed_in(answer)
-        # Following it would send a signed request, and the prompt, to a place nobody configured.
-        raise CorralError("upstream_failed", f"the hub answered with a redirect ({stream.status}); check the hub's address")
+        if 300 <= stream.status < 400:
+            # Following it would send a signed request, and the prompt, to a place nobody configured.
+            raise CorralError("upstream_failed", f"the hub answered with a redirect ({stream.status}); check the hub's address")
+        # A browser would run a page of the hub as one of the local server's.
+        raise CorralError(
+            "upstream_failed", f"the hub answered {stream.status} with something else than JSON; check the hub's address"
+        )
 
     async def whoami(self) -> dict[str, Any]:
         """The account this device is connected to, as the hub describes it. Raises: unauthorized with a signin link; unavailable
