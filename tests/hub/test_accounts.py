@@ -355,6 +355,34 @@ async def test_guessing_from_everywhere_is_limited(hub: IdentityHub, ada: Accoun
     assert (await error_of(hub.accounts.sign_in("Ada", PASSWORD, network=HOME))).code == "rate_limited"
 
 
+async def test_t072_one_network_cannot_use_up_the_attempts_of_all_others(hub: IdentityHub, ada: Account) -> None:
+    for number in range(1010):
+        await error_of(hub.accounts.sign_in(f"user{number}", "x" * 2000, network=CAFE))
+    assert await hub.accounts.sign_in("Ada", PASSWORD, network=HOME) == ada
+    session, _ = await hub.session(ada)
+    await hub.accounts.step_up(session, PASSWORD, network=HOME)
+
+
+async def test_t072_one_network_cannot_use_up_the_sign_ups_of_all_others(hub: IdentityHub, root: Account) -> None:
+    for _ in range(110):
+        await error_of(hub.accounts.sign_up("", "", PASSWORD, network=CAFE))
+    await hub.accounts.sign_up("Bob", "", PASSWORD, network=HOME)
+
+
+def test_t072_refused_attempt_is_counted_nowhere_and_told_the_longest_wait() -> None:
+    clock, wide, narrow = FakeClock(), per_minutes(2, 5), per_minutes(1, 10)
+    throttle = Throttle(clock)
+    throttle.attempt((wide, ("all",)), (narrow, ("one",)))
+    for _ in range(5):
+        with pytest.raises(CorralError) as refused:
+            throttle.attempt((wide, ("all",)), (narrow, ("one",)))
+        assert refused.value.retry_after_s == 600
+    throttle.attempt((wide, ("all",)), (narrow, ("two",)))
+    with pytest.raises(CorralError) as both:
+        throttle.attempt((wide, ("all",)), (narrow, ("two",)))
+    assert both.value.retry_after_s == 600
+
+
 def test_attempts_kept_in_memory_are_bounded() -> None:
     clock, limit = FakeClock(), per_minutes(1, 5)
     throttle = Throttle(clock, max_keys=10)

@@ -24,14 +24,18 @@ class Throttle:
         self._limiter = MovingWindowRateLimiter(self._storage)
 
     def attempt(self, *attempts: tuple[RateLimitItem, tuple[str, ...]]) -> None:
-        """Count one attempt against each limit, in order; the widest comes first, so that it bounds how many keys the
-        narrower ones can make. Counted before the work, not after a failure: parallel guesses would all pass otherwise.
-        Raises: rate_limited."""
+        """Count one attempt against every limit, or against none when one of them is used up: else whoever goes on beyond
+        a narrow limit uses up the wide one, which is everybody's. Counted before the work, not after a failure: parallel
+        guesses would all pass otherwise. Raises: rate_limited, with the longest of the waits."""
+        waits = [self._wait_s(limit, who) for limit, who in attempts if not self._limiter.test(limit, *who)]
+        if waits:
+            raise CorralError("rate_limited", f"too many attempts; try again in {max(waits)} s", retry_after_s=max(waits))
         for limit, who in attempts:
-            if not self._limiter.hit(limit, *who):
-                reset_at = self._limiter.get_window_stats(limit, *who).reset_time
-                wait_s = max(1, round(reset_at - self._clock.now().timestamp()))
-                raise CorralError("rate_limited", f"too many attempts; try again in {wait_s} s", retry_after_s=wait_s)
+            self._limiter.hit(limit, *who)
+
+    def _wait_s(self, limit: RateLimitItem, who: tuple[str, ...]) -> int:
+        reset_at = self._limiter.get_window_stats(limit, *who).reset_time
+        return max(1, round(reset_at - self._clock.now().timestamp()))
 
     def forgive(self, limit: RateLimitItem, who: tuple[str, ...]) -> None:
         """Forget the attempts counted for one key, after one that succeeded."""
