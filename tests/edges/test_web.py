@@ -10,6 +10,7 @@ from corral.core.policy import SESSION_ONLY
 from corral.core.records import AuditEvent, Scope
 from corral.edges.asgi import Endpoint
 from corral.edges.pages import static_files
+from corral.wire.signing import authorization_header, request_challenge, signed_target
 from fakes import NOON
 from fakes_web import PASSWORD, Browser, Page, Site, device_key
 
@@ -141,6 +142,22 @@ async def make_key(site: Site, name: str = "ci") -> tuple[str, str]:
     account = await site.accounts.named("alice")
     key, secret = await site.credentials.create_key(account, name=name, scopes=frozenset({Scope.INFERENCE}), expires_at=None)
     return key.id, secret.reveal()
+
+
+async def test_t066_page_takes_a_key_or_a_device_for_a_visitor(site: Site) -> None:
+    account = await site.add_account()
+    await site.host("alice/tiny:latest", is_public=False)
+    device = device_key()
+    await site.credentials.add_device(account, name="finch", authorized_key=device.public.authorized_key, scopes=frozenset(Scope))
+    _, key = await make_key(site)
+    for path in ("/", "/library", "/search?q=smollm2", "/library/smollm2", "/signin", "/signup", "/alice/tiny"):
+        target = signed_target(*path.partition("?")[::2], int(NOON.timestamp()))
+        signature = authorization_header(device, request_challenge("GET", target))
+        seen = await Browser(site).get(path)
+        for address, authorization in ((path, f"Bearer {key}"), (target, signature)):
+            page = await Browser(site, headers={"authorization": authorization}).get(address)
+            assert page.status == seen.status == (404 if path == "/alice/tiny" else 200)
+            assert "alice" not in page.text
 
 
 # ── Headers ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from corral.core.policy import SESSION_ONLY, Access, needs_step_up
 from corral.core.ports import Clock
 from corral.core.records import Account, BrowserSession, Principal, Scope
-from corral.edges.asgi import body_of, caller_of, facts_of
+from corral.edges.asgi import body_of, caller_of, facts_of, maybe_caller
 from corral.hub.accounts import Accounts
 from corral.wire.browser import format_cookie, is_same_origin, session_cookie_name
 from corral.wire.errors import CorralError
@@ -82,6 +82,13 @@ def session_of(caller: Principal) -> BrowserSession:
     if caller.session is None:
         raise CorralError("unauthorized")
     return caller.session
+
+
+def member_of(request: Request) -> Principal | None:
+    """The caller of a page that anyone may open, or None for a visitor. A key or a device is a visitor there: pages belong to
+    browsers, and their forms carry a session's token."""
+    caller = maybe_caller(request)
+    return caller if caller is not None and caller.session is not None else None
 
 
 def _read(request: Request) -> Form:

@@ -5,8 +5,8 @@ from starlette.responses import Response
 
 from corral.core.policy import PUBLIC
 from corral.core.records import Account
-from corral.edges.asgi import Dialect, Endpoint, endpoint, facts_of, maybe_caller
-from corral.edges.forms import MAX_FORM_BYTES, MEMBER, Cookies, Form, query_of, redirect, session_form, visitor_form
+from corral.edges.asgi import Dialect, Endpoint, endpoint, facts_of
+from corral.edges.forms import MAX_FORM_BYTES, MEMBER, Cookies, Form, member_of, query_of, redirect, session_form, visitor_form
 from corral.edges.pages import Draft, Pages
 from corral.hub.accounts import Accounts
 from corral.wire.browser import safe_next
@@ -68,7 +68,7 @@ class AccountPages:
     ) -> Response:
         return self._pages.render(
             "signup.html",
-            caller=maybe_caller(request),
+            caller=member_of(request),
             status=status,
             is_personal=True,
             mode=mode,
@@ -80,7 +80,7 @@ class AccountPages:
     async def show_sign_in(self, request: Request) -> Response:
         """The form, or straight on for who is signed in already."""
         next_path = safe_next(query_of(request).text("next"))
-        if maybe_caller(request):
+        if member_of(request):
             return redirect(next_path)
         return self._sign_in_page(request, Draft(), next_path)
 
@@ -100,7 +100,7 @@ class AccountPages:
     def _sign_in_page(self, request: Request, draft: Draft, next_path: str, *, status: int = 200) -> Response:
         return self._pages.render(
             "signin.html",
-            caller=maybe_caller(request),
+            caller=member_of(request),
             status=status,
             is_personal=True,
             draft=draft,
@@ -109,7 +109,7 @@ class AccountPages:
         )
 
     async def _enter(self, request: Request, account: Account, next_path: str) -> Response:
-        before = maybe_caller(request)
+        before = member_of(request)
         if before is not None and before.session is not None:
             await self._accounts.sign_out(before.session)
         facts = facts_of(request)

@@ -10,8 +10,8 @@ from starlette.responses import Response
 
 from corral.core.policy import PUBLIC
 from corral.core.records import HostedModel, Principal
-from corral.edges.asgi import Dialect, Endpoint, endpoint, maybe_caller
-from corral.edges.forms import query_of
+from corral.edges.asgi import Dialect, Endpoint, endpoint
+from corral.edges.forms import member_of, query_of
 from corral.edges.pages import Pages, format_size
 from corral.hub.hosting import Hosting
 from corral.wire.errors import CorralError
@@ -153,19 +153,19 @@ class ModelPages:
 
     async def home(self, request: Request) -> Response:
         """What this hub is, what it runs, and how to reach it."""
-        caller = maybe_caller(request)
+        caller = member_of(request)
         models = await self._shelf.entries(caller)
         return self._pages.render("home.html", caller=caller, models=models[:10], example=await self._shelf.example(caller))
 
     async def library(self, request: Request) -> Response:
         """Every model the visitor may see."""
-        caller = maybe_caller(request)
+        caller = member_of(request)
         models = await self._shelf.entries(caller)
         return self._pages.render("models.html", caller=caller, title="Library", query="", models=models)
 
     async def search(self, request: Request) -> Response:
         """Models whose name or family holds every word of the query."""
-        caller, query = maybe_caller(request), query_of(request).text("q")[:_MAX_QUERY].strip()
+        caller, query = member_of(request), query_of(request).text("q")[:_MAX_QUERY].strip()
         words = re.findall(r"[\w.-]+", query.lower())
         models = [
             entry
@@ -176,7 +176,7 @@ class ModelPages:
 
     async def model(self, request: Request) -> Response:
         """One model. A private one is not there for others (T29). Raises: not_found."""
-        caller = maybe_caller(request)
+        caller = member_of(request)
         path = f"/{request.path_params['namespace']}/{request.path_params['model'].partition(':')[0]}".lower()
         entry = next((found for found in await self._shelf.entries(caller) if found.path.lower() == path), None)
         if entry is None:
