@@ -127,21 +127,42 @@ DROPPED = {
     "corral-device-name": ["somebody else"],
     "x-ollama-client-version": ["9"],
     "x-http-method-override": ["DELETE"],
+    "x-goog-api-key": ["x"],
+    "private-token": ["x"],
+    "ocp-apim-subscription-key": ["x"],
+    "cf-access-jwt-assertion": ["x"],
+    "x-auth-request-access-token": ["x"],
+    "x-amz-security-token": ["x"],
+    "x-csrf-token": ["x"],
+    "x-remote-user": ["ada"],
+    "openai-organization": ["org-x"],
+    "x-custom": ["1"],
 }
 KEPT = {
     "content-type": ["application/json; charset=utf-8"],
     "accept": ["application/x-ndjson", "text/plain"],
     "user-agent": ["ollama-python/0.6"],
     "x-stainless-lang": ["python"],
+    "x-stainless-retry-count": ["1"],
     "anthropic-version": ["2023-06-01"],
-    "x-custom": ["1"],
+    "anthropic-beta": ["tools-2024-04-04"],
+    "openai-beta": ["assistants=v2"],
+    "accept-language": ["de"],
+    "x-request-id": ["r1"],
+    "x-client-request-id": ["r2"],
+    "idempotency-key": ["r3"],
 }
 
 
-def test_t090_callers_credentials_and_claims_do_not_travel_and_the_rest_does() -> None:
+def test_t090_only_what_shapes_the_answer_travels_to_the_hub() -> None:
     sent = headers_for_hub(DROPPED | KEPT, version=VERSION)
     expected = [(name, value) for name, values in KEPT.items() for value in values]
     assert sorted(sent) == sorted([*expected, ("x-ollama-client-version", VERSION)])
+
+
+def test_t090_header_of_one_connection_does_not_travel_even_when_its_name_would() -> None:
+    sent = headers_for_hub({"connection": ["close, X-Request-Id"], "x-request-id": ["r1"]}, version=VERSION)
+    assert "x-request-id" not in dict(sent)
 
 
 def test_content_type_is_json_when_the_caller_named_none() -> None:

@@ -3,7 +3,8 @@
 A caller of the local server sends no credentials; the device's signature is added here. Therefore nothing that a caller sends may
 choose where a request goes or speak for somebody else: the hub is configured, the path is the route's own, and the caller's
 credentials, cookies and claims about its address are dropped. In the other direction the hub answers with data, never with
-anything that a browser would run or obey in the name of the local server. Of the body only `model` is replaced, so unknown fields survive.
+anything that a browser would run or obey in the name of the local server. Of the body only `model` is replaced, so unknown fields
+survive.
 
 Source: ollama server/cloud_proxy.go, internal/modelref, server/routes.go; security.md T90.
 """
@@ -26,52 +27,23 @@ from corral.wire.signing import connect_url
 _MAX_ERROR_BYTES: Final = 64 * 1024
 _MAX_LINK_LENGTH: Final = 2048
 
-#: Belong to one connection. Source: RFC 9110 7.6.1 and the list of ollama server/cloud_proxy.go.
-_HOP_BY_HOP = frozenset(
+#: Of a caller's headers, what says how the answer should look or helps to find it again. An allow-list: there is no end of names
+#: under which gateways and SDKs send credentials, addresses and identities.
+_TO_HUB = frozenset(
     {
-        "connection",
-        "content-length",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
+        "accept",
+        "accept-language",
+        "anthropic-beta",
+        "anthropic-version",
+        "content-type",
+        "idempotency-key",
+        "openai-beta",
+        "user-agent",
+        "x-client-request-id",
+        "x-request-id",
     }
 )
-#: Of the caller, not for the hub: credentials, where the caller is, what browsers say about it, and what we write ourselves.
-_NOT_TO_HUB = _HOP_BY_HOP | {
-    "accept-encoding",
-    "api-key",
-    "authorization",
-    "cf-connecting-ip",
-    "content-digest",
-    "content-encoding",
-    "cookie",
-    "cookie2",
-    "dpop",
-    "expect",
-    "forwarded",
-    "host",
-    "origin",
-    "referer",
-    "signature",
-    "signature-input",
-    "true-client-ip",
-    "via",
-    "x-api-key",
-    "x-auth-token",
-    "x-client-ip",
-    "x-cluster-client-ip",
-    "x-http-method-override",
-    "x-ollama-client-version",
-    "x-original-url",
-    "x-real-ip",
-    "x-rewrite-url",
-}
-_NOT_TO_HUB_PREFIXES = ("access-control-", "proxy-", "corral-", "sec-", "x-forwarded-")
+_TO_HUB_PREFIXES = ("x-stainless-",)
 #: Of the hub's headers, what callers make use of. An allow-list: whatever else a browser may one day obey (`Link`, `Set-Login`, a
 #: policy, a cache) would be obeyed for the local server's origin.
 _TO_CALLER = frozenset({"retry-after", "retry-after-ms", "x-should-retry"})
@@ -145,7 +117,7 @@ def headers_for_hub(headers: Mapping[str, Sequence[str]], *, version: str) -> li
     kept = [
         (name, value)
         for name, values in headers.items()
-        if name not in _NOT_TO_HUB and name not in named and not name.startswith(_NOT_TO_HUB_PREFIXES)
+        if (name in _TO_HUB or name.startswith(_TO_HUB_PREFIXES)) and name not in named
         for value in values
     ]
     if "content-type" not in headers:
@@ -155,7 +127,7 @@ def headers_for_hub(headers: Mapping[str, Sequence[str]], *, version: str) -> li
 
 
 def headers_for_caller(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """What of the hub's headers travels back, without `content-type` (see `data_type`) and `content-length` (our own server's)."""
+    """What of the hub's headers travels back. For `content-type` see `data_type`; `content-length` is our own server's."""
     pairs = list(headers)
     named = _named_by_connection(value for name, value in pairs if name == "connection")
     return [
