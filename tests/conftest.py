@@ -4,6 +4,7 @@ Quick tests (no sockets, no processes) need none of this: `make test T=tests ARG
 """
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from hypothesis import HealthCheck, settings
 # The same examples in every run, and no verdict about speed: a busy machine must not turn a right answer into a failure.
 settings.register_profile("corral", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("corral")
+
+# A shell's background job starts with SIGINT ignored and hands that on to what the tests start, where Ctrl-C would do nothing.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
