@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.stack import (
+    LONG,
     MODEL,
     Running,
     Stack,
@@ -24,7 +25,6 @@ from flows.stack import (
 )
 
 CLOUD = f"{MODEL}-cloud"
-LONG = {"prompt": "Count to ten thousand.", "options": {"num_predict": 4000, "ignore_eos": True, "num_ctx": 8192}}
 
 
 def test_hub_killed_in_the_middle_of_a_relayed_stream_ends_it_with_an_error_line(fresh: Stack, small_model: Path) -> None:
@@ -51,22 +51,22 @@ def test_hub_killed_in_the_middle_of_a_relayed_stream_ends_it_with_an_error_line
         local.end()
 
 
-def test_r9_engine_killed_in_the_middle_of_a_stream_gives_an_error_line_and_is_started_again(running: Stack) -> None:
-    with opened("POST", f"{running.local_url}/api/generate", {"model": MODEL, **LONG}) as response:
+def test_r9_engine_killed_in_the_middle_of_a_stream_gives_an_error_line_and_is_started_again(shared: Stack) -> None:
+    with opened("POST", f"{shared.local_url}/api/generate", {"model": MODEL, **LONG}) as response:
         assert json.loads(response.readline())["done"] is False
-        for pid in engines_of(running):
+        for pid in engines_of(shared):
             os.kill(pid, signal.SIGKILL)
         last = [line for line in response if line.strip()][-1]
     assert "error" in json.loads(last), last
-    wait_until(lambda: running.generate(MODEL).status == 200, "the model to run again")
+    wait_until(lambda: shared.generate(MODEL).status == 200, "the model to run again")
 
 
-def test_r9_engine_killed_under_an_openai_stream_gives_an_error_event_and_no_done(running: Stack) -> None:
+def test_r9_engine_killed_under_an_openai_stream_gives_an_error_event_and_no_done(shared: Stack) -> None:
     messages = [{"role": "user", "content": "Count to ten thousand."}]
     body = {"model": MODEL, "messages": messages, "stream": True, "max_tokens": 4000}
-    with opened("POST", f"{running.local_url}/v1/chat/completions", body) as response:
+    with opened("POST", f"{shared.local_url}/v1/chat/completions", body) as response:
         assert response.readline().startswith(b"data: ")
-        for pid in engines_of(running):
+        for pid in engines_of(shared):
             os.kill(pid, signal.SIGKILL)
         rest = response.read()
     assert b'"error"' in rest
@@ -82,9 +82,9 @@ def test_r19_killed_server_takes_its_engine_along(running: Stack) -> None:
     wait_until(lambda: not any(is_alive(pid) for pid in engines), "the engine to die", timeout_s=10)
 
 
-def test_t097_engine_shows_no_secret_and_refuses_strangers(running: Stack) -> None:
-    assert running.generate(MODEL).status == 200
-    for pid in engines_of(running):
+def test_t097_engine_shows_no_secret_and_refuses_strangers(shared: Stack) -> None:
+    assert shared.generate(MODEL).status == 200
+    for pid in engines_of(shared):
         environment = dict(item.partition("=")[::2] for item in Path(f"/proc/{pid}/environ").read_text().split("\0") if item)
         assert not [name for name in environment if name.startswith(("CORRAL_", "OLLAMA_")) and name != "CORRAL_ENGINE_KEY"]
         arguments = Path(f"/proc/{pid}/cmdline").read_text()
@@ -204,15 +204,15 @@ def test_unreachable_hub_is_told_as_such_and_local_models_run_on(fresh: Stack, s
         local.end()
 
 
-def test_ctrl_c_while_signin_waits_ends_it_without_a_traceback(running: Stack) -> None:
-    signin = running.begin("signin")
+def test_ctrl_c_while_signin_waits_ends_it_without_a_traceback(shared: Stack) -> None:
+    signin = shared.begin("signin")
     signin.wait_for(r"/connect\?")
     assert signin.end(signal.SIGINT) in (1, 130, -signal.SIGINT)
     assert "Traceback" not in signin.output
 
 
-def test_ctrl_c_while_run_streams_ends_it_without_a_traceback(running: Stack) -> None:
-    story: Running = running.begin("run", MODEL, "Write a very long story about a very long road.")
+def test_ctrl_c_while_run_streams_ends_it_without_a_traceback(shared: Stack) -> None:
+    story: Running = shared.begin("run", MODEL, "Write a very long story about a very long road.")
     story.wait_for(r"\w+ \w+ \w+")
     story.end(signal.SIGINT)
     assert "Traceback" not in story.output

@@ -3,7 +3,7 @@
 import json
 import time
 
-from flows.stack import MODEL, PASSWORD, Stack, call, opened
+from flows.stack import LONG, MODEL, PASSWORD, Stack, call, opened
 
 CLOUD = f"{MODEL}-cloud"
 #: Running streams look again every five seconds; the rest is for a busy machine.
@@ -46,7 +46,7 @@ def test_revoked_device_is_refused_on_the_next_request(shared: Stack) -> None:
 
 def test_t062_stream_of_a_revoked_key_ends_with_an_error_line(shared: Stack) -> None:
     key = shared.add_key()
-    body = {"model": MODEL, "prompt": "Count to ten thousand.", "options": {"num_predict": 4000, "ignore_eos": True}}
+    body = {"model": MODEL, **LONG}
     with opened("POST", f"{shared.hub_url}/api/generate", body, key=key) as response:
         assert response.status == 200
         assert json.loads(response.readline())["done"] is False
