@@ -4,6 +4,7 @@ tests/contracts.
 Fakes of other areas live in fakes_<area>.py.
 """
 
+import asyncio
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -212,6 +213,8 @@ class MemoryCredentials(_Failing):
         self._devices: dict[str, Device] = {}
         self._keys: dict[str, tuple[ApiKey, bytes, str]] = {}
         self._nonces: dict[str, datetime] = {}
+        #: Whether look-ups of keys let other tasks go first, as a database may.
+        self.pauses = False
 
     async def device(self, key: DevicePublicKey) -> tuple[Device, Account] | None:
         self._called("device")
@@ -224,6 +227,8 @@ class MemoryCredentials(_Failing):
         if public_id not in self._keys:
             return None
         key, hmac, pepper_id = self._keys[public_id]
+        if self.pauses:
+            await asyncio.sleep(0)
         owner = self._owners.live(key.account_id)
         return StoredApiKey(key=key, owner=owner, hmac=hmac, pepper_id=pepper_id) if owner else None
 
@@ -258,9 +263,37 @@ class MemoryCredentials(_Failing):
         mine = (key for key, _, _ in self._keys.values() if key.account_id == account_id)
         return sorted(mine, key=lambda key: (key.created_at, key.id))
 
-    async def add_api_key(self, key: ApiKey, *, hmac: bytes, pepper_id: str) -> None:
+    async def add_api_key(self, key: ApiKey, *, hmac: bytes, pepper_id: str, max_live: int | None = None) -> None:
         self._called("add_api_key")
+        self._add_key(key, hmac, pepper_id, max_live, ())
+
+    def _add_key(self, key: ApiKey, hmac: bytes, pepper_id: str, max_live: int | None, ended: Iterable[str]) -> None:
+        live = [
+            other
+            for other, _, _ in self._keys.values()
+            if other.account_id == key.account_id
+            and other.revoked_at is None
+            and (other.expires_at is None or other.expires_at > key.created_at)
+            and other.id not in ended
+        ]
+        if max_live is not None and len(live) >= max_live:
+            raise CorralError("conflict", f"an account has at most {max_live} live API keys; revoke one first")
         self._keys[key.id] = (key, hmac, pepper_id)
+
+    async def replace_api_key(
+        self, old: ApiKey, new: ApiKey, *, hmac: bytes, pepper_id: str, old_ends_at: datetime, max_live: int | None = None
+    ) -> bool:
+        self._called("replace_api_key")
+        kept = self._keys.get(old.id, (None, b"", ""))[0]
+        if kept is None or kept.account_id != old.account_id or kept.revoked_at or kept.expires_at != old.expires_at:
+            return False
+        is_over = old_ends_at <= new.created_at
+        self._add_key(new, hmac, pepper_id, max_live, (old.id,) if is_over else ())
+        if is_over:
+            self._change_key(old.account_id, old.id, revoked_at=old_ends_at)
+        elif old.expires_at is None or old_ends_at < old.expires_at:
+            self._change_key(old.account_id, old.id, expires_at=old_ends_at)
+        return True
 
     async def revoke_api_key(self, account_id: str, key_id: str, *, now: datetime) -> bool:
         self._called("revoke_api_key")

@@ -174,6 +174,81 @@ async def test_api_key_expiry_is_set(stores: Stores, ada: Account) -> None:
     assert await stores.credentials.api_keys_of(ada.id) == [api_key(ada, expires_at=LATER)]
 
 
+async def test_t064_key_is_replaced_by_its_successor_and_revoked(stores: Stores, ada: Account) -> None:
+    old, new = api_key(ada), api_key(ada, "k2", created_at=LATER)
+    await stores.credentials.add_api_key(old, hmac=bytes(32), pepper_id="p1")
+    assert await stores.credentials.replace_api_key(old, new, hmac=b"n" * 32, pepper_id="p2", old_ends_at=LATER)
+    assert await stores.credentials.api_keys_of(ada.id) == [replace(old, revoked_at=LATER), new]
+    found = await stores.credentials.api_key("k2")
+    assert found is not None
+    assert (found.hmac, found.pepper_id) == (b"n" * 32, "p2")
+
+
+async def test_t064_key_replaced_with_an_overlap_expires_and_never_later_than_before(stores: Stores, ada: Account) -> None:
+    much_later = LATER + timedelta(days=1)
+    free, bound = api_key(ada), api_key(ada, "k2", expires_at=LATER + timedelta(hours=1))
+    for number, old in enumerate((free, bound)):
+        new = api_key(ada, f"new{number}", created_at=LATER)
+        await stores.credentials.add_api_key(old, hmac=bytes(32), pepper_id="p1")
+        assert await stores.credentials.replace_api_key(old, new, hmac=bytes(32), pepper_id="p1", old_ends_at=much_later)
+    kept = {key.id: key for key in await stores.credentials.api_keys_of(ada.id)}
+    assert (kept["k1"], kept["k2"]) == (replace(free, expires_at=much_later), bound)
+
+
+async def test_t064_key_replaced_by_twelve_at_once_is_replaced_by_one(stores: Stores, ada: Account) -> None:
+    old = api_key(ada)
+    await stores.credentials.add_api_key(old, hmac=bytes(32), pepper_id="p1")
+    replacing = (
+        stores.credentials.replace_api_key(
+            old, api_key(ada, f"new{number}", created_at=LATER), hmac=bytes(32), pepper_id="p1", old_ends_at=LATER
+        )
+        for number in range(12)
+    )
+    assert sum(await asyncio.gather(*replacing)) == 1
+    assert len(await stores.credentials.api_keys_of(ada.id)) == 2
+
+
+@pytest.mark.parametrize("change", ["revoked", "rotated", "unknown", "foreign"])
+async def test_t064_key_that_is_no_longer_as_it_was_read_is_not_replaced(
+    stores: Stores, ada: Account, bob: Account, change: str
+) -> None:
+    old = api_key(ada)
+    await stores.credentials.add_api_key(old, hmac=bytes(32), pepper_id="p1")
+    match change:
+        case "revoked":
+            await stores.credentials.revoke_api_key(ada.id, "k1", now=LATER)
+        case "rotated":
+            await stores.credentials.set_api_key_expiry(ada.id, "k1", expires_at=LATER)
+        case "unknown":
+            old = replace(old, id="k0")
+        case "foreign":
+            old = replace(old, account_id=bob.id)
+    before = await stores.credentials.api_keys_of(ada.id)
+    new = api_key(ada, "k2", created_at=LATER)
+    assert not await stores.credentials.replace_api_key(old, new, hmac=bytes(32), pepper_id="p1", old_ends_at=LATER)
+    assert await stores.credentials.api_keys_of(ada.id) == before
+
+
+async def test_api_keys_beyond_the_limit_conflict_and_dead_ones_do_not_count(stores: Stores, ada: Account, bob: Account) -> None:
+    async def adding(key_id: str, **changes: object) -> None:
+        added = api_key(ada, key_id, **changes)
+        await stores.credentials.add_api_key(added, hmac=bytes(32), pepper_id="p1", max_live=2)
+
+    await adding("expired", expires_at=LATER)
+    await adding("revoked", revoked_at=NOON)
+    await stores.credentials.add_api_key(api_key(bob, "other"), hmac=bytes(32), pepper_id="p1", max_live=2)
+    outcomes = await asyncio.gather(*(adding(f"k{n}", created_at=LATER) for n in range(5)), return_exceptions=True)
+    assert [getattr(outcome, "code", "") for outcome in outcomes].count("conflict") == 3
+    old = next(key for key in await stores.credentials.api_keys_of(ada.id) if key.created_at == LATER)
+    values = {"hmac": bytes(32), "pepper_id": "p1", "max_live": 2}
+    new = api_key(ada, "new", created_at=LATER)
+    with pytest.raises(CorralError) as error:
+        await stores.credentials.replace_api_key(old, new, old_ends_at=LATER + timedelta(hours=1), **values)  # type: ignore[arg-type]
+    assert error.value.code == "conflict"
+    assert old in await stores.credentials.api_keys_of(ada.id)
+    assert await stores.credentials.replace_api_key(old, new, old_ends_at=LATER, **values)  # type: ignore[arg-type]
+
+
 async def test_uses_of_devices_and_keys_are_recorded_in_one_batch(stores: Stores, ada: Account) -> None:
     await stores.credentials.add_device(device(ada))
     await stores.credentials.add_api_key(api_key(ada), hmac=bytes(32), pepper_id="p1")

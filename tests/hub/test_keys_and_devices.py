@@ -542,6 +542,44 @@ async def test_rotation_of_a_dead_key_is_not_found(hub: IdentityHub, ada: Accoun
     assert len(await hub.credentials.keys_of(ada)) == 1
 
 
+@pytest.mark.parametrize("overlap_s", [0, 3600])
+async def test_t064_rotation_by_twelve_at_once_makes_one_successor(hub: IdentityHub, ada: Account, overlap_s: int) -> None:
+    key_id, _ = await hub.key(ada)
+    hub.store.pauses = True
+    rotating = (hub.credentials.rotate_key(ada, key_id, overlap_s=overlap_s) for _ in range(12))
+    outcomes = await asyncio.gather(*rotating, return_exceptions=True)
+    assert [getattr(outcome, "code", "made") for outcome in outcomes].count("made") == 1
+    assert len(await hub.credentials.keys_of(ada)) == 2
+    refused = [event for event in hub.audit.events if event.action == "key.rotate_refused"]
+    assert len(refused) == hub.audit.actions.count("key.rotate") - 1
+
+
+async def test_rotation_with_an_overlap_is_within_the_limit_of_live_keys(hub: IdentityHub, ada: Account) -> None:
+    ids = [(await hub.key(ada))[0] for _ in range(MAX_LIVE_KEYS)]
+    assert (await error_of(hub.credentials.rotate_key(ada, ids[0], overlap_s=3600))).code == "conflict"
+    assert hub.audit.actions[-1] == "key.rotate_refused"
+    await hub.credentials.rotate_key(ada, ids[0], overlap_s=0)
+
+
+@pytest.mark.parametrize("wanted_s", [None, 7200])
+async def test_t061_key_made_or_rotated_by_an_expiring_key_ends_with_it(
+    hub: IdentityHub, ada: Account, wanted_s: int | None
+) -> None:
+    ends = NOON + timedelta(hours=1)
+    own_id, text = await hub.key(ada, {Scope.KEYS}, expires_at=ends)
+    lasting_id, _ = await hub.key(ada, {Scope.KEYS})
+    by_key = await hub.who(bearer(text))
+    wanted = None if wanted_s is None else NOON + timedelta(seconds=wanted_s)
+    made, _ = await hub.credentials.create_key(by_key, name="x", scopes=frozenset({Scope.KEYS}), expires_at=wanted)
+    hub.clock.advance(1800)
+    rotated = [(await hub.credentials.rotate_key(by_key, key_id, overlap_s=0))[0] for key_id in (lasting_id, own_id)]
+    assert {key.expires_at for key in (made, *rotated)} == {ends}
+    sooner, _ = await hub.credentials.create_key(
+        by_key, name="x", scopes=frozenset({Scope.KEYS}), expires_at=hub.clock.now() + timedelta(seconds=60)
+    )
+    assert sooner.expires_at == hub.clock.now() + timedelta(seconds=60)
+
+
 async def test_t061_rotation_of_a_stronger_key_is_forbidden(hub: IdentityHub, ada: Account) -> None:
     strong_id, _ = await hub.key(ada, ALL_SCOPES)
     _, text = await hub.key(ada, {Scope.KEYS})

@@ -138,7 +138,17 @@ class CredentialStore(Protocol):
 
     async def api_keys_of(self, account_id: str) -> Sequence[ApiKey]: ...
 
-    async def add_api_key(self, key: ApiKey, *, hmac: bytes, pepper_id: str) -> None: ...
+    async def add_api_key(self, key: ApiKey, *, hmac: bytes, pepper_id: str, max_live: int | None = None) -> None:
+        """max_live: how many live keys the account has at most afterwards. Raises: conflict when it would have more."""
+        ...
+
+    async def replace_api_key(
+        self, old: ApiKey, new: ApiKey, *, hmac: bytes, pepper_id: str, old_ends_at: datetime, max_live: int | None = None
+    ) -> bool:
+        """Add the successor of a key and end the old one, both or neither: revoked when old_ends_at is the successor's birth,
+        else expiring then, or earlier if it did before. False when the old key is no longer live as it was read: of two who
+        replace it at once, one does. Raises: conflict as `add_api_key`."""
+        ...
 
     async def revoke_api_key(self, account_id: str, key_id: str, *, now: datetime) -> bool:
         """Durable before it returns. False when the account has no such live key."""

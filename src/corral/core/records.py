@@ -112,7 +112,8 @@ class Sighting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """Who sends a request and how that was proven. scopes: what this credential allows, already cut to what the owner may do."""
+    """Who sends a request and how that was proven. scopes: what this credential allows, already cut to what the owner may do.
+    expires_at: of an API key that has one; what it makes must not outlive it."""
 
     account: Account
     proof: Proof
@@ -120,6 +121,7 @@ class Principal:
     scopes: frozenset[Scope]
     device: Device | None = None
     session: BrowserSession | None = None
+    expires_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

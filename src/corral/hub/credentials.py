@@ -29,7 +29,7 @@ from corral.hub.door import Door
 from corral.hub.networks import network_of
 from corral.hub.sightings import SIGHTING_TTL
 from corral.hub.throttle import Throttle, per_minutes
-from corral.wire.apikeys import ENTROPY_BYTES, Peppers, api_key_hmac, make_api_key
+from corral.wire.apikeys import ENTROPY_BYTES, ApiKeyText, Peppers, api_key_hmac, make_api_key
 from corral.wire.errors import CorralError
 from corral.wire.secrets import Secret
 from corral.wire.signing import DevicePublicKey, parse_authorized_key, parse_encoded_key
@@ -283,9 +283,17 @@ class Credentials:
         shown = shown_name(name)
         if not shown or not scopes:
             raise CorralError("invalid", "an API key needs a name and at least one scope")
+        key, made = self._new_key(acting, shown, scopes, self._expiry(expires_at))
         await self._check_room(_account_of(acting))
-        ends = self._expiry(expires_at)
-        return await self._add_key(acting, "key.create", shown, scopes, ends, network=network, actor=actor)
+        note = f"{shown}: {' '.join(sorted(scopes))}"
+        await self._record(acting, "key.create", key.id, network=network, actor=actor, note=note)
+        hmac, pepper_id = self._kept_secret(made)
+        try:
+            await self._store.add_api_key(key, hmac=hmac, pepper_id=pepper_id, max_live=MAX_LIVE_KEYS)
+        except CorralError as error:
+            await self._take_back(error, acting, "key.create_refused", key.id, network=network, actor=actor)
+            raise
+        return key, made.text
 
     def _expiry(self, wanted: datetime | None) -> datetime | None:
         """The wanted time in UTC. Raises: invalid."""
@@ -299,24 +307,18 @@ class Credentials:
         return now + life
 
     async def _check_room(self, account: Account) -> None:
+        # Asked first so that the audit log does not tell of keys that were never made; the store decides in the end.
         now = self._clock.now()
         live = [key for key in await self._store.api_keys_of(account.id) if checks.is_live_key(key, now)]
         if len(live) >= MAX_LIVE_KEYS:
             raise CorralError("conflict", f"an account has at most {MAX_LIVE_KEYS} live API keys; revoke one first")
 
-    async def _add_key(
-        self,
-        acting: Acting,
-        action: str,
-        name: str,
-        scopes: frozenset[Scope],
-        expires_at: datetime | None,
-        *,
-        network: str,
-        actor: str,
-        note: str = "",
-    ) -> tuple[ApiKey, Secret]:
+    def _new_key(
+        self, acting: Acting, name: str, scopes: frozenset[Scope], expires_at: datetime | None
+    ) -> tuple[ApiKey, ApiKeyText]:
         made = make_api_key(self._entropy.bytes(ENTROPY_BYTES))
+        # A key that was given away for a time must not make one that outlives it, nor itself live on as its own successor.
+        own_end = acting.expires_at if isinstance(acting, Principal) else None
         key = ApiKey(
             id=made.public_id,
             account_id=_account_of(acting).id,
@@ -324,34 +326,49 @@ class Credentials:
             prefix=made.prefix,
             scopes=scopes,
             created_at=self._clock.now(),
-            expires_at=expires_at,
+            expires_at=min((end for end in (expires_at, own_end) if end is not None), default=None),
         )
-        note = note or f"{name}: {' '.join(sorted(scopes))}"
-        await self._record(acting, action, key.id, network=network, actor=actor, note=note)
-        pepper = self._peppers.values[self._peppers.current_id]
-        await self._store.add_api_key(key, hmac=api_key_hmac(made, pepper), pepper_id=self._peppers.current_id)
-        return key, made.text
+        return key, made
+
+    def _kept_secret(self, made: ApiKeyText) -> tuple[bytes, str]:
+        current = self._peppers.current_id
+        return api_key_hmac(made, self._peppers.values[current]), current
+
+    async def _take_back(
+        self, error: CorralError, acting: Acting, action: str, subject: str, *, network: str, actor: str
+    ) -> None:
+        """Say in the audit log that what it tells of was refused after all."""
+        if error.code in ("conflict", "not_found"):
+            await self._record(acting, action, subject, network=network, actor=actor, note=error.message)
 
     async def rotate_key(
         self, acting: Acting, key_id: str, *, overlap_s: int, network: str = "", actor: str = ""
     ) -> tuple[ApiKey, Secret]:
         """A successor with the same name, scopes and lifetime. The old key lives on for the overlap; at 0 it is revoked
         before this returns. Raises: not_found, invalid for an overlap above seven days, forbidden for a key with scopes
-        beyond the actor's."""
+        beyond the actor's, conflict when the account has very many."""
         if not 0 <= overlap_s <= MAX_OVERLAP_S:
             raise CorralError("invalid", "the overlap of a rotation is between 0 and 7 days")
         old = await self._own_live_key(acting, key_id, network)
         _check_within(acting, old.scopes)
         now = self._clock.now()
         expires_at = None if old.expires_at is None else now + min(old.expires_at - old.created_at, MAX_KEY_LIFE)
-        key, secret = await self._add_key(
-            acting, "key.rotate", old.name, old.scopes, expires_at, network=network, actor=actor, note=f"after {old.id}"
+        key, made = self._new_key(acting, old.name, old.scopes, expires_at)
+        await self._record(acting, "key.rotate", key.id, network=network, actor=actor, note=f"after {old.id}")
+        try:
+            await self._replace(old, key, made, old_ends_at=key.created_at + timedelta(seconds=overlap_s))
+        except CorralError as error:
+            await self._take_back(error, acting, "key.rotate_refused", key.id, network=network, actor=actor)
+            raise
+        return key, made.text
+
+    async def _replace(self, old: ApiKey, new: ApiKey, made: ApiKeyText, *, old_ends_at: datetime) -> None:
+        hmac, pepper_id = self._kept_secret(made)
+        is_replaced = await self._store.replace_api_key(
+            old, new, hmac=hmac, pepper_id=pepper_id, old_ends_at=old_ends_at, max_live=MAX_LIVE_KEYS
         )
-        if overlap_s == 0:
-            await self._store.revoke_api_key(old.account_id, old.id, now=now)
-        elif old.expires_at is None or now + timedelta(seconds=overlap_s) < old.expires_at:
-            await self._store.set_api_key_expiry(old.account_id, old.id, expires_at=now + timedelta(seconds=overlap_s))
-        return key, secret
+        if not is_replaced:
+            raise _dead_key()
 
     async def revoke_key(self, acting: Acting, key_id: str, *, network: str = "", actor: str = "") -> None:
         """Refused from the next request on, in every worker. Revoking twice is no error. Raises: not_found."""
@@ -376,7 +393,7 @@ class Credentials:
     async def _own_live_key(self, acting: Acting, key_id: str, network: str) -> ApiKey:
         key = await self._own_key(acting, key_id, network)
         if not checks.is_live_key(key, self._clock.now()):
-            raise CorralError("not_found", "no such API key that is still live")
+            raise _dead_key()
         return key
 
     async def _record(
@@ -409,6 +426,10 @@ def _check_within(acting: Acting, scopes: frozenset[Scope]) -> None:
     if not scopes <= allowed:
         beyond = ", ".join(sorted(scopes - allowed))
         raise CorralError("forbidden", f"this credential cannot give away what it does not have: {beyond}")
+
+
+def _dead_key() -> CorralError:
+    return CorralError("not_found", "no such API key that is still live")
 
 
 def _device_name(name: str) -> str:

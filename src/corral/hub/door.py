@@ -164,7 +164,13 @@ class Door:
         checks.check_owner(stored.owner)
         self._used(stored.key.id, facts)
         scopes = stored.key.scopes & checks.rights_of(stored.owner)
-        return Principal(account=stored.owner, proof=Proof.API_KEY, credential_id=stored.key.id, scopes=scopes)
+        return Principal(
+            account=stored.owner,
+            proof=Proof.API_KEY,
+            credential_id=stored.key.id,
+            scopes=scopes,
+            expires_at=stored.key.expires_at,
+        )
 
     async def _by_session(self, facts: RequestFacts, cookie: str) -> Principal | None:
         """None for a session that has ended: the browser still sends its cookie, and must be able to see the sign-in page."""

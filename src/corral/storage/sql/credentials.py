@@ -95,23 +95,35 @@ class SqlCredentials:
         rows = await self._database.read(lambda connection: connection.execute(query).mappings().all())
         return [ApiKey(**{**row, "scopes": parse_scopes(row["scopes"])}) for row in rows]
 
-    async def add_api_key(self, key: ApiKey, *, hmac: bytes, pepper_id: str) -> None:
-        """Insert."""
-        row = api_keys.insert().values(
-            id=key.id,
-            account_id=key.account_id,
-            name=key.name,
-            prefix=key.prefix,
-            scopes=format_scopes(key.scopes),
-            hmac=hmac,
-            pepper_id=pepper_id,
-            created_at=key.created_at,
-            expires_at=key.expires_at,
-            last_used_at=key.last_used_at,
-            last_network="",
-            revoked_at=key.revoked_at,
-        )
-        await self._database.write(lambda connection: connection.execute(row))
+    async def add_api_key(self, key: ApiKey, *, hmac: bytes, pepper_id: str, max_live: int | None = None) -> None:
+        """Count and insert in one transaction."""
+        row = _new_api_key(key, hmac, pepper_id)
+
+        def work(connection: sa.Connection) -> None:
+            _check_room(connection, key, max_live)
+            connection.execute(row)
+
+        await self._database.write(work)
+
+    async def replace_api_key(
+        self, old: ApiKey, new: ApiKey, *, hmac: bytes, pepper_id: str, old_ends_at: datetime, max_live: int | None = None
+    ) -> bool:
+        """One transaction; the old row is changed under the condition that it is still as it was read."""
+        as_read = _live_api_key(old.account_id, old.id).where(api_keys.c.expires_at.is_not_distinct_from(old.expires_at))
+        if old_ends_at <= new.created_at:
+            end = as_read.values(revoked_at=old_ends_at)
+        else:
+            end = as_read.values(expires_at=min(old_ends_at, old.expires_at or old_ends_at))
+        row = _new_api_key(new, hmac, pepper_id)
+
+        def work(connection: sa.Connection) -> bool:
+            if connection.execute(end).rowcount != 1:
+                return False
+            _check_room(connection, new, max_live)
+            connection.execute(row)
+            return True
+
+        return await self._database.write(work)
 
     async def revoke_api_key(self, account_id: str, key_id: str, *, now: datetime) -> bool:
         """Durable before it returns: whoever was told that a key is revoked can rely on it, whatever happens to the machine."""
@@ -163,6 +175,35 @@ def _live_device(account_id: str, device_id: str) -> sa.Update:
 
 def _live_api_key(account_id: str, key_id: str) -> sa.Update:
     return api_keys.update().where(api_keys.c.id == key_id, api_keys.c.account_id == account_id, api_keys.c.revoked_at.is_(None))
+
+
+def _new_api_key(key: ApiKey, hmac: bytes, pepper_id: str) -> sa.Insert:
+    return api_keys.insert().values(
+        id=key.id,
+        account_id=key.account_id,
+        name=key.name,
+        prefix=key.prefix,
+        scopes=format_scopes(key.scopes),
+        hmac=hmac,
+        pepper_id=pepper_id,
+        created_at=key.created_at,
+        expires_at=key.expires_at,
+        last_used_at=key.last_used_at,
+        last_network="",
+        revoked_at=key.revoked_at,
+    )
+
+
+def _check_room(connection: sa.Connection, new: ApiKey, max_live: int | None) -> None:
+    if max_live is None:
+        return
+    live = sa.select(sa.func.count()).where(
+        api_keys.c.account_id == new.account_id,
+        api_keys.c.revoked_at.is_(None),
+        sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > new.created_at),
+    )
+    if connection.execute(live).scalar_one() >= max_live:
+        raise CorralError("conflict", f"an account has at most {max_live} live API keys; revoke one first")
 
 
 def format_scopes(scopes: Iterable[Scope]) -> str:
