@@ -66,6 +66,7 @@ def app(**options: object) -> App:
         endpoint("GET", "/hello", hello, PUBLIC),
         endpoint("POST", "/hello", hello, PUBLIC, max_body_bytes=10),
         endpoint("GET", "/seen", seen, PUBLIC),
+        endpoint("GET", "/seen/{what}", seen, PUBLIC),
         endpoint("GET", "/who", who, Access(CLIENT_PROOFS)),
         endpoint("POST", "/keys", who, Access(FULL_PROOFS, Scope.KEYS)),
         endpoint("GET", "/admin", who, Access(FULL_PROOFS, is_admin_only=True)),
@@ -128,6 +129,18 @@ async def test_t111_path_not_in_plain_form_is_refused(target: str) -> None:
     assert (await Caller(app()).request("GET", target)).status == 400
 
 
+@pytest.mark.parametrize(
+    "spelled", ["%68ello", "h%65llo", "hell%6F", "hello%2dx", "hello%2Ex", "%5Fx", "x%7e", "x%30", "x%39", "%5A", "%41"]
+)
+async def test_t111_path_with_a_needlessly_encoded_character_is_refused(spelled: str) -> None:
+    assert (await Caller(app()).request("GET", f"/{spelled}")).status == 400
+
+
+@pytest.mark.parametrize("target", ["/item/a%3Ab", "/item/a%40b", "/item/a%20b", "/item/%C3%A9", "/item/a%5Bb", "/item/a%60b"])
+async def test_t111_path_with_a_reserved_character_encoded_is_routed(target: str) -> None:
+    assert (await Caller(app()).request("GET", target)).status == 200
+
+
 @pytest.mark.parametrize("host", ["a/health?x=", "a b", "a@b", "a:b", "[::1", "a:999999", "a,b"])
 async def test_t111_invalid_host_is_refused(host: str) -> None:
     assert (await Caller(app()).request("GET", "/hello", headers=[("host", host)])).status == 400
@@ -174,8 +187,8 @@ async def test_chunked_body_is_bounded_while_it_arrives() -> None:
 
 
 async def test_target_is_handed_on_exactly_as_received() -> None:
-    answer = await Caller(app()).request("GET", "/se%65n?b=%31&a=2&a=1")
-    assert answer.json()["target"] == "/se%65n?b=%31&a=2&a=1"
+    answer = await Caller(app()).request("GET", "/seen/a%3Ab?b=%31&a=2&a=1")
+    assert answer.json()["target"] == "/seen/a%3Ab?b=%31&a=2&a=1"
 
 
 async def test_unknown_path_and_wrong_method_are_404_and_405() -> None:

@@ -409,6 +409,13 @@ async def test_openai_model_by_name_is_relayed(local: Local) -> None:
     assert local.hub.received[0].target.partition("?")[0] == "/v1/models/m:20b"
 
 
+@pytest.mark.parametrize("name", ["..:cloud", ".:cloud", "..:x-cloud", ":cloud", "a%20b:cloud", "a%3Fb:cloud"])
+async def test_t111_name_that_would_leave_its_place_in_the_path_is_not_signed(name: str, local: Local) -> None:
+    answer = await local.request("GET", f"/v1/models/{name}")
+    assert answer.status in (400, 404)
+    assert local.hub.received == []
+
+
 @pytest.mark.parametrize("path", CLOUD_ROUTES)
 async def test_cloud_that_is_off_is_403_in_plain_form_and_the_hub_hears_nothing(path: str, local: Local) -> None:
     local.is_off["env"] = True

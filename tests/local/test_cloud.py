@@ -46,6 +46,7 @@ def cloud(gateway: FakeGateway) -> CloudAccess:
         ("my-cloud-model", None, Local()),
         ("llama3:clod", None, Local()),
         ("", None, Local()),
+        ("https://registry.example/ada/llama3:cloud", None, Cloud("registry.example/ada/llama3")),
         ("llama3:8b", stub(installed(), host=HUB, remote="big:1t"), Cloud("big:1t")),
         ("llama3:8b", stub(installed(), host="http://127.0.0.1:11435", remote="big:1t"), Cloud("big:1t")),
         ("llama3:8b", stub(installed(), host=f"{HUB}/", remote="big:1t"), Cloud("big:1t")),
@@ -73,6 +74,14 @@ def test_local_suffix_on_a_stub_is_not_found_under_the_requested_name() -> None:
     with pytest.raises(CorralError) as refused:
         route("llama3:8b:local", stub(installed(), host=HUB, remote="x"), hub=HUB)
     assert (refused.value.status, refused.value.message) == (404, "model 'llama3:8b:local' not found")
+
+
+@pytest.mark.parametrize("base", ["..", ".", "", "a/../../b", "../x", "a?b", "a#b", "a b", "a%2e", "x://../../a", "a/b/c/d"])
+def test_t111_what_is_no_model_name_never_goes_to_the_hub(base: str) -> None:
+    for requested, there in ((f"{base}:cloud", None), ("llama3:8b", stub(installed(), host=HUB, remote=base))):
+        with pytest.raises(CorralError, match="invalid model name") as refused:
+            route(requested, there, hub=HUB)
+        assert refused.value.status == 400
 
 
 def test_two_suffixes_are_refused() -> None:

@@ -40,7 +40,10 @@ MAX_BODY_BYTES = 20 * 1024 * 1024
 _WATCH_AFTER_S = 0.02
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _HOST = re.compile(r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
-_BAD_PATH = re.compile(rb"//|/\.\.?(?:/|$)|%00|%2e%2e|[\x00-\x20#\\\x7f-\xff]", re.IGNORECASE)
+#: %41 and its like: letters, digits and `-._~` mean the same when they are encoded, so whoever encodes them wants a second
+#: spelling of a path, which some check will not know. Source: RFC 3986 2.3.
+_NEEDLESSLY_ENCODED = rb"%(?:[46][1-9a-f]|[57][0-9a]|3[0-9]|2[de]|5f|7e)"
+_BAD_PATH = re.compile(rb"//|/\.\.?(?:/|$)|%00|[\x00-\x20#\\\x7f-\xff]|" + _NEEDLESSLY_ENCODED, re.IGNORECASE)
 _JSON = "application/json; charset=utf-8"
 
 access_log = logging.getLogger("corral.access")

@@ -7,6 +7,7 @@ itself has one answer, `unauthorized`, so that a stranger cannot tell a known on
 import hmac
 from dataclasses import dataclass
 from datetime import datetime
+from urllib.parse import unquote
 
 from corral.core.policy import ALL_SCOPES
 from corral.core.records import Account, ApiKey, RequestFacts, Scope, StoredApiKey
@@ -108,8 +109,8 @@ def signed_message(facts: RequestFacts, public_url: str) -> bytes:
 
 
 def path_of(facts: RequestFacts) -> str:
-    """The raw path of the target."""
-    return facts.target.partition("?")[0]
+    """The path of the target, decoded once, as the route table sees it: `/v2%2Ftoken` gets where `/v2/token` does."""
+    return unquote(facts.target.partition("?")[0])
 
 
 def token_nonce(facts: RequestFacts) -> str:

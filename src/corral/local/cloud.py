@@ -21,7 +21,7 @@ from corral.core.records import Model
 from corral.wire.discovery import origin_of
 from corral.wire.errors import CorralError
 from corral.wire.frames import NDJSON, SSE
-from corral.wire.names import Source, parse_reference
+from corral.wire.names import Source, parse_name, parse_reference
 from corral.wire.signing import connect_url
 
 _MAX_ERROR_BYTES: Final = 64 * 1024
@@ -70,18 +70,26 @@ class Cloud:
 
 def route(requested: str, installed: Model | None, *, hub: str) -> Local | Cloud:
     """Where a request's model runs. installed: what the store holds under that name, if anything. hub: base URL of the hub used.
-    Raises: bad_request for two source suffixes and for a stub of another server; not_found for `:local` on a stub."""
+    Raises: bad_request for two source suffixes, a name that is none, and a stub of another server; not_found for `:local` on a
+    stub."""
     reference = parse_reference(requested)
     if reference.source is Source.CLOUD:
-        return Cloud(reference.base)
+        return Cloud(_hub_name(reference.base))
     if installed is None or not installed.is_stub:
         return Local()
     if reference.source is Source.LOCAL:
         raise CorralError("not_found", f"model '{requested}' not found")
     stub_origin, hub_origin = origin_of(installed.remote_host), origin_of(hub)
     if stub_origin is not None and hub_origin is not None and stub_origin.is_same_place(hub_origin):
-        return Cloud(installed.remote_model)
+        return Cloud(_hub_name(installed.remote_model))
     raise CorralError("bad_request", "this server cannot run this remote model")
+
+
+def _hub_name(text: str) -> str:
+    """The name as written, without a scheme, once it is known to be one: it becomes part of a path that is signed.
+    Raises: bad_request."""
+    parse_name(text)
+    return text.split("://", 1)[-1]
 
 
 # ── The switch ───────────────────────────────────────────────────────────────────────────────────────────────────────
