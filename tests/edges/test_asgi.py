@@ -159,8 +159,21 @@ async def test_t110_ambiguous_headers_are_refused(headers: list[tuple[str, str]]
     assert (await Caller(app()).request("GET", "/who", headers=headers)).status == 400
 
 
-async def test_t110_missing_host_is_refused() -> None:
-    assert (await Caller(app()).request("GET", "/hello", host="")).status == 400
+@pytest.mark.parametrize("headers", [[], [("host", "")]])
+async def test_t110_missing_host_is_refused(headers: list[tuple[str, str]]) -> None:
+    # The HTTP server gives an empty one where there is none.
+    assert (await Caller(app()).request("GET", "/hello", headers=headers, host="")).status == 400
+
+
+async def test_t086_guard_is_asked_about_a_missing_host() -> None:
+    asked: list[list[str]] = []
+
+    def guard(method: str, path: str, headers: dict[str, list[str]]) -> GuardVerdict:
+        asked.append(headers["host"])
+        return GuardVerdict()
+
+    assert (await Caller(app(guard=guard)).request("GET", "/hello", headers=[("host", "")])).status == 200
+    assert asked == [[""]]
 
 
 @pytest.mark.parametrize("method", ["TRACE", "XFOO", "dispatch", "CONNECT"])

@@ -61,6 +61,16 @@ class Served:
         writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         return reader, writer
 
+    async def say(self, data: bytes) -> bytes:
+        """What comes back until the server closes the connection."""
+        await asyncio.wait_for(self.ready.wait(), 20)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(data)
+        try:
+            return await asyncio.wait_for(reader.read(), 20)
+        finally:
+            writer.close()
+
     async def ended(self) -> None:
         await asyncio.wait_for(self.task, 20)
 
@@ -173,6 +183,15 @@ async def test_second_signal_does_not_wait_for_the_drain() -> None:
     os.kill(os.getpid(), signal.SIGINT)
     assert b"shutting down" in await reader.read()
     writer.close()
+    await served.ended()
+
+
+@pytest.mark.parametrize("head", ["GET / HTTP/1.1", "GET / HTTP/1.1\r\nHost:", "GET / HTTP/1.0"])
+async def test_t110_missing_host_is_refused_on_the_wire(head: str) -> None:
+    served = Served(app_of(no_events), drain_s=5)
+    answer = await served.say(f"{head}\r\nConnection: close\r\n\r\n".encode())
+    assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.0 400"))
+    served.stop.set()
     await served.ended()
 
 

@@ -240,6 +240,16 @@ async def test_t086_own_host_is_served(host: str, method: str, local: Local) -> 
     assert (await local.request(method, "/", headers=[("host", host)])).status == 200
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [([], 200), ([("origin", "http://localhost")], 403), ([("sec-fetch-site", "none")], 403)],
+)
+async def test_t086_missing_host_is_served_to_what_is_no_browser(
+    headers: list[tuple[str, str]], status: int, local: Local
+) -> None:
+    assert (await local.request("GET", "/", headers=[("host", ""), *headers])).status == status
+
+
 @pytest.mark.parametrize("path", CHANGING)
 @pytest.mark.parametrize("origin", ["https://evil.com", "null"])
 async def test_t088_foreign_page_changes_nothing(path: str, origin: str, local: Local) -> None:

@@ -292,7 +292,7 @@ class App:
     async def _answer(self, scope: Scope, receive: Receive, sender: "_Sender") -> Response | None:
         """The response, or None when it has been sent already."""
         headers = _collect_headers(scope)
-        _refuse_malformed(scope, headers)
+        _refuse_malformed(scope, headers, judges_hosts=self.options.guard is not None)
         if self.options.guard:
             verdict = self.options.guard(scope["method"], scope["path"], headers)
             sender.extra += [(name.encode(), value.encode()) for name, value in verdict.headers]
@@ -442,15 +442,16 @@ def _collect_headers(scope: Scope) -> dict[str, list[str]]:
     return headers
 
 
-def _refuse_malformed(scope: Scope, headers: dict[str, list[str]]) -> None:
-    """What servers let through and proxies disagree about is refused here, once. Raises: method_not_allowed, bad_request."""
+def _refuse_malformed(scope: Scope, headers: dict[str, list[str]], *, judges_hosts: bool) -> None:
+    """What servers let through and proxies disagree about is refused here, once. judges_hosts: a guard decides about a missing
+    Host, which the HTTP server gives as an empty one. Raises: method_not_allowed, bad_request."""
     if scope["method"] not in _METHODS:
         raise CorralError("method_not_allowed")
     raw_path: bytes = scope["raw_path"]
     if not raw_path.startswith(b"/") or _BAD_PATH.search(raw_path):
         raise CorralError("bad_request", "the path is not in its plain form")
     hosts = headers.get("host", [])
-    if len(hosts) != 1 or (hosts[0] and not _HOST.fullmatch(hosts[0])):
+    if len(hosts) != 1 or not (_HOST.fullmatch(hosts[0]) or (judges_hosts and not hosts[0])):
         raise CorralError("bad_request", "exactly one valid Host header is needed")
     if len(headers.get("authorization", [])) > 1:
         raise CorralError("bad_request", "more than one Authorization header")
