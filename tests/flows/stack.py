@@ -23,9 +23,8 @@ from urllib.parse import urlsplit
 
 PASSWORD = "correct horse battery staple"
 MODEL = "smollm2:135m"
-COUNTING = "1 2 3 4 5 6 7 8 9 10 11 12"
 #: A request whose answer goes on until somebody ends it: greedily continued, counting has no end.
-LONG = {"prompt": COUNTING, "raw": True, "options": {"num_predict": 4000, "temperature": 0, "repeat_penalty": 1.0}}
+LONG = {
     "prompt": "1 2 3 4 5 6 7 8 9 10 11 12",
     "raw": True,
     "options": {"num_predict": 4000, "temperature": 0, "repeat_penalty": 1.0},
