@@ -118,17 +118,31 @@ class MemoryAccounts(_Failing):
         if account_id in self._accounts:
             self._hashes[account_id] = password_hash
 
-    async def update(self, account: Account) -> None:
-        self._called("update")
-        if account.id not in self._accounts:
+    async def set_disabled(self, account_id: str, disabled_at: datetime | None) -> None:
+        self._called("set_disabled")
+        self._change(account_id, disabled_at=disabled_at)
+
+    async def set_admin(self, account_id: str, is_admin: bool) -> None:
+        self._called("set_admin")
+        self._change(account_id, is_admin=is_admin)
+
+    def _change(self, account_id: str, **changes: object) -> None:
+        account = self._accounts.get(account_id)
+        if account is None:
             return
-        self._check_email(account)
-        self._accounts[account.id] = replace(
-            self._accounts[account.id], email=account.email, is_admin=account.is_admin, disabled_at=account.disabled_at
-        )
+        changed = replace(account, **changes)  # type: ignore[arg-type]
+        if not (changed.is_admin and changed.is_active):
+            self._keep_an_administrator(account)
+        self._accounts[account_id] = changed
+
+    def _keep_an_administrator(self, account: Account | None) -> None:
+        admins = [other.id for other in self._accounts.values() if other.is_admin and other.is_active]
+        if account is not None and admins == [account.id]:
+            raise CorralError("conflict", "that is the only administrator; make another one first")
 
     async def remove(self, account_id: str, *, now: datetime) -> bool:
         self._called("remove")
+        self._keep_an_administrator(self._accounts.get(account_id))
         self._hashes.pop(account_id, None)
         return self._accounts.pop(account_id, None) is not None
 
@@ -358,9 +372,13 @@ class MemoryAudit(_Failing):
     def __init__(self) -> None:
         super().__init__()
         self.events: list[AuditEvent] = []
+        #: Whether other tasks go first while a row is written, as they may with a database.
+        self.pauses = False
 
     async def append(self, event: AuditEvent) -> None:
         self._called("append")
+        if self.pauses:
+            await asyncio.sleep(0)
         self.events.append(
             replace(
                 event,

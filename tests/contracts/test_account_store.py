@@ -1,5 +1,6 @@
 """What every AccountStore does."""
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 
@@ -39,14 +40,11 @@ async def test_account_name_taken_in_other_case_conflicts(stores: Stores, ada: A
     assert error.value.code == "conflict"
 
 
-async def test_account_email_taken_conflicts_on_add_and_update(stores: Stores) -> None:
+async def test_account_email_taken_conflicts(stores: Stores) -> None:
     await stores.accounts.add(account("Ada", email="a@example.org"), "hash")
     with pytest.raises(CorralError) as added:
         await stores.accounts.add(account("Bob", email="A@example.org"), "hash")
-    await stores.accounts.add(account("Bob"), "hash")
-    with pytest.raises(CorralError) as updated:
-        await stores.accounts.update(account("Bob", email="A@example.org"))
-    assert added.value.code == updated.value.code == "conflict"
+    assert added.value.code == "conflict"
 
 
 async def test_account_without_email_does_not_conflict(stores: Stores, ada: Account, bob: Account) -> None:
@@ -59,16 +57,39 @@ async def test_accounts_are_listed_oldest_first(stores: Stores) -> None:
     assert [found.name for found in await stores.accounts.list()] == ["Old", "Young"]
 
 
-async def test_account_update_stores_email_role_and_disabling(stores: Stores, ada: Account) -> None:
-    changed = replace(ada, email="new@example.org", is_admin=True, disabled_at=NOON)
-    await stores.accounts.update(changed)
+async def test_account_role_and_disabling_are_changed_and_changed_back(stores: Stores, ada: Account, bob: Account) -> None:
+    await stores.accounts.set_admin(bob.id, True)
+    await stores.accounts.set_admin(ada.id, True)
+    await stores.accounts.set_disabled(ada.id, NOON)
+    changed = replace(ada, is_admin=True, disabled_at=NOON)
     assert await stores.accounts.by_id(ada.id) == changed
-    assert await stores.accounts.list() == [changed]
-
-
-async def test_account_update_does_not_rename(stores: Stores, ada: Account) -> None:
-    await stores.accounts.update(replace(ada, name="Eve"))
+    assert changed in await stores.accounts.list()
+    await stores.accounts.set_disabled(ada.id, None)
+    await stores.accounts.set_admin(ada.id, False)
     assert await stores.accounts.by_id(ada.id) == ada
+
+
+async def test_t062_account_disabled_and_promoted_at_once_is_both(stores: Stores, ada: Account) -> None:
+    await asyncio.gather(stores.accounts.set_disabled(ada.id, NOON), stores.accounts.set_admin(ada.id, True))
+    assert await stores.accounts.by_id(ada.id) == replace(ada, is_admin=True, disabled_at=NOON)
+
+
+@pytest.mark.parametrize("doing", ["demote", "disable", "remove"])
+async def test_last_administrator_stays_one_whoever_acts_at_once(stores: Stores, ada: Account, doing: str) -> None:
+    act = {
+        "demote": lambda account_id: stores.accounts.set_admin(account_id, False),
+        "disable": lambda account_id: stores.accounts.set_disabled(account_id, NOON),
+        "remove": lambda account_id: stores.accounts.remove(account_id, now=NOON),
+    }[doing]
+    admins = [account(name, is_admin=True) for name in ("One", "Two", "Three")]
+    for admin in admins:
+        await stores.accounts.add(admin, "hash")
+    await stores.accounts.add(account("Off", is_admin=True, disabled_at=NOON), "hash")
+    outcomes = await asyncio.gather(*(act(admin.id) for admin in admins), return_exceptions=True)
+    assert [getattr(outcome, "code", "") for outcome in outcomes].count("conflict") == 1
+    left = [found for found in await stores.accounts.list() if found.is_admin and found.is_active]
+    assert len(left) == 1
+    await act(ada.id)  # who is none may be
 
 
 async def test_account_password_hash_is_replaced(stores: Stores, ada: Account) -> None:
@@ -95,7 +116,8 @@ async def test_account_removed_frees_its_email_and_cannot_be_changed(stores: Sto
     await stores.accounts.add(ada, "hash")
     await stores.accounts.remove(ada.id, now=NOON)
     assert not await stores.accounts.remove(ada.id, now=NOON)
-    await stores.accounts.update(ada)
+    await stores.accounts.set_disabled(ada.id, None)
+    await stores.accounts.set_admin(ada.id, True)
     await stores.accounts.set_password_hash(ada.id, "hash")
     assert await stores.accounts.by_id(ada.id) is None
     await stores.accounts.add(account("Bob", email="a@example.org"), "hash")

@@ -104,7 +104,7 @@ async def test_device_is_renamed(stores: Stores, ada: Account) -> None:
 async def test_device_of_a_disabled_owner_is_found_with_that_state(stores: Stores, ada: Account) -> None:
     await stores.credentials.add_device(device(ada))
     disabled = replace(ada, disabled_at=LATER)
-    await stores.accounts.update(disabled)
+    await stores.accounts.set_disabled(ada.id, LATER)
     assert await stores.credentials.device(KEY) == (device(ada), disabled)
 
 

@@ -36,7 +36,7 @@ async def test_session_added_is_got_with_its_owner(stores: Stores, ada: Account)
 async def test_session_of_a_disabled_owner_is_got_whatever_its_state(stores: Stores, ada: Account) -> None:
     await stores.sessions.add(session(ada))
     disabled = replace(ada, disabled_at=NOON)
-    await stores.accounts.update(disabled)
+    await stores.accounts.set_disabled(ada.id, NOON)
     assert await stores.sessions.get("s1") == (session(ada), disabled)
 
 

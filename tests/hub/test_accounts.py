@@ -589,6 +589,24 @@ async def test_promoted_account_is_an_administrator_until_demoted(hub: IdentityH
     assert not (await hub.accounts.demote("Ada")).is_admin
 
 
+async def test_t062_disabling_is_not_undone_by_a_promotion_at_the_same_time(
+    hub: IdentityHub, root: Account, ada: Account
+) -> None:
+    hub.audit.pauses = True
+    await asyncio.gather(hub.accounts.set_disabled("Ada", True), hub.accounts.promote("Ada"))
+    found = await hub.accounts.named("Ada")
+    assert (found.is_active, found.is_admin) == (False, True)
+
+
+async def test_last_two_administrators_demoted_at_once_leave_one(hub: IdentityHub, root: Account) -> None:
+    await hub.add("Ada", is_admin=True)
+    hub.audit.pauses = True
+    outcomes = await asyncio.gather(hub.accounts.demote("Ada"), hub.accounts.demote("Grace"), return_exceptions=True)
+    assert [getattr(outcome, "code", "") for outcome in outcomes] == ["", "conflict"]
+    assert hub.audit.actions[-2:] == ["account.demote", "account.demote_refused"]
+    assert [account.name for account in await hub.accounts.list() if account.is_admin] == ["Grace"]
+
+
 async def test_last_administrator_is_neither_disabled_demoted_nor_removed(hub: IdentityHub, root: Account, ada: Account) -> None:
     for doing in (hub.accounts.set_disabled("Grace", True), hub.accounts.demote("Grace"), hub.accounts.remove("Grace")):
         assert (await error_of(doing)).code == "conflict"

@@ -69,12 +69,18 @@ class AccountStore(Protocol):
 
     async def set_password_hash(self, account_id: str, password_hash: str) -> None: ...
 
-    async def update(self, account: Account) -> None:
-        """Store email, is_admin and disabled_at. Raises: conflict when the e-mail address is in use."""
+    async def set_disabled(self, account_id: str, disabled_at: datetime | None) -> None:
+        """Change this and nothing else, so that two changes at once do not undo each other. Raises: conflict when nobody would
+        be left who is an administrator and not disabled."""
+        ...
+
+    async def set_admin(self, account_id: str, is_admin: bool) -> None:
+        """As `set_disabled`."""
         ...
 
     async def remove(self, account_id: str, *, now: datetime) -> bool:
-        """Delete for good; only the name stays taken. False when there is no such account."""
+        """Delete for good; only the name stays taken. False when there is no such account. Raises: conflict as
+        `set_disabled`."""
         ...
 
 

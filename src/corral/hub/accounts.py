@@ -6,9 +6,10 @@ happen. A session dies with the authority it was opened under: password, role an
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from hashlib import sha256
 
 from corral.core.ports import AccountStore, AuditLog, Clock, Entropy, SessionStore
@@ -270,9 +271,8 @@ class Accounts:
             return account
         if disabled:
             await self._keep_an_administrator(account)
-        changed = replace(account, disabled_at=self._clock.now() if disabled else None)
-        await self._change(changed, "account.disable" if disabled else "account.enable", actor=actor)
-        return changed
+        action, disabled_at = ("account.disable", self._clock.now()) if disabled else ("account.enable", None)
+        return await self._change(account, action, partial(self._accounts.set_disabled, account.id, disabled_at), actor=actor)
 
     async def set_password(self, name: str, password: str, *, actor: str = CONSOLE) -> None:
         """Set somebody's password; their sessions end. Raises: not_found, invalid."""
@@ -283,9 +283,7 @@ class Accounts:
         account = await self.named(name)
         if account.is_admin:
             return account
-        changed = replace(account, is_admin=True)
-        await self._change(changed, "account.promote", actor=actor)
-        return changed
+        return await self._change(account, "account.promote", partial(self._accounts.set_admin, account.id, True), actor=actor)
 
     async def demote(self, name: str, *, actor: str = CONSOLE) -> Account:
         """Make an administrator an ordinary account. Raises: not_found, conflict for the last administrator."""
@@ -293,28 +291,34 @@ class Accounts:
         if not account.is_admin:
             return account
         await self._keep_an_administrator(account)
-        changed = replace(account, is_admin=False)
-        await self._change(changed, "account.demote", actor=actor)
-        return changed
+        return await self._change(account, "account.demote", partial(self._accounts.set_admin, account.id, False), actor=actor)
 
     async def remove(self, name: str, *, actor: str = CONSOLE) -> None:
         """Delete an account for good: what it owns stops working, and its name is never given out again (T119). Raises:
         not_found, conflict for the last administrator."""
         account = await self.named(name)
         await self._keep_an_administrator(account)
-        await self._record(actor, "account.remove", account.id, note=account.name)
-        await self._accounts.remove(account.id, now=self._clock.now())
-        await self._sessions.remove_all(account.id)
+        await self._change(
+            account, "account.remove", partial(self._accounts.remove, account.id, now=self._clock.now()), actor=actor
+        )
 
     async def _keep_an_administrator(self, account: Account) -> None:
+        # Asked first, so that the answer has a name in it and the audit log no row; the store decides in the end.
         others = [other for other in await self._accounts.list() if other.is_admin and other.is_active and other.id != account.id]
         if account.is_admin and account.is_active and not others:
             raise CorralError("conflict", f"{account.name} is the only administrator; make another one first")
 
-    async def _change(self, account: Account, action: str, *, actor: str) -> None:
+    async def _change(self, account: Account, action: str, change: Callable[[], Awaitable[object]], *, actor: str) -> Account:
+        """The account as it is afterwards."""
         await self._record(actor, action, account.id, note=account.name)
-        await self._accounts.update(account)
+        try:
+            await change()
+        except CorralError as error:
+            if error.code == "conflict":
+                await self._record(actor, f"{action}_refused", account.id, note=error.message)
+            raise
         await self._sessions.remove_all(account.id)
+        return await self._accounts.by_id(account.id) or account
 
     async def _set_password(self, account: Account, password: str, *, actor: str, network: str) -> None:
         check_password(password, own_words=(account.name, account.email))

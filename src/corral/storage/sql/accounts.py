@@ -91,32 +91,36 @@ class SqlAccounts:
         change = accounts.update().where(accounts.c.id == account_id, _LIVE).values(password_hash=password_hash)
         await self._database.write(lambda connection: connection.execute(change))
 
-    async def update(self, account: Account) -> None:
-        """Store what may change."""
-        change = (
-            accounts.update()
-            .where(accounts.c.id == account.id, _LIVE)
-            .values(
-                email=account.email,
-                email_key=_email_key(account.email),
-                is_admin=account.is_admin,
-                disabled_at=account.disabled_at,
-            )
-        )
-        try:
-            await self._database.write(lambda connection: connection.execute(change))
-        except IntegrityError as error:
-            raise _taken(error) from error
+    async def set_disabled(self, account_id: str, disabled_at: datetime | None) -> None:
+        """One column."""
+        await self._change(account_id, disabled_at=disabled_at)
+
+    async def set_admin(self, account_id: str, is_admin: bool) -> None:
+        """One column."""
+        await self._change(account_id, is_admin=is_admin)
+
+    async def _change(self, account_id: str, **values: object) -> int:
+        change = accounts.update().where(accounts.c.id == account_id, _LIVE).values(**values)
+
+        def work(connection: sa.Connection) -> int:
+            had_one = _has_administrator(connection)
+            changed = connection.execute(change).rowcount
+            # Looked at behind the change and in its transaction, where nobody else can take the last one away meanwhile.
+            if had_one and not _has_administrator(connection):
+                raise CorralError("conflict", "that is the only administrator; make another one first")
+            return changed
+
+        return await self._database.write(work)
 
     async def remove(self, account_id: str, *, now: datetime) -> bool:
         """Keep the row with nothing in it but the name: credentials point to it, and the name stays taken (T62, T119)."""
-        change = (
-            accounts.update()
-            .where(accounts.c.id == account_id, _LIVE)
-            .values(deleted_at=now, email="", email_key=None, password_hash="", is_admin=False)
-        )
-        result = await self._database.write(lambda connection: connection.execute(change).rowcount)
-        return result == 1
+        gone = {"deleted_at": now, "email": "", "email_key": None, "password_hash": "", "is_admin": False}
+        return await self._change(account_id, **gone) == 1
+
+
+def _has_administrator(connection: sa.Connection) -> bool:
+    query = sa.select(sa.literal(1)).where(accounts.c.is_admin, accounts.c.disabled_at.is_(None), _LIVE).limit(1)
+    return connection.execute(query).first() is not None
 
 
 def _email_key(email: str) -> str | None:
