@@ -268,6 +268,21 @@ async def test_t069_unknown_wrong_and_disabled_get_one_answer(hub: IdentityHub, 
     assert answers == {("unauthorized", 401, "the name or the password is not right", "{}", None)}
 
 
+@pytest.mark.parametrize("way", ["sign in", "step up"])
+@pytest.mark.parametrize("password", [PASSWORD, "wrong"])
+async def test_t069_disabled_account_is_limited_alike_with_the_right_password(
+    hub: IdentityHub, ada: Account, password: str, way: str
+) -> None:
+    session, _ = await hub.session(ada)
+    await hub.accounts.set_disabled("Ada", True)
+    doing = {
+        "sign in": lambda: hub.accounts.sign_in("Ada", password, network=HOME),
+        "step up": lambda: hub.accounts.step_up(session, password, network=HOME),
+    }[way]
+    codes = [(await error_of(doing())).code for _ in range(12)]
+    assert codes == ["unauthorized"] * 10 + ["rate_limited"] * 2
+
+
 async def test_t069_unknown_wrong_and_disabled_take_the_same_time() -> None:
     # Real time, since what is measured is the work that argon2 does. 2 ms each, so that a skipped hash would stand out.
     store = MemoryAccounts()

@@ -137,9 +137,7 @@ class Accounts:
         account = await self._find(name_or_email)
         kept = await self._accounts.password_hash(account.id if account else "")
         # Counted under the account and not under what was typed: a name and an address must not give two sets of guesses.
-        await self._check(account.id if account else name_or_email.lower(), password, kept, network=network)
-        if account is None or not account.is_active:
-            raise _wrong_password()
+        account = await self._check(account, name_or_email.lower(), password, kept, network=network)
         if self._passwords.is_outdated(kept):
             await self._accounts.set_password_hash(account.id, await self._passwords.hash(password))
         return account
@@ -149,8 +147,9 @@ class Accounts:
         by_email = await self._accounts.by_email(name_or_email)
         return by_name or by_email
 
-    async def _check(self, who: str, password: str, kept: str, *, network: str) -> None:
-        where = network_of(network)
+    async def _check(self, account: Account | None, typed: str, password: str, kept: str, *, network: str) -> Account:
+        """The account, when it exists and is active and this is its password. typed: what an unknown one was called."""
+        who, where = account.id if account else typed, network_of(network)
         # Per account and network, never per account alone: strangers must not be able to lock its owner out (ASVS 6.1.1).
         mine = ("password", sha256(who.encode("utf-8", "replace")).hexdigest(), where)
         self._throttle.attempt(
@@ -158,9 +157,12 @@ class Accounts:
             (_PER_NETWORK, ("password", where)),
             (_PER_ACCOUNT, mine),
         )
-        if not await self._passwords.is_right(password, kept):
+        is_right = await self._passwords.is_right(password, kept)
+        # Forgiven to active accounts alone: else a disabled one would tell by its limit which password is right (T69).
+        if not is_right or account is None or not account.is_active:
             raise _wrong_password()
         self._throttle.forgive(_PER_ACCOUNT, mine)
+        return account
 
     async def open_session(self, account: Account, *, network: str, user_agent: str) -> tuple[BrowserSession, Secret]:
         """A session for somebody who has just signed in, and the cookie's value, which is kept nowhere."""
@@ -222,10 +224,7 @@ class Accounts:
     async def _owner_with_password(self, session: BrowserSession, password: str, *, network: str) -> Account:
         account = await self._accounts.by_id(session.account_id)
         kept = await self._accounts.password_hash(session.account_id)
-        await self._check(session.account_id, password, kept, network=network)
-        if account is None or not account.is_active:
-            raise _wrong_password()
-        return account
+        return await self._check(account, session.account_id, password, kept, network=network)
 
     async def sign_out(self, session: BrowserSession) -> None:
         """End one session."""
