@@ -141,6 +141,41 @@ def test_t087_hub_off_loopback_needs_a_public_https_url() -> None:
     assert found.public_url == "https://hub.example.org"
 
 
+@pytest.mark.parametrize("listen", ["", "127.0.0.1:9", "localhost:9", "[::1]:9"])
+@pytest.mark.parametrize("proxies", ["", "10.0.0.0/8", "127.0.0.2,::2", "2001:db8::/32"])
+def test_t017_public_hub_behind_a_proxy_on_this_machine_must_know_it(listen: str, proxies: str) -> None:
+    environ = {"CORRAL_PUBLIC_URL": "https://hub.example.org", "CORRAL_HUB_LISTEN": listen, "CORRAL_TRUSTED_PROXIES": proxies}
+    with pytest.raises(BadSetting, match="set CORRAL_TRUSTED_PROXIES=") as refused:
+        settings(**environ)
+    assert "\n" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("listen", "proxies"),
+    [
+        ("", "127.0.0.1"),
+        ("", "10.0.0.0/8,127.0.0.0/8"),
+        ("127.0.0.7:9", "127.0.0.1"),
+        ("[::1]:9", "::1"),
+        ("localhost:9", "127.0.0.1,::1"),
+    ],
+)
+def test_t017_public_hub_that_knows_its_proxy_starts(listen: str, proxies: str) -> None:
+    url = "https://hub.example.org"
+    assert settings(CORRAL_PUBLIC_URL=url, CORRAL_HUB_LISTEN=listen, CORRAL_TRUSTED_PROXIES=proxies).public_url == url
+
+
+def test_t017_proxy_is_named_by_the_address_it_comes_from() -> None:
+    for listen, missing in (("", "127.0.0.1"), ("[::1]:9", "::1"), ("localhost:9", "127.0.0.1,::1")):
+        with pytest.raises(BadSetting, match=f"CORRAL_TRUSTED_PROXIES={missing} "):
+            settings(CORRAL_PUBLIC_URL="https://hub.example.org", CORRAL_HUB_LISTEN=listen)
+
+
+def test_hub_for_this_machine_alone_needs_no_proxy() -> None:
+    for url in ("", "http://localhost:11435", "http://127.0.0.1:11435", "https://localhost:8443"):
+        assert settings(CORRAL_PUBLIC_URL=url).trusted_proxies == ()
+
+
 def test_public_url_of_a_loopback_hub_follows_its_port() -> None:
     assert settings(CORRAL_HUB_LISTEN="127.0.0.1:9999").public_url == "http://localhost:9999"
 

@@ -54,7 +54,10 @@ SETTINGS = {
     "CORRAL_SIGNUP": ("`closed`", "`open`: anyone who reaches the hub may make an account."),
     "CORRAL_LLAMA_SERVER": ("the embedded engine", "A `llama-server` program to use as the engine."),
     "CORRAL_ALLOW_PUBLIC": ("`0`", "Let the local server, which asks for no authentication, listen where others can reach it."),
-    "CORRAL_TRUSTED_PROXIES": ("", "Networks of reverse proxies whose forwarded headers are believed, comma-separated."),
+    "CORRAL_TRUSTED_PROXIES": (
+        "",
+        "Networks of reverse proxies whose forwarded headers are believed, comma-separated; needed for a public hub on loopback.",
+    ),
     "HOME": ("", "The home directory; `USERPROFILE` where there is none."),
 }
 _FOLDED = {"USERPROFILE"}

@@ -9,7 +9,7 @@ Source: ollama envconfig/config.go.
 
 import ipaddress
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -111,6 +111,7 @@ class Settings:
         home = Path(read.text("HOME") or read.text("USERPROFILE") or Path.home())
         warnings: list[str] = []
         hub_listen = _listen_address("CORRAL_HUB_LISTEN", read.text("CORRAL_HUB_LISTEN"))
+        public_url = _public_url(read.text("CORRAL_PUBLIC_URL"), hub_listen)
         return cls(
             home=home,
             local=parse_ollama_host(read.text("OLLAMA_HOST"), warn=warnings.append),
@@ -129,12 +130,12 @@ class Settings:
             hub=parse_hub_url(value, where="CORRAL_HUB") if (value := read.text("CORRAL_HUB")) else "",
             corral_home=_path(read.text("CORRAL_HOME"), home, default=home / ".corral"),
             hub_listen=hub_listen,
-            public_url=_public_url(read.text("CORRAL_PUBLIC_URL"), hub_listen),
+            public_url=public_url,
             database_url=_database_url(read.text("CORRAL_DATABASE_URL")),
             is_signup_open=read.choice("CORRAL_SIGNUP", ("closed", "open")) == "open",
             llama_server=read.text("CORRAL_LLAMA_SERVER"),
             is_public_allowed=read.truth("CORRAL_ALLOW_PUBLIC"),
-            trusted_proxies=tuple(_network(word) for word in read.words("CORRAL_TRUSTED_PROXIES")),
+            trusted_proxies=_trusted_proxies(read.words("CORRAL_TRUSTED_PROXIES"), hub_listen, public_url),
             search_path=environ.get("PATH", ""),
             engine_environ=dict(environ),
             warnings=tuple(warnings),
@@ -267,6 +268,22 @@ def _public_url(text: str, listen: Address) -> str:
             f"CORRAL_PUBLIC_URL is {text!r}; a hub that others can reach needs https, so that no password travels in the open"
         )
     return url
+
+
+def _trusted_proxies(words: Sequence[str], listen: Address, public_url: str) -> tuple[Network, ...]:
+    """Whose forwarded headers are believed. A public hub on loopback has a proxy before it; unless that is named, all the world
+    would seem to call from this machine, over a line that nobody can listen on (T17)."""
+    proxies = tuple(_network(word) for word in words)
+    if not listen.is_loopback or _is_loopback_url(public_url):
+        return proxies
+    # Whatever address of 127.0.0.0/8 is called, the caller's own is 127.0.0.1. A name may stand for either family.
+    callers = ["::1"] if ":" in listen.host else ["127.0.0.1"] if listen.host[:1].isdigit() else ["127.0.0.1", "::1"]
+    if not all(any(ipaddress.ip_address(caller) in proxy for proxy in proxies) for caller in callers):
+        raise BadSetting(
+            f"CORRAL_PUBLIC_URL is {public_url} and the hub listens on {listen.bind}, so a proxy stands before it: "
+            f"set CORRAL_TRUSTED_PROXIES={','.join(callers)} and have the proxy set X-Forwarded-For and X-Forwarded-Proto"
+        )
+    return proxies
 
 
 def _is_loopback_url(url: str) -> bool:

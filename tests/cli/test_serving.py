@@ -81,6 +81,12 @@ def test_t087_hub_where_others_reach_it_needs_its_public_address(stack: Stack) -
     assert "CORRAL_PUBLIC_URL" in done.stderr
 
 
+def test_t017_public_hub_behind_an_unnamed_proxy_does_not_start(stack: Stack) -> None:
+    done = stack.corral("hub", "serve", status=2, CORRAL_PUBLIC_URL="https://hub.example.org", CORRAL_TRUSTED_PROXIES="")
+    assert "set CORRAL_TRUSTED_PROXIES=127.0.0.1" in done.stderr
+    assert done.stdout == ""
+
+
 def test_hub_serve_with_several_workers_is_refused_plainly(stack: Stack) -> None:
     assert "one worker" in stack.corral("hub", "serve", "--workers", "2", status=2).stderr
 
