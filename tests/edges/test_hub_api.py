@@ -35,6 +35,7 @@ class Hub:
     entropy: SeededEntropy
     accounts: Accounts
     credentials: Credentials
+    audit: MemoryAudit
     alice: Account
     bob: Account
 
@@ -89,7 +90,7 @@ async def hub() -> Hub:
 
     api = HubApi(credentials=credentials, usage=MemoryUsage(), clock=clock, public_url=PUBLIC_URL, is_ready=is_ready)
     app = App(api.endpoints(), AppOptions(authenticate=credentials.authenticate))
-    return Hub(app, clock, entropy, accounts, credentials, *people)
+    return Hub(app, clock, entropy, accounts, credentials, audit, *people)
 
 
 async def test_me_names_the_account_of_a_connected_device(hub: Hub) -> None:
@@ -284,6 +285,36 @@ async def test_connected_device_adds_another_that_signs_for_it(hub: Hub) -> None
     )
     answer = await hub.strong(WREN, "POST", "/api/user/keys", enrollment(hub, wren.id))
     assert (answer.status, answer.json()["fingerprint"]) == (201, FINCH.public.fingerprint)
+
+
+async def test_t066_audit_row_of_every_change_says_where_it_came_from(hub: Hub) -> None:
+    for name, key in (("finch", FINCH), ("wren", WREN)):
+        owner = hub.alice if key is FINCH else hub.bob
+        await hub.credentials.add_device(owner, name=name, authorized_key=key.public.authorized_key, scopes=frozenset(Scope))
+    old, manager = await hub.api_key(hub.alice, *Scope)
+    headers, body = {"authorization": f"Bearer {manager}"}, b'{"overlap":"1h"}'
+    before, elsewhere = len(hub.audit.events), Caller(hub.app, client=("198.51.100.7", 40000), scheme="https")
+    for method, path, status in [
+        ("POST", f"/api/keys/{old}/rotate", 201),
+        ("POST", "/api/keys/nothing/rotate", 404),
+        ("DELETE", f"/api/user/keys/{WREN.public.encoded}", 404),
+        ("DELETE", f"/api/user/keys/{FINCH.public.encoded}", 200),
+        ("DELETE", "/api/keys/nothing", 404),
+        ("DELETE", f"/api/keys/{old}", 200),
+    ]:
+        sent = body if method == "POST" else b""
+        assert (await elsewhere.request(method, path, headers=headers, body=sent)).status == status
+    actions = [
+        "key.rotate",
+        "key.access_refused",
+        "device.sign_out_refused",
+        "device.sign_out",
+        "key.access_refused",
+        "key.revoke",
+    ]
+    assert [(event.action, event.network) for event in hub.audit.events[before:]] == [
+        (action, "198.51.100.7") for action in actions
+    ]
 
 
 async def test_t059_two_credentials_are_refused(hub: Hub) -> None:

@@ -130,7 +130,8 @@ class HubApi:
 
     async def sign_out_device(self, request: Request) -> Response:
         """Disconnect one device of the account. Answers `null`, as ollama.com does."""
-        await self._credentials.sign_out_device(caller_of(request), request.path_params["encoded_key"])
+        encoded_key, network = request.path_params["encoded_key"], facts_of(request).network
+        await self._credentials.sign_out_device(caller_of(request), encoded_key, network=network)
         return json_response(None)
 
     async def list_keys(self, request: Request) -> Response:
@@ -157,13 +158,17 @@ class HubApi:
         if wanted.overlap not in _OVERLAPS_S:
             raise CorralError("invalid", f"overlap is one of {', '.join(_OVERLAPS_S)}")
         key, secret = await self._credentials.rotate_key(
-            caller, request.path_params["key_id"], overlap_s=_OVERLAPS_S[wanted.overlap]
+            caller,
+            request.path_params["key_id"],
+            overlap_s=_OVERLAPS_S[wanted.overlap],
+            network=facts_of(request).network,
         )
         return _secret_response(key, secret, 201)
 
     async def revoke_key(self, request: Request) -> Response:
         """Refused from the next request on, in every worker."""
-        await self._credentials.revoke_key(caller_of(request), request.path_params["key_id"])
+        key_id, network = request.path_params["key_id"], facts_of(request).network
+        await self._credentials.revoke_key(caller_of(request), key_id, network=network)
         return json_response(None)
 
     def _giver(self, request: Request) -> Principal:
