@@ -317,6 +317,22 @@ async def test_t066_audit_row_of_every_change_says_where_it_came_from(hub: Hub) 
     ]
 
 
+async def test_t053_answer_that_belongs_to_somebody_is_kept_by_no_cache(hub: Hub) -> None:
+    _, manager = await hub.api_key(hub.alice, *Scope)
+    _, other = await hub.api_key(hub.alice, *Scope)
+    for method, path in [
+        ("GET", "/api/me"),
+        ("POST", "/api/me"),
+        ("GET", "/api/keys"),
+        ("GET", "/api/user/keys"),
+        ("GET", "/api/usage"),
+        ("DELETE", f"/api/keys/{other[5:15]}"),
+    ]:
+        answer = await hub.bearer(manager, method, path)
+        assert (answer.status, answer.headers["cache-control"]) == (200, "no-store")
+    assert "cache-control" not in (await Caller(hub.app).request("GET", "/api/version")).headers
+
+
 async def test_t059_two_credentials_are_refused(hub: Hub) -> None:
     _, text = await hub.api_key(hub.alice, Scope.INFERENCE)
     headers = {"authorization": f"Bearer {text}", "x-api-key": text}
