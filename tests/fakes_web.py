@@ -19,6 +19,7 @@ from corral.hub.credentials import Credentials
 from corral.hub.passwords import PasswordCost
 from corral.hub.sightings import MemorySightings
 from corral.wire.apikeys import Peppers
+from corral.wire.browser import session_cookie_name
 from corral.wire.names import Digest, parse_name
 from corral.wire.signing import DevicePrivateKey, authorization_header, request_challenge, signed_target
 from fakes import NOON, FakeClock, MemoryAccounts, MemoryAudit, MemoryCredentials, MemorySessions, MemoryUsage, SeededEntropy
@@ -108,7 +109,7 @@ class Site:
         account = await self.account_store.by_name(name) or await self.add_account(name, is_admin=is_admin)
         _, value = await self.accounts.open_session(account, network=network, user_agent="Mozilla/5.0 (X11; Linux) Firefox/140.0")
         browser = Browser(self, network=network)
-        browser.cookies["__Host-corral" if self.public_url.startswith("https") else "corral"] = value.reveal()
+        browser.cookies[session_cookie_name(self.public_url)] = value.reveal()
         return browser
 
     async def knock(self, key: DevicePrivateKey, *, network: str = "127.0.0.1", name: str = "finch") -> str:

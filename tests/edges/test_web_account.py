@@ -210,7 +210,7 @@ async def test_signing_out_ends_the_session_on_the_hub_and_in_the_browser(site: 
 
 async def test_stale_cookie_does_not_keep_a_visitor_from_signing_in(site: Site) -> None:
     await site.add_account()
-    browser = Browser(site, cookies={"corral": "x" * 43})
+    browser = Browser(site, cookies={"corral-11435": "x" * 43})
     page = await browser.get("/signin")
     assert (await browser.submit(page, "/signin", follow=False, name="alice", password=PASSWORD)).status == 303
 
@@ -220,7 +220,7 @@ async def test_stale_cookie_does_not_keep_a_visitor_from_signing_in(site: Site) 
 
 @pytest.mark.parametrize(
     ("public_url", "name", "is_secure"),
-    [("http://localhost:11435", "corral", False), ("https://hub.example.org", "__Host-corral", True)],
+    [("http://localhost:11435", "corral-11435", False), ("https://hub.example.org", "__Host-corral", True)],
 )
 async def test_cookie_is_for_this_hub_alone_and_out_of_reach_of_scripts(public_url: str, name: str, is_secure: bool) -> None:
     site = Site(public_url=public_url)

@@ -55,7 +55,8 @@ async def visit(chromium: Browser, site: Site, *, width: int = 1280) -> AsyncIte
     """A page signed in as an administrator, and what the browser complained about."""
     signed_in = await site.signed_in(is_admin=True)
     context = await chromium.new_context(viewport={"width": width, "height": 800})
-    await context.add_cookies([{"name": "corral", "value": signed_in.cookies["corral"], "url": site.public_url}])
+    ((name, value),) = signed_in.cookies.items()
+    await context.add_cookies([{"name": name, "value": value, "url": site.public_url}])
     page = await context.new_page()
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)

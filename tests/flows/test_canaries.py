@@ -25,7 +25,7 @@ def test_t113_canary_secrets_are_absent_from_logs_and_files(fresh: Stack, small_
     call("GET", f"{fresh.hub_url}/api/me?key={key}&password=canary-password-81c2")
     call("POST", f"{fresh.hub_url}/api/me", headers={"Authorization": f"Bearer {key}", "x-api-key": key})
     call("POST", f"{fresh.hub_url}/api/generate", b'{"model": ' + PROMPT.encode(), key=key)
-    cookie = {"Cookie": "corral=canary-cookie-77aa"}
+    cookie = {"Cookie": "corral-11435=canary-cookie-77aa"}
     call("POST", f"{fresh.local_url}/api/generate", b'{"prompt": "' + PROMPT.encode(), headers=cookie)
     listing = call("GET", f"{fresh.hub_url}/api/keys", key=key).body.decode()
     fresh.stop()

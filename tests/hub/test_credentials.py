@@ -740,10 +740,10 @@ async def test_session_that_has_ended_is_nobody_so_that_the_signin_page_shows(hu
 
 async def test_session_cookie_under_the_name_of_the_other_scheme_is_ignored(hub: IdentityHub, ada: Account) -> None:
     _, cookie = await hub.session(ada)
-    assert await hub.credentials.authenticate(facts("GET", "/", cookie=f"corral={cookie}")) is None
+    assert await hub.credentials.authenticate(facts("GET", "/", cookie=f"corral-11435={cookie}")) is None
     plain = IdentityHub(public_url="http://localhost:11435")
     _, cookie = await plain.session(await plain.add("Ada"))
-    assert (await plain.who(facts("GET", "/", cookie=f"corral={cookie}"))).account.name == "Ada"
+    assert (await plain.who(facts("GET", "/", cookie=f"corral-11435={cookie}"))).account.name == "Ada"
 
 
 _FOREIGN = [

@@ -139,5 +139,10 @@ def test_cookie_over_tls_is_bound_to_host_and_path() -> None:
 
 
 def test_cookie_over_plain_http_has_another_name_and_is_not_secure() -> None:
-    assert session_cookie_name("http://localhost:11435") == "corral"
-    assert format_cookie("corral", "", max_age_s=0) == "corral=; Path=/; Max-Age=0; HttpOnly; SameSite=Lax"
+    assert session_cookie_name("http://localhost:11435") == "corral-11435"
+    assert format_cookie("corral-11435", "", max_age_s=0) == "corral-11435=; Path=/; Max-Age=0; HttpOnly; SameSite=Lax"
+
+
+def test_hubs_on_one_machine_do_not_overwrite_each_others_sessions() -> None:
+    names = {session_cookie_name(url) for url in ("http://localhost:11435", "http://localhost:9", "http://localhost", HUB)}
+    assert names == {"corral-11435", "corral-9", "corral-80", "__Host-corral"}

@@ -55,8 +55,11 @@ def safe_next(text: str) -> str:
 
 
 def session_cookie_name(public_url: str) -> str:
-    """`__Host-corral` over TLS: browsers take that name only with Secure, Path=/ and no Domain, so no other host can plant it."""
-    return "__Host-corral" if public_url.startswith("https://") else "corral"
+    """`__Host-corral` over TLS: browsers take that name only with Secure, Path=/ and no Domain, so no other host can plant it.
+    `corral-<port>` otherwise: cookies know no ports, and hubs on one machine would overwrite each other's."""
+    if public_url.startswith("https://"):
+        return "__Host-corral"
+    return f"corral-{urlsplit(public_url).port or 80}"
 
 
 def cookie_values(headers: Mapping[str, Sequence[str]], name: str) -> list[str]:
