@@ -86,6 +86,27 @@ async def test_database_made_under_any_umask_is_closed_to_others(tmp_path: Path)
     await database.close()
 
 
+@pytest.mark.parametrize("mode", [0o777, 0o755, 0o750, 0o710])
+def test_t091_home_that_others_may_enter_is_refused_with_the_command_that_closes_it(path: Path, mode: int) -> None:
+    path.parent.chmod(mode)
+    with pytest.raises(CorralError, match=r"chmod (700|go-w)") as error:
+        open_database(path)
+    assert error.value.code == "invalid"
+
+
+@pytest.mark.parametrize("name", ["hub.db", "hub.db-wal", "hub.db-shm", "hub.db.lock"])
+@pytest.mark.parametrize("mode", [0o666, 0o644, 0o640])
+def test_t091_database_file_that_others_may_read_is_refused_with_the_command_that_closes_it(
+    path: Path, name: str, mode: int
+) -> None:
+    file = path.with_name(name)
+    file.touch()
+    file.chmod(mode)
+    with pytest.raises(CorralError, match=f"chmod 600 {file}$") as error:
+        open_database(path)
+    assert error.value.code == "invalid"
+
+
 def test_tables_after_all_migrations_are_those_of_the_schema(path: Path) -> None:
     with sa.create_engine(f"sqlite:///{path}", poolclass=sa.NullPool).connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
@@ -133,6 +154,7 @@ def test_r020_two_starters_make_one_database(tmp_path: Path) -> None:
 
 def test_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "hub.db"
+    path.touch(0o600)
     path.write_bytes(b"my novel, chapter one. " * 100)
     with pytest.raises(CorralError, match=r"hub\.db is not a database") as error:
         open_database(path)
@@ -144,6 +166,7 @@ def test_database_locked_at_start_is_unavailable(tmp_path: Path, monkeypatch: py
     # Patched because the real time-out is five seconds.
     monkeypatch.setattr(engine_module, "BUSY_TIMEOUT_S", 0.05)
     path = tmp_path / "hub.db"
+    path.touch(0o600)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(CorralError) as error:

@@ -88,6 +88,44 @@ def test_t091_file_of_another_user_is_refused(path: Path) -> None:
         read_private(path)
 
 
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o757, 0o720])
+def test_t091_directory_that_others_may_change_is_refused_for_reading_and_writing(path: Path, mode: int) -> None:
+    write_private(path, b"s")
+    path.parent.chmod(mode)
+    for doing in (
+        lambda: read_private(path),
+        lambda: write_private(path, b"t"),
+        lambda: create_private(path.with_name("new"), b"t"),
+        lambda: ensure_private_dir(path.parent),
+    ):
+        with pytest.raises(CorralError, match=f"chmod go-w {path.parent}$") as error:
+            doing()
+        assert error.value.code == "invalid"
+    path.parent.chmod(0o755)
+    assert read_private(path) == b"s"
+
+
+def test_t091_directory_of_secrets_that_others_may_enter_is_refused_where_that_is_demanded(tmp_path: Path) -> None:
+    ensure_private_dir(tmp_path / "home", is_closed=True)
+    (tmp_path / "home").chmod(0o750)
+    ensure_private_dir(tmp_path / "home")
+    with pytest.raises(CorralError, match=f"chmod 700 {tmp_path / 'home'}$"):
+        ensure_private_dir(tmp_path / "home", is_closed=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_t091_directory_of_another_user_is_refused(path: Path) -> None:
+    write_private(path, b"s")
+    os.chown(path.parent, 12345, 12345)
+    for doing in (lambda: read_private(path), lambda: ensure_private_dir(path.parent)):
+        with pytest.raises(CorralError, match="belongs to another user"):
+            doing()
+
+
+def test_file_in_a_directory_that_does_not_exist_is_none(tmp_path: Path) -> None:
+    assert read_private(tmp_path / "nowhere" / "secret") is None
+
+
 def test_file_longer_than_allowed_is_refused(path: Path) -> None:
     write_private(path, b"12345")
     assert read_private(path, max_bytes=5) == b"12345"

@@ -1,7 +1,7 @@
 """Content-addressed files, for a home directory and for the hub alike.
 
 ```
-<root>/sha256-<64 hex>          0644; whole, durable and named after its content, or absent
+<root>/sha256-<64 hex>          0644, a hub's 0600; whole, durable and named after its content, or absent
 <root>/sha256-….tmp             being written; removed when that fails, or by `remove_stale` after a killed process
 <cache>/sources/<dev>-<inode>   which digest a file outside the store had when it was taken in
 ```
@@ -44,6 +44,8 @@ _TEMPORARY = ".tmp"
 #: Linux: make a file a copy-on-write clone of another.
 _FICLONE = 0x40049409
 _STALE_AFTER = timedelta(hours=1)
+#: Modes of files: as Ollama makes them in a home directory, which programs of other users may read, and as a hub makes them.
+OPEN, CLOSED = 0o644, 0o600
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +57,12 @@ class Blob:
 
 
 class BlobFiles:
-    """The blobs under one directory. It is made when something is first written. cache_dir: may be deleted at any time."""
+    """The blobs under one directory. It is made when something is first written. cache_dir: may be deleted at any time. mode: of
+    the files that are made; a hard link has that of its origin."""
 
-    def __init__(self, root: Path, cache_dir: Path) -> None:
+    def __init__(self, root: Path, cache_dir: Path, *, mode: int = OPEN) -> None:
         self._root = root
+        self._mode = mode
         self._sources = _Sources(cache_dir / "sources")
 
     def path(self, digest: Digest) -> Path:
@@ -79,7 +83,7 @@ class BlobFiles:
 
     def writer(self) -> "BlobWriter":
         """A blob to be written piece by piece; use it in a `with` block."""
-        return BlobWriter(self._root)
+        return BlobWriter(self._root, self._mode)
 
     def put_bytes(self, content: bytes) -> Blob:
         """Store a small blob. Raises: storage_full, unavailable."""
@@ -139,8 +143,8 @@ class BlobFiles:
         return removed
 
     def _take_in(self, path: Path, source: BinaryIO, found: os.stat_result, progress: Progress) -> Digest:
-        with disk_errors("the model store"), _temporary(self._root) as (temporary, target):
-            if _clone(source, target) or _link(path, temporary, found):
+        with disk_errors("the model store"), _temporary(self._root, self._mode) as (temporary, target):
+            if _clone(source, target) or _link(path, temporary, found, self._mode):
                 digest = _hash(source, found.st_size, progress)
                 os.fsync(source.fileno())
             else:
@@ -164,15 +168,16 @@ class BlobFiles:
 class BlobWriter:
     """A blob being written. Nothing is visible before `commit`; leaving the `with` block without it leaves nothing behind."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, mode: int = OPEN) -> None:
         self._root = root
+        self._mode = mode
         self._hash = sha256()
         self._cleanup = contextlib.ExitStack()
         self.size_bytes = 0
 
     def __enter__(self) -> Self:
         with disk_errors("the model store"):
-            self._path, self._file = self._cleanup.enter_context(_temporary(self._root))
+            self._path, self._file = self._cleanup.enter_context(_temporary(self._root, self._mode))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -289,7 +294,7 @@ def write_atomically(path: Path, content: bytes, *, beside: Path) -> None:
     """
     with disk_errors("the model store"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary(beside) as (temporary, target):
+        with _temporary(beside, OPEN) as (temporary, target):
             _write_all(target, content)
             os.fsync(target)
             temporary.replace(path)
@@ -297,8 +302,8 @@ def write_atomically(path: Path, content: bytes, *, beside: Path) -> None:
 
 
 def write_note(path: Path, content: bytes) -> None:
-    """Keep something that can be found out again. Not durable; a directory that cannot be written to is no error."""
-    with contextlib.suppress(OSError), _temporary(path.parent) as (temporary, target):
+    """Keep something that can be found out again, 0600. Not durable; a directory that cannot be written to is no error."""
+    with contextlib.suppress(OSError), _temporary(path.parent, CLOSED) as (temporary, target):
         _write_all(target, content)
         temporary.replace(path)
 
@@ -315,14 +320,15 @@ def disk_errors(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _temporary(directory: Path) -> Iterator[tuple[Path, int]]:
-    """A new file in the directory, 0644, and its open descriptor; gone afterwards unless it was renamed."""
-    directory.mkdir(parents=True, exist_ok=True)
+def _temporary(directory: Path, mode: int) -> Iterator[tuple[Path, int]]:
+    """A new file in the directory and its open descriptor; gone afterwards unless it was renamed."""
+    # Who may read the file may enter a directory that is made for it.
+    directory.mkdir(mode | (mode & 0o444) >> 2, parents=True, exist_ok=True)
     # Ollama names its temporary files like this too, and removes those that were left behind.
     descriptor, name = tempfile.mkstemp(prefix="sha256-", suffix=_TEMPORARY, dir=directory)
     path = Path(name)
     try:
-        os.fchmod(descriptor, 0o644)
+        os.fchmod(descriptor, mode)
         yield path, descriptor
     finally:
         os.close(descriptor)
@@ -347,9 +353,10 @@ def _clone(source: BinaryIO, target: int) -> bool:
     return True
 
 
-def _link(path: Path, temporary: Path, found: os.stat_result) -> bool:
+def _link(path: Path, temporary: Path, found: os.stat_result, mode: int) -> bool:
     """Put a hard link to the file in the place of temporary; False where that is impossible or unwise."""
-    is_shareable = found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) & 0o466 == 0o444
+    readers = mode & 0o444
+    is_shareable = found.st_uid == os.geteuid() and found.st_mode & (readers | 0o022) == readers
     if not is_shareable:
         return False
     second = temporary.with_name(f"{temporary.name}{_TEMPORARY}")

@@ -20,30 +20,49 @@ _PEPPER_BYTES = 32
 _MAX_BYTES = 64 * 1024
 
 
-def ensure_private_dir(path: Path) -> None:
-    """Create the directory, 0700, with its parents. One that exists keeps its mode when it is ours; raises invalid when it is not
-    a directory."""
+def ensure_private_dir(path: Path, *, is_closed: bool = False) -> None:
+    """Create the directory, 0700, with its parents. One that exists keeps its mode.
+
+    is_closed: whether others must not even look into it. Raises: invalid when it is not a directory, belongs to somebody else,
+    can be changed by others, or is not as closed as demanded; the message names the command that mends it.
+    """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(_open_dir(path, is_closed=is_closed))
     except FileExistsError as error:
         raise CorralError("invalid", f"{path} is in the way: a directory belongs there") from error
     except OSError as error:
-        raise CorralError("invalid", f"{path} cannot be created: {error.strerror}") from error
+        raise CorralError("invalid", f"{path} cannot be created or opened: {error.strerror}") from error
+
+
+def _open_dir(path: Path, *, is_closed: bool = False) -> int:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Whoever may change the directory may put another file in the place of one that is closed to him.
+        found = os.fstat(descriptor)
+        _refuse_foreign(path, found)
+        if found.st_mode & 0o022:
+            raise CorralError("invalid", f"{path} can be changed by other users; close it with: chmod go-w {path}")
+        if is_closed and found.st_mode & 0o077:
+            raise CorralError("invalid", f"{path} is open to other users; close it with: chmod 700 {path}")
+    except CorralError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def read_private(path: Path, *, max_bytes: int = _MAX_BYTES) -> bytes | None:
     """The content, or None when there is no such file. Raises: invalid for a file that is no regular file, belongs to somebody
     else, can be read by others, or is longer than max_bytes; the message names the command that mends it."""
     try:
-        # O_NONBLOCK: opening a FIFO that somebody put here must not wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = _open_in_closed_dir(path)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise CorralError("invalid", f"{path} cannot be read: {error.strerror}") from error
     try:
         # Asked of the open file and not of its path, which could point elsewhere a moment later.
-        _refuse_exposed(path, os.fstat(descriptor))
+        refuse_exposed(path, os.fstat(descriptor))
         content = os.read(descriptor, max_bytes + 1)
     finally:
         os.close(descriptor)
@@ -52,11 +71,25 @@ def read_private(path: Path, *, max_bytes: int = _MAX_BYTES) -> bytes | None:
     return content
 
 
-def _refuse_exposed(path: Path, found: os.stat_result) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        raise CorralError("invalid", f"{path} is not a regular file; move it away and start again")
+def _open_in_closed_dir(path: Path) -> int:
+    directory = _open_dir(path.parent)
+    try:
+        # O_NONBLOCK: opening a FIFO that somebody put here must not wait for a writer.
+        return os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory)
+    finally:
+        os.close(directory)
+
+
+def _refuse_foreign(path: Path, found: os.stat_result) -> None:
     if found.st_uid not in (os.geteuid(), 0):
         raise CorralError("invalid", f"{path} belongs to another user; take it over with: sudo chown $(id -un) {path}")
+
+
+def refuse_exposed(path: Path, found: os.stat_result) -> None:
+    """Raises: invalid for a file that is no regular file, belongs to somebody else, or is open to others."""
+    if not stat.S_ISREG(found.st_mode):
+        raise CorralError("invalid", f"{path} is not a regular file; move it away and start again")
+    _refuse_foreign(path, found)
     if found.st_mode & 0o077:
         raise CorralError("invalid", f"{path} can be read by other users; close it with: chmod 600 {path}")
 

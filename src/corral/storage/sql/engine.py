@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from corral.storage.secretfile import ensure_private_dir
+from corral.storage.secretfile import ensure_private_dir, refuse_exposed
 from corral.storage.sql import schema
 from corral.wire.errors import CorralError
 
@@ -117,12 +117,14 @@ def open_database(path: Path) -> Database:
     """Open the file, creating it (0600, in a 0700 directory) and bringing its tables up to date.
 
     Two processes that start at once take turns: one migrates, the other finds the work done. Raises: invalid when a newer Corral
-    wrote the file or when it is no database; unavailable when another process holds it.
+    wrote the file, when it is no database, or when it or its directory is open to other users; unavailable when another process
+    holds it.
     """
-    ensure_private_dir(path.parent)
+    ensure_private_dir(path.parent, is_closed=True)
     with _start_lock(path.with_name(path.name + ".lock")):
         # SQLite would create the file by the umask; its -wal and -shm files take over the mode they find here.
         os.close(_open_private(path))
+        _refuse_exposed_logs(path)
         try:
             _migrate(path)
         except sqlite3.DatabaseError as error:
@@ -144,9 +146,24 @@ def _start_lock(path: Path) -> Iterator[None]:
 
 def _open_private(path: Path) -> int:
     try:
-        return os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise CorralError("invalid", f"{path} cannot be opened: {error.strerror}") from error
+    try:
+        refuse_exposed(path, os.fstat(descriptor))
+    except CorralError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _refuse_exposed_logs(path: Path) -> None:
+    """The files beside the database that were left there, or that another process has open: they hold pages of it."""
+    for suffix in ("-wal", "-shm"):
+        log = path.with_name(path.name + suffix)
+        # Not opened: closing a descriptor would drop the locks that a connection of this process holds.
+        with contextlib.suppress(FileNotFoundError):
+            refuse_exposed(log, log.lstat())
 
 
 def _migrate(path: Path) -> None:

@@ -20,7 +20,7 @@ from sqlalchemy.dialects import sqlite
 
 from corral.core.ports import Clock, Entropy
 from corral.core.records import HostedModel, Model
-from corral.storage.blobs import BlobFiles, Progress, disk_errors, in_thread_reporting
+from corral.storage.blobs import CLOSED, BlobFiles, Progress, disk_errors, in_thread_reporting
 from corral.storage.models import ModelBlobs
 from corral.storage.sql.engine import Database
 from corral.storage.sql.schema import (
@@ -81,7 +81,7 @@ class SqlHosting:
 
     def __init__(self, database: Database, blobs_dir: Path, cache_dir: Path, *, clock: Clock, entropy: Entropy) -> None:
         self._database = database
-        self._blobs = BlobFiles(blobs_dir, cache_dir)
+        self._blobs = BlobFiles(blobs_dir, cache_dir, mode=CLOSED)
         self._models = ModelBlobs(self._blobs, cache_dir)
         self._clock = clock
         self._entropy = entropy
