@@ -199,6 +199,45 @@ async def test_chunked_body_is_bounded_while_it_arrives() -> None:
     assert answer.status == 400
 
 
+async def never(*_: object) -> dict[str, object]:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+@pytest.mark.parametrize("headers", [[(b"content-length", b"10")], [(b"transfer-encoding", b"chunked")]])
+async def test_t110_body_of_a_caller_without_credentials_is_not_waited_for(headers: list[tuple[bytes, bytes]]) -> None:
+    sent: list[dict[str, object]] = []
+
+    async def send(message: dict[str, object]) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/keys",
+        "raw_path": b"/keys",
+        "query_string": b"",
+        "headers": [(b"host", b"a"), *headers],
+        "client": ("192.0.2.1", 1),
+    }
+    await asyncio.wait_for(app()(scope, never, send), 5)  # type: ignore[arg-type]
+    assert sent[0]["status"] == 401
+
+
+async def test_t110_refused_caller_is_logged_with_its_network(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "corral.access")
+    caller = Caller(app(), client=("192.0.2.7", 1))
+    assert (await caller.request("POST", "/keys", body=b"x")).status == 401
+    assert (await caller.request("POST", "/hello", body=b"x" * 11)).status == 413
+    assert [record.fields["network"] for record in caplog.records] == ["192.0.2.7"] * 2  # type: ignore[attr-defined]
+
+
+def test_t110_body_of_a_route_is_small_unless_it_says_otherwise() -> None:
+    assert endpoint("POST", "/x", hello, PUBLIC).max_body_bytes == 1024 * 1024
+
+
 async def test_target_is_handed_on_exactly_as_received() -> None:
     answer = await Caller(app()).request("GET", "/seen/a%3Ab?b=%31&a=2&a=1")
     assert answer.json()["target"] == "/seen/a%3Ab?b=%31&a=2&a=1"

@@ -12,7 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from corral.core.policy import PUBLIC
+from corral.edges import listen
 from corral.edges.asgi import App, AppOptions, endpoint, json_response, stream
+from corral.edges.bodies import BodyLimits
 from corral.edges.listen import serve
 from corral.edges.port import check_free, resolve
 from corral.wire.errors import CorralError
@@ -191,6 +193,31 @@ async def test_t110_missing_host_is_refused_on_the_wire(head: str) -> None:
     served = Served(app_of(no_events), drain_s=5)
     answer = await served.say(f"{head}\r\nConnection: close\r\n\r\n".encode())
     assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.0 400"))
+    served.stop.set()
+    await served.ended()
+
+
+@pytest.mark.parametrize(
+    "beginning", [b"", b"GET / HTTP/1.1\r\nHost: loc", b"PRI * HTTP/2.0\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
+)
+async def test_t110_connection_that_sends_no_whole_head_is_closed(beginning: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "HEADER_TIMEOUT_MS", 100)
+    served = Served(app_of(no_events), drain_s=5)
+    # Anything but an answer of this application will do; what counts is that the connection ends.
+    assert b"200" not in await served.say(beginning)
+    served.stop.set()
+    await served.ended()
+
+
+async def test_t110_body_that_stalls_is_408_and_its_connection_ends() -> None:
+    async def answer(request: Request) -> Response:
+        return json_response({})
+
+    app = App([endpoint("POST", "/", answer, PUBLIC)], AppOptions(body_limits=BodyLimits(stall_s=0.05)))
+    served = Served(app, drain_s=5)
+    said = await served.say(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx")
+    assert said.startswith(b"HTTP/1.1 408")
+    assert b"did not arrive in time" in said
     served.stop.set()
     await served.ended()
 

@@ -565,6 +565,13 @@ async def test_body_that_cannot_be_read_is_refused_by_the_route_itself(path: str
     assert local.hub.received == []
 
 
+@pytest.mark.parametrize("path", CLOUD_ROUTES)
+async def test_t110_only_a_prompt_may_be_large(path: str, local: Local) -> None:
+    local.hub.script = streaming(b'{"done":true}\n')
+    answer = await local.request("POST", path, {"model": "m:cloud", "prompt": "x" * (2 * 1024 * 1024)})
+    assert answer.status == (413 if path == "/api/show" else 200)
+
+
 # ── Accounts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

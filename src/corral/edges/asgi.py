@@ -1,7 +1,8 @@
 """The HTTP layer both servers share: a strict door, one declared permission per route, and errors in the caller's dialect.
 
 A request passes, in this order: the strict checks of `_refuse_malformed` → the server's guard (Host and Origin rules) → the route
-table → the bounded body → authentication → the route's `Access` → the handler. Whatever raises a `CorralError` on the way is
+table → the bounded body (on routes that demand credentials, only of a request that shows some) → authentication → the route's
+`Access` → the handler. Whatever raises a `CorralError` on the way is
 answered in the dialect of the route. Nothing here decides by path: permissions are part of the route table, and an endpoint
 cannot be made without one. `request.url` and `request.base_url` are never used, since they are rebuilt from the Host header.
 """
@@ -14,7 +15,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from corral.core.policy import Access, check_access
 from corral.core.records import Principal, RequestFacts
+from corral.edges.bodies import BodyLimits, BodyReader, Disconnected
 from corral.wire.errors import CorralError, anthropic_body, native_body, openai_body
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -35,7 +37,12 @@ Authenticate = Callable[[RequestFacts], Awaitable[Principal | None]]
 T = TypeVar("T")
 
 MAX_HEADER_BYTES = 16 * 1024
-MAX_BODY_BYTES = 20 * 1024 * 1024
+#: Enough for every request that holds no prompt.
+MAX_BODY_BYTES = 1024 * 1024
+#: For prompts with images.
+MAX_PROMPT_BYTES = 20 * 1024 * 1024
+#: A request with none of these proves nothing.
+_CREDENTIAL_HEADERS = frozenset({"authorization", "cookie", "signature", "signature-input", "x-api-key"})
 #: How long a request may go unwatched for its caller's leaving.
 _WATCH_AFTER_S = 0.02
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -210,7 +217,7 @@ class AppOptions:
     """How a server wants its application.
 
     fallback: dialect for a path without a route. trusted_proxies: networks whose X-Forwarded-For and X-Forwarded-Proto are
-    believed. response_headers: added to every answer.
+    believed. response_headers: added to every answer. body_limits: how slow and how many bodies may be.
     """
 
     authenticate: Authenticate | None = None
@@ -219,6 +226,7 @@ class AppOptions:
     fallback: Callable[[str], Dialect] = lambda path: Dialect.NATIVE
     trusted_proxies: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network] = ()
     response_headers: tuple[tuple[str, str], ...] = ()
+    body_limits: BodyLimits = field(default_factory=BodyLimits)
     on_startup: Callable[[], Awaitable[None]] | None = None
     on_shutdown: Callable[[], Awaitable[None]] | None = None
 
@@ -230,6 +238,7 @@ class App:
         self.endpoints = tuple(endpoints)
         self.options = options
         self.closing = asyncio.Event()
+        self._bodies = BodyReader(options.body_limits)
         self._exact: dict[str, dict[str, Endpoint]] = {}
         self._patterns: list[tuple[re.Pattern[str], Mapping[str, Any], dict[str, Endpoint]]] = []
         self._index_routes()
@@ -280,7 +289,7 @@ class App:
             response = await self._answer(scope, receive, sender)
         except CorralError as error:
             response = self._error_response(error, scope, sender.request_id)
-        except _Disconnected:
+        except Disconnected:
             response = None
         except Exception:  # noqa: BLE001 - the outermost loop of a request: logged with its id, shown without detail
             server_log.exception("request %s failed", sender.request_id)
@@ -300,8 +309,11 @@ class App:
                 return Response(status_code=verdict.status)
         row = self._find(scope)
         scope["corral.dialect"] = row.dialect
-        body = await _read_body(scope, headers, receive, row.max_body_bytes)
-        facts = scope["corral.facts"] = self._facts(scope, headers, body)
+        scope["corral.peer"] = _peer(scope, headers, self.options.trusted_proxies)
+        if not row.access.is_public and _CREDENTIAL_HEADERS.isdisjoint(headers):
+            raise CorralError("unauthorized")
+        body = await self._bodies.read(headers, receive, row.max_body_bytes)
+        facts = scope["corral.facts"] = _facts(scope, headers, body)
         if self.options.authenticate:
             await self._admit(scope, row, facts)
         request = Request(scope, receive)
@@ -339,12 +351,6 @@ class App:
             raise CorralError("method_not_allowed")
         return row
 
-    def _facts(self, scope: Scope, headers: dict[str, list[str]], body: bytes) -> RequestFacts:
-        network, is_secure = _peer(scope, headers, self.options.trusted_proxies)
-        return RequestFacts(
-            method=scope["method"], target=_raw_target(scope), headers=headers, body=body, network=network, is_secure=is_secure
-        )
-
     def _error_response(self, error: CorralError, scope: Scope, request_id: str) -> Response:
         dialect: Dialect = scope["corral.dialect"]
         response = _render_error(error, dialect, request_id, scope, self.options.error_page)
@@ -356,7 +362,6 @@ class App:
         if not access_log.isEnabledFor(logging.INFO):
             return
         caller: Principal | None = scope.get("corral.principal")
-        facts: RequestFacts | None = scope.get("corral.facts")
         fields = {
             "request_id": sender.request_id,
             "method": scope["method"],
@@ -365,7 +370,7 @@ class App:
             "duration_ms": round((time.perf_counter() - started) * 1000, 1),
             "account": caller.account.name if caller else "",
             "credential": caller.credential_id if caller else "",
-            "network": facts.network if facts else "",
+            "network": scope["corral.peer"][0] if "corral.peer" in scope else "",
         }
         access_log.info("request", extra={"fields": fields})
 
@@ -390,13 +395,9 @@ class _Sender:
         await self._send(message)
 
 
-class _Disconnected(Exception):
-    """The caller left."""
-
-
 @contextlib.asynccontextmanager
 async def _canceled_on_disconnect(receive: Receive) -> AsyncIterator[None]:
-    """Cancel the body of the block as soon as the caller leaves. Raises: _Disconnected then.
+    """Cancel the body of the block as soon as the caller leaves. Raises: Disconnected then.
 
     Watching takes a task, and asking the server for its next message: 40 µs together, which most short requests need not pay. It
     begins when the block has run for a moment.
@@ -423,7 +424,7 @@ async def _canceled_on_disconnect(receive: Receive) -> AsyncIterator[None]:
     except asyncio.CancelledError:
         # uncancel() tells our own cancellation from one that comes from the server, which must go on.
         if has_left and task.uncancel() == 0:
-            raise _Disconnected from None
+            raise Disconnected from None
         raise
     finally:
         timer.cancel()
@@ -461,25 +462,11 @@ def _refuse_malformed(scope: Scope, headers: dict[str, list[str]], *, judges_hos
         raise CorralError("bad_request", "compressed request bodies are not accepted; send the body as it is")
 
 
-async def _read_body(scope: Scope, headers: dict[str, list[str]], receive: Receive, limit: int) -> bytes:
-    if "content-length" not in headers and "transfer-encoding" not in headers and scope["http_version"] != "2":
-        return b""
-    declared = headers.get("content-length", ["0"])[0]
-    if not declared.isdecimal() or int(declared) > limit:
-        raise CorralError("too_large", f"the request body is larger than {limit} bytes")
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _Disconnected
-        part: bytes = message.get("body", b"")
-        size += len(part)
-        if size > limit:
-            raise CorralError("too_large", f"the request body is larger than {limit} bytes")
-        parts.append(part)
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+def _facts(scope: Scope, headers: dict[str, list[str]], body: bytes) -> RequestFacts:
+    network, is_secure = scope["corral.peer"]
+    return RequestFacts(
+        method=scope["method"], target=_raw_target(scope), headers=headers, body=body, network=network, is_secure=is_secure
+    )
 
 
 def _peer(

@@ -15,7 +15,17 @@ from starlette.responses import Response
 
 from corral.core.policy import Access
 from corral.core.records import Model, Principal
-from corral.edges.asgi import Dialect, Endpoint, body_of, endpoint, json_response, maybe_caller, stream
+from corral.edges.asgi import (
+    MAX_PROMPT_BYTES,
+    Dialect,
+    Endpoint,
+    Handler,
+    body_of,
+    endpoint,
+    json_response,
+    maybe_caller,
+    stream,
+)
 from corral.hub.inference import PassedAnswer
 from corral.wire.frames import NDJSON, SSE, encode_ndjson, ndjson_error, sse_error
 from corral.wire.inventory import LoadedLike, ps_entry, show_body, tags_entry
@@ -80,14 +90,20 @@ def inference_endpoints(
     """Every inference route. access: to run models; list_access: to see which there are. upstreams: asked first on OpenAI's."""
     api = InferenceApi(service, upstreams)
     openai = Dialect.OPENAI
+
+    def runs(path: str, handler: Handler, dialect: Dialect = Dialect.NATIVE) -> Endpoint:
+        return endpoint(
+            "POST", path, handler, access, dialect=dialect, max_body_bytes=MAX_PROMPT_BYTES, cancel_on_disconnect=True
+        )
+
     return [
-        endpoint("POST", "/api/generate", api.generate, access, cancel_on_disconnect=True),
-        endpoint("POST", "/api/chat", api.chat, access, cancel_on_disconnect=True),
-        endpoint("POST", "/api/embed", api.embed, access, cancel_on_disconnect=True),
-        endpoint("POST", "/api/embeddings", api.embeddings, access, cancel_on_disconnect=True),
+        runs("/api/generate", api.generate),
+        runs("/api/chat", api.chat),
+        runs("/api/embed", api.embed),
+        runs("/api/embeddings", api.embeddings),
         endpoint("POST", "/api/show", api.show, list_access),
         endpoint("GET,HEAD", "/api/tags", api.tags, list_access),
-        endpoint("POST", _CHAT_COMPLETIONS, api.chat_completions, access, dialect=openai, cancel_on_disconnect=True),
+        runs(_CHAT_COMPLETIONS, api.chat_completions, openai),
         endpoint("GET", "/v1/models", api.models, list_access, dialect=openai),
         endpoint("GET", "/v1/models/{model}", api.model, list_access, dialect=openai),
     ]

@@ -13,7 +13,7 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-from granian.constants import Interfaces
+from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
@@ -92,6 +92,8 @@ def _make_server(target: Callable[[Scope, Receive, Send], Awaitable[None]], addr
         port=port,
         # Start and end of the application are ours: Granian would swallow what went wrong in a lifespan.
         interface=Interfaces.ASGINL,
+        # Nothing here needs HTTP/2, and while Granian looks for its preface, no time limit runs.
+        http=HTTPModes.http1,
         backlog=_BACKLOG,
         websockets=False,
         http1_settings=HTTP1Settings(header_read_timeout=HEADER_TIMEOUT_MS),

@@ -18,6 +18,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "cloud_disabled": (403, "ollama cloud is disabled"),
     "not_found": (404, "not found"),
     "method_not_allowed": (405, "method not allowed"),
+    "too_slow": (408, "the request body did not arrive in time"),
     "conflict": (409, "that already exists"),
     "gone": (410, "this link was used or has expired"),
     "too_large": (413, "the request is too large"),

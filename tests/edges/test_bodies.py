@@ -1,0 +1,124 @@
+"""Reading request bodies: what is too large, too slow, or too much at once."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from starlette.types import Receive
+
+from corral.edges.bodies import BodyLimits, BodyReader, Disconnected
+from corral.wire.errors import CorralError
+
+CHUNKED = {"transfer-encoding": ["chunked"]}
+PATIENCE_S = 5
+
+
+def sending(parts: Iterable[bytes], *, pause_s: float = 0, then: str = "end") -> Receive:
+    """A caller that sends parts and then ends the body, leaves, or does nothing any more (`stall`)."""
+    left = iter(parts)
+
+    async def receive() -> dict[str, Any]:
+        if pause_s:
+            await asyncio.sleep(pause_s)
+        part = next(left, None)
+        if part is not None:
+            return {"type": "http.request", "body": part, "more_body": True}
+        if then == "stall":
+            await asyncio.Event().wait()
+        return {"type": "http.disconnect"} if then == "leave" else {"type": "http.request", "body": b"", "more_body": False}
+
+    return receive
+
+
+async def read(receive: Receive, *, reader: BodyReader | None = None, max_bytes: int = 100, **limits: Any) -> bytes:
+    reader = reader or BodyReader(BodyLimits(**limits))
+    return await asyncio.wait_for(reader.read(CHUNKED, receive, max_bytes), PATIENCE_S)
+
+
+async def code_of(receive: Receive, **options: Any) -> tuple[str, int]:
+    with pytest.raises(CorralError) as refused:
+        await read(receive, **options)
+    return refused.value.code, refused.value.status
+
+
+async def test_body_in_parts_arrives_whole() -> None:
+    assert await read(sending([b"ab", b"", b"cd"])) == b"abcd"
+
+
+async def test_bodies_that_are_there_at_once_cost_no_task_and_share_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    tasks, timers, set_timer = [], [], loop.call_later
+
+    async def receive() -> dict[str, Any]:
+        tasks.append(len(asyncio.all_tasks()))
+        return {"type": "http.request", "body": b"x", "more_body": False}
+
+    monkeypatch.setattr(loop, "call_later", lambda *args: timers.append(args) or set_timer(*args))
+    reader = BodyReader(BodyLimits())
+    for _ in range(5):
+        assert await reader.read(CHUNKED, receive, 10) == b"x"
+    assert tasks == [len(asyncio.all_tasks())] * 5
+    assert len(timers) == 1
+
+
+async def test_end_of_the_server_is_not_taken_for_a_slow_body() -> None:
+    reading = asyncio.create_task(BodyReader(BodyLimits()).read(CHUNKED, sending([], then="stall"), 10))
+    await asyncio.sleep(0)
+    reading.cancel()
+    await asyncio.wait([reading])
+    assert reading.cancelled()
+
+
+async def test_t110_time_is_kept_for_every_body_of_a_server() -> None:
+    reader = BodyReader(BodyLimits(stall_s=0.005))
+    for _ in range(2):
+        assert await code_of(sending([], then="stall"), reader=reader) == ("too_slow", 408)
+    both = [reader.read(CHUNKED, sending([], then="stall"), 10) for _ in range(2)]
+    ended = await asyncio.wait_for(asyncio.gather(*both, return_exceptions=True), PATIENCE_S)
+    assert [getattr(error, "code", error) for error in ended] == ["too_slow", "too_slow"]
+
+
+async def test_body_that_is_not_announced_is_not_waited_for() -> None:
+    assert await BodyReader(BodyLimits()).read({"host": ["x"]}, sending([], then="stall"), 10) == b""
+
+
+@pytest.mark.parametrize("parts", [[], [b"x" * 50]])
+async def test_t110_body_that_pauses_too_long_is_408(parts: list[bytes]) -> None:
+    assert await code_of(sending(parts, then="stall"), stall_s=0.005) == ("too_slow", 408)
+
+
+async def test_t110_body_that_drips_is_408_although_it_never_pauses() -> None:
+    drips = sending([b"x"] * 1_000, pause_s=0.002)
+    assert await code_of(drips, max_bytes=10_000, stall_s=0.01, bytes_per_s=100_000) == ("too_slow", 408)
+
+
+async def test_t110_body_that_came_fast_at_first_cannot_drip_later() -> None:
+    # The burst alone would buy a second, longer than all the drips take.
+    burst_then_drips = sending([b"x" * 5_000, *[b"x"] * 100], pause_s=0.002)
+    assert await code_of(burst_then_drips, max_bytes=10_000, stall_s=0.01, bytes_per_s=5_000) == ("too_slow", 408)
+
+
+async def test_slow_body_that_keeps_coming_arrives() -> None:
+    slow = sending([b"x" * 10] * 8, pause_s=0.002)
+    assert len(await read(slow, stall_s=0.05, bytes_per_s=200)) == 80
+
+
+async def test_t110_body_larger_than_allowed_is_413_while_it_arrives() -> None:
+    assert await code_of(sending([b"x" * 60, b"x" * 60], then="stall")) == ("too_large", 413)
+
+
+async def test_t110_unfinished_bodies_are_bounded_together_and_let_go_when_they_end() -> None:
+    reader = BodyReader(BodyLimits(max_unfinished_bytes=100))
+    held = asyncio.create_task(reader.read(CHUNKED, sending([b"x" * 60], then="stall"), 100))
+    await asyncio.sleep(0)
+    assert await code_of(sending([b"x" * 60], then="stall"), reader=reader) == ("unavailable", 503)
+    assert await read(sending([b"x" * 40]), reader=reader) == b"x" * 40
+    held.cancel()
+    await asyncio.wait([held])
+    assert await read(sending([b"x" * 60]), reader=reader) == b"x" * 60
+    for _ in range(3):
+        with pytest.raises(Disconnected):
+            await read(sending([b"x" * 60], then="leave"), reader=reader)
+        assert (await code_of(sending([b"x" * 60, b"x" * 60]), reader=reader))[0] == "too_large"
+    assert await read(sending([b"x" * 90]), reader=reader) == b"x" * 90
