@@ -35,7 +35,7 @@ class EngineLog:
     """The last lines of what an engine printed, and the buffers it said it allocated."""
 
     def __init__(self) -> None:
-        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._lines: deque[bytes] = deque(maxlen=_KEPT_LINES)
         self._rest = b""
         #: Lines so far: a loading engine that prints is alive.
         self.count = 0
@@ -50,19 +50,20 @@ class EngineLog:
 
     def _keep(self, line: bytes) -> None:
         self.count += 1
-        text = "".join(c for c in line[:_LINE_CHARACTERS].decode("utf-8", "replace") if c.isprintable())
-        if found := _BUFFER.search(text):
+        line = line[:_LINE_CHARACTERS]
+        # An engine at work prints dozens of lines per request, and hardly any is ever looked at: they are cleaned when they are.
+        if b"buffer size" in line and (found := _BUFFER.search(_printable(line))):
             device, size_mib = found.groups()
             self._buffers[device] = self._buffers.get(device, 0.0) + float(size_mib)
-        if text:
-            self._lines.append(text)
+        if line:
+            self._lines.append(line)
 
     def last_words(self) -> str:
         """What it said about its end: the first errors of the last lines, which name the cause, else the very last lines. Paths
         are cut to file names."""
         if self._rest:
             self.feed(b"\n")
-        recent = list(self._lines)[-_RECENT_LINES:]
+        recent = [text for line in self._lines if (text := _printable(line))][-_RECENT_LINES:]
         errors = [line for line in recent if (found := _LOG_PREFIX.match(line)) and found[1] == "E"]
         chosen = errors[:_LAST_WORDS] or recent[-_LAST_WORDS:]
         return "; ".join(_PATH.sub(r"\1", _LOG_PREFIX.sub("", line, count=1)).strip() for line in chosen)
@@ -73,6 +74,10 @@ class EngineLog:
             sum(size for name, size in self._buffers.items() if on_accelerator != (name.startswith("CPU") or "Host" in name))
             * _MIB
         )
+
+
+def _printable(line: bytes) -> str:
+    return "".join(character for character in line.decode("utf-8", "replace") if character.isprintable())
 
 
 class EngineProcess:
