@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from io import StringIO
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 import sqlalchemy as sa
@@ -271,6 +272,47 @@ async def test_r004_database_locked_by_another_process_is_unavailable(
         other.execute("ROLLBACK")
     await writing()
     await database.close()
+
+
+@pytest.mark.parametrize("verb", ["write", "write_relaxed"])
+async def test_r004_writes_that_wait_behind_one_lock_are_all_answered_in_one_wait(
+    path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    # Patched because the real time-out is five seconds; what is tested is that five of them do not add up.
+    monkeypatch.setattr(engine_module, "BUSY_TIMEOUT_S", 0.1)
+    database = open_database(path)
+    write = getattr(database, verb)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        started = perf_counter()
+        errors = [error_of(write(lambda connection: connection.exec_driver_sql("SELECT 1"))) for _ in range(5)]
+        assert {error.code for error in await asyncio.gather(*errors)} == {"unavailable"}
+        assert perf_counter() - started < 0.3
+        other.execute("ROLLBACK")
+    # Whoever comes afterwards has the whole wait for himself.
+    await write(lambda connection: connection.exec_driver_sql("SELECT 1"))
+    timeout = await write(lambda connection: connection.exec_driver_sql("PRAGMA busy_timeout").scalar())
+    assert 90 <= timeout <= 100
+    await database.close()
+
+
+async def test_r004_read_that_waited_too_long_for_a_thread_is_unavailable(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "BUSY_TIMEOUT_S", 0.05)
+    started, go_on = threading.Barrier(3), threading.Event()
+
+    def slow(connection: sa.Connection) -> None:
+        started.wait(10)
+        go_on.wait(10)
+
+    slow_ones = [asyncio.create_task(database.read(slow)) for _ in range(2)]
+    await asyncio.to_thread(started.wait, 10)
+    waiting = asyncio.create_task(error_of(database.read(lambda connection: None)))
+    await asyncio.to_thread(go_on.wait, 0.1)
+    go_on.set()
+    assert (await waiting).code == "unavailable"
+    await asyncio.gather(*slow_ones)
 
 
 async def test_r003_full_disk_refuses_writes_and_serves_reads(database: Database) -> None:

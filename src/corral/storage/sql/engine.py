@@ -10,7 +10,8 @@ Theory of operation. SQLite in WAL mode lets any number of readers run beside on
   about 10 µs, and authentication is on every request's path.
 
 A transaction is cancelled only while it waits for its turn; once begun it ends by itself, even if nobody waits for it any more.
-Other processes (the administration commands) may write as well; a lock held for more than five seconds is `unavailable`.
+Other processes (the administration commands) may write as well; what has not begun five seconds after it was asked for, because
+of a lock or of what stands before it, is `unavailable`.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import monotonic
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -87,13 +89,21 @@ class Database:
             engine.dispose()
 
     async def _run(self, threads: ThreadPoolExecutor, engine: sa.Engine, work: Callable[[sa.Connection], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(threads, _in_transaction, engine, work)
+        # Counted from here and not from its turn: else whoever stands behind others that wait for a lock waits for each of them.
+        deadline = monotonic() + BUSY_TIMEOUT_S
+        return await asyncio.get_running_loop().run_in_executor(threads, _in_transaction, engine, work, deadline)
 
 
-def _in_transaction(engine: sa.Engine, work: Callable[[sa.Connection], T]) -> T:
+def _in_transaction(engine: sa.Engine, work: Callable[[sa.Connection], T], deadline: float) -> T:
+    left_ms = int((deadline - monotonic()) * 1000)
+    if left_ms <= 0:
+        raise _unavailable()
     try:
-        with engine.begin() as connection:
-            return work(connection)
+        with engine.connect() as connection:
+            # Past SQLAlchemy, which would begin the transaction, and with it wait for the lock, before the first statement.
+            connection.connection.cursor().execute(f"PRAGMA busy_timeout={left_ms}")
+            with connection.begin():
+                return work(connection)
     except IntegrityError:
         raise  # the store knows which rule was broken and says so
     except DBAPIError as error:
