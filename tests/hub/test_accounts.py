@@ -681,6 +681,51 @@ async def test_t114_every_change_of_authority_is_in_the_audit_log(hub: IdentityH
     assert PASSWORD not in repr(hub.audit.events)
 
 
+async def test_t114_refused_sign_ins_are_in_the_audit_log_once_in_a_while_and_without_what_was_typed(
+    hub: IdentityHub, ada: Account
+) -> None:
+    hub.audit.events.clear()
+    for name in ("Ada", *(f"my-secret-{number}" for number in range(59))):
+        await error_of(hub.accounts.sign_in(name, "my-secret", network=CAFE))
+    assert [(event.action, event.subject, event.network) for event in hub.audit.events] == [("session.refused", ada.id, CAFE)]
+    await error_of(hub.accounts.sign_in("Ada", PASSWORD, network=CAFE))
+    await error_of(hub.accounts.sign_in("Ada", PASSWORD, network=CAFE))
+    assert [event.note for event in hub.audit.events] == ["wrong name or password", "too many attempts"]
+    await error_of(hub.accounts.sign_in("nobody", PASSWORD, network=HOME))
+    assert (hub.audit.events[-1].subject, hub.audit.events[-1].network) == ("", HOME)
+    hub.clock.advance(600)
+    await error_of(hub.accounts.sign_in("Ada", "wrong", network=CAFE))
+    assert hub.audit.actions == ["session.refused"] * 4
+    assert "secret" not in repr(hub.audit.events)
+
+
+async def test_t114_refused_step_up_is_in_the_audit_log(hub: IdentityHub, ada: Account) -> None:
+    session, _ = await hub.session(ada)
+    await error_of(hub.accounts.step_up(session, "wrong", network=CAFE))
+    event = hub.audit.events[-1]
+    assert (event.action, event.subject, event.network) == ("session.refused", ada.id, CAFE)
+
+
+async def test_t114_administration_is_audited_with_its_network(hub: IdentityHub, root: Account, ada: Account) -> None:
+    session, _ = await hub.session(ada, network=HOME)
+    hub.audit.events.clear()
+    await hub.accounts.sign_out(session, network=CAFE)
+    await hub.accounts.promote("Ada", network=CAFE)
+    await hub.accounts.demote("Ada", network=CAFE)
+    await hub.accounts.set_disabled("Ada", True, network=CAFE)
+    await hub.accounts.set_password("Ada", "another good long password", network=CAFE)
+    await hub.accounts.add("Eve", email="", password=PASSWORD, is_admin=False, network=CAFE)
+    await hub.accounts.remove("Ada", network=CAFE)
+    assert {event.network for event in hub.audit.events} == {CAFE}
+
+
+async def test_sign_in_is_refused_alike_when_that_cannot_be_audited(hub: IdentityHub, ada: Account) -> None:
+    hub.audit.fails = CorralError("unavailable")
+    assert (await error_of(hub.accounts.sign_in("Ada", "wrong", network=HOME))).code == "unauthorized"
+    hub.audit.fails = CorralError("internal")
+    assert (await error_of(hub.accounts.sign_in("Ada", "wrong", network=CAFE))).code == "internal"
+
+
 @pytest.mark.parametrize(
     "verb", ["add", "sign_up", "set_disabled", "set_password", "promote", "demote", "remove", "open_session"]
 )

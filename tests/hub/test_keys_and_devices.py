@@ -121,6 +121,22 @@ async def test_t045_browser_in_another_network_must_type_the_tail(
     assert (await connect(hub, fresh, ada, code=code, fingerprint_tail=f" {TAIL} ")).account_id == ada.id
 
 
+async def test_t045_refused_connections_are_in_the_audit_log_once_in_a_while(
+    hub: IdentityHub, ada: Account, session: BrowserSession
+) -> None:
+    code = await knock(hub, network=CAFE)
+    hub.audit.events.clear()
+    for _ in range(6):
+        await error_of(connect(hub, session, ada, code=code, fingerprint_tail="xxxxxx"))
+    events = [(event.action, event.actor, event.subject, event.network, event.note) for event in hub.audit.events]
+    about = ("device.connect_refused", ada.id, LAPTOP.public.fingerprint, HOME)
+    assert events == [(*about, "invalid"), (*about, "rate_limited")]
+    hub.clock.advance(600)
+    fresh = (await hub.session(ada))[0]
+    await error_of(connect(hub, fresh, ada, code="0" * 32))
+    assert (hub.audit.events[-1].action, hub.audit.events[-1].note) == ("device.connect_refused", "gone")
+
+
 async def test_t045_right_tail_forgives_the_wrong_ones(hub: IdentityHub, ada: Account, session: BrowserSession) -> None:
     for key in (LAPTOP, PHONE):
         await knock(hub, key, network=CAFE)
@@ -616,6 +632,23 @@ async def test_t114_every_change_of_credentials_is_in_the_audit_log(
 
 
 _CHANGES = ["connect", "rename", "revoke device", "add", "sign out", "create", "rotate", "revoke key"]
+
+
+async def test_t114_changes_and_refusals_carry_the_network_they_came_from(hub: IdentityHub, ada: Account, bob: Account) -> None:
+    of_bob, _ = await hub.key(bob)
+    key_id, _ = await hub.key(ada)
+    device = await hub.link(bob, PHONE)
+    await hub.link(ada)
+    by_device = await hub.who(hub.stock())
+    hub.audit.events.clear()
+    new, _ = await hub.credentials.rotate_key(ada, key_id, overlap_s=0, network=CAFE)
+    await hub.credentials.revoke_key(ada, new.id, network=CAFE)
+    await error_of(hub.credentials.rotate_key(ada, of_bob, overlap_s=0, network=CAFE))
+    await error_of(hub.credentials.revoke_device(ada, device.id, network=CAFE))
+    await error_of(hub.credentials.sign_out_device(by_device, PHONE.public.encoded, network=CAFE))
+    await hub.credentials.sign_out_device(by_device, LAPTOP.public.encoded, network=CAFE)
+    assert {event.network for event in hub.audit.events} == {CAFE}
+    assert len(hub.audit.events) == 6
 
 
 @pytest.mark.parametrize("change", _CHANGES)

@@ -16,6 +16,7 @@ from corral.core.ports import AccountStore, AuditLog, Clock, Entropy, SessionSto
 from corral.core.records import Account, AuditEvent, BrowserSession
 from corral.hub.networks import network_of
 from corral.hub.passwords import PasswordCost, Passwords, check_password
+from corral.hub.replay import Alarms
 from corral.hub.throttle import Throttle, per_minutes
 from corral.wire.errors import CorralError
 from corral.wire.secrets import Secret
@@ -83,6 +84,7 @@ class Accounts:
         self._rules = rules or AccountRules()
         self._passwords = Passwords(self._rules.password_cost, entropy)
         self._throttle = Throttle(clock)
+        self._alarms = Alarms(clock)
 
     # ── The first account, and signing up ────────────────────────────────────────────────────────────────────────────
 
@@ -149,6 +151,28 @@ class Accounts:
 
     async def _check(self, account: Account | None, typed: str, password: str, kept: str, *, network: str) -> Account:
         """The account, when it exists and is active and this is its password. typed: what an unknown one was called."""
+        try:
+            return await self._checked(account, typed, password, kept, network=network)
+        except CorralError as error:
+            note = {"unauthorized": "wrong name or password", "rate_limited": "too many attempts"}.get(error.code)
+            if note is not None:
+                await self._note_refusal(account, note, network=network)
+            raise
+
+    async def _note_refusal(self, account: Account | None, note: str, *, network: str) -> None:
+        """Tell the audit log, now and then, that somebody could not sign in."""
+        # By the network alone: a row more for an account that exists would show in the time the answer takes (T69), and one
+        # for every name tried would bury all else. What was typed is not kept: it may be a password in the wrong field.
+        if not self._alarms.is_news(f"session.refused: {note}", network_of(network)):
+            return
+        try:
+            await self._record("stranger", "session.refused", account.id if account else "", network=network, note=note)
+        except CorralError as error:
+            # Nothing changed that would have to be in the log, so the answer is the same without it.
+            if error.code != "unavailable":
+                raise
+
+    async def _checked(self, account: Account | None, typed: str, password: str, kept: str, *, network: str) -> Account:
         who, where = account.id if account else typed, network_of(network)
         # Per account and network, never per account alone: strangers must not be able to lock its owner out (ASVS 6.1.1).
         mine = ("password", sha256(who.encode("utf-8", "replace")).hexdigest(), where)
@@ -226,9 +250,9 @@ class Accounts:
         kept = await self._accounts.password_hash(session.account_id)
         return await self._check(account, session.account_id, password, kept, network=network)
 
-    async def sign_out(self, session: BrowserSession) -> None:
-        """End one session."""
-        await self._record(session.account_id, "session.close", session.account_id, network=session.network)
+    async def sign_out(self, session: BrowserSession, *, network: str = "") -> None:
+        """End one session. network: of the request; that of the session when it is not told."""
+        await self._record(session.account_id, "session.close", session.account_id, network=network or session.network)
         await self._sessions.remove(session.id)
 
     async def sessions_of(self, account: Account) -> Sequence[BrowserSession]:
@@ -245,11 +269,13 @@ class Accounts:
 
     # ── Administration ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def add(self, name: str, *, email: str, password: str, is_admin: bool, actor: str = CONSOLE) -> Account:
+    async def add(
+        self, name: str, *, email: str, password: str, is_admin: bool, actor: str = CONSOLE, network: str = ""
+    ) -> Account:
         """Make an account for somebody. email: may be empty. Raises: invalid, conflict."""
         account = self._new_account(name, email, is_admin=is_admin)
         check_password(password, own_words=(name, email))
-        return await self._add(account, await self._passwords.hash(password), actor=actor, network="")
+        return await self._add(account, await self._passwords.hash(password), actor=actor, network=network)
 
     async def list(self) -> Sequence[Account]:
         """Every account, oldest first."""
@@ -262,7 +288,7 @@ class Accounts:
             raise CorralError("not_found", f"there is no account named {one_line(name)[:64]}")
         return account
 
-    async def set_disabled(self, name: str, disabled: bool, *, actor: str = CONSOLE) -> Account:
+    async def set_disabled(self, name: str, disabled: bool, *, actor: str = CONSOLE, network: str = "") -> Account:
         """Turn an account off or on again. Off: nothing of it works from the next request on. Raises: not_found, conflict for the
         last administrator."""
         account = await self.named(name)
@@ -271,34 +297,44 @@ class Accounts:
         if disabled:
             await self._keep_an_administrator(account)
         action, disabled_at = ("account.disable", self._clock.now()) if disabled else ("account.enable", None)
-        return await self._change(account, action, partial(self._accounts.set_disabled, account.id, disabled_at), actor=actor)
+        return await self._change(
+            account, action, partial(self._accounts.set_disabled, account.id, disabled_at), actor=actor, network=network
+        )
 
-    async def set_password(self, name: str, password: str, *, actor: str = CONSOLE) -> None:
+    async def set_password(self, name: str, password: str, *, actor: str = CONSOLE, network: str = "") -> None:
         """Set somebody's password; their sessions end. Raises: not_found, invalid."""
-        await self._set_password(await self.named(name), password, actor=actor, network="")
+        await self._set_password(await self.named(name), password, actor=actor, network=network)
 
-    async def promote(self, name: str, *, actor: str = CONSOLE) -> Account:
+    async def promote(self, name: str, *, actor: str = CONSOLE, network: str = "") -> Account:
         """Make an administrator. Raises: not_found."""
         account = await self.named(name)
         if account.is_admin:
             return account
-        return await self._change(account, "account.promote", partial(self._accounts.set_admin, account.id, True), actor=actor)
+        return await self._change(
+            account, "account.promote", partial(self._accounts.set_admin, account.id, True), actor=actor, network=network
+        )
 
-    async def demote(self, name: str, *, actor: str = CONSOLE) -> Account:
+    async def demote(self, name: str, *, actor: str = CONSOLE, network: str = "") -> Account:
         """Make an administrator an ordinary account. Raises: not_found, conflict for the last administrator."""
         account = await self.named(name)
         if not account.is_admin:
             return account
         await self._keep_an_administrator(account)
-        return await self._change(account, "account.demote", partial(self._accounts.set_admin, account.id, False), actor=actor)
+        return await self._change(
+            account, "account.demote", partial(self._accounts.set_admin, account.id, False), actor=actor, network=network
+        )
 
-    async def remove(self, name: str, *, actor: str = CONSOLE) -> None:
+    async def remove(self, name: str, *, actor: str = CONSOLE, network: str = "") -> None:
         """Delete an account for good: what it owns stops working, and its name is never given out again (T119). Raises:
         not_found, conflict for the last administrator."""
         account = await self.named(name)
         await self._keep_an_administrator(account)
         await self._change(
-            account, "account.remove", partial(self._accounts.remove, account.id, now=self._clock.now()), actor=actor
+            account,
+            "account.remove",
+            partial(self._accounts.remove, account.id, now=self._clock.now()),
+            actor=actor,
+            network=network,
         )
 
     async def _keep_an_administrator(self, account: Account) -> None:
@@ -307,14 +343,16 @@ class Accounts:
         if account.is_admin and account.is_active and not others:
             raise CorralError("conflict", f"{account.name} is the only administrator; make another one first")
 
-    async def _change(self, account: Account, action: str, change: Callable[[], Awaitable[object]], *, actor: str) -> Account:
+    async def _change(
+        self, account: Account, action: str, change: Callable[[], Awaitable[object]], *, actor: str, network: str
+    ) -> Account:
         """The account as it is afterwards."""
-        await self._record(actor, action, account.id, note=account.name)
+        await self._record(actor, action, account.id, network=network, note=account.name)
         try:
             await change()
         except CorralError as error:
             if error.code == "conflict":
-                await self._record(actor, f"{action}_refused", account.id, note=error.message)
+                await self._record(actor, f"{action}_refused", account.id, network=network, note=error.message)
             raise
         await self._sessions.remove_all(account.id)
         return await self._accounts.by_id(account.id) or account

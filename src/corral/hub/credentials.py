@@ -27,6 +27,7 @@ from corral.hub import checks
 from corral.hub.accounts import Accounts
 from corral.hub.door import Door
 from corral.hub.networks import network_of
+from corral.hub.replay import Alarms
 from corral.hub.sightings import SIGHTING_TTL
 from corral.hub.throttle import Throttle, per_minutes
 from corral.wire.apikeys import ENTROPY_BYTES, ApiKeyText, Peppers, api_key_hmac, make_api_key
@@ -85,6 +86,7 @@ class Credentials:
         self._entropy = entropy
         self._peppers = peppers
         self._tails = Throttle(clock)
+        self._alarms = Alarms(clock)
         self._door = Door(
             accounts=accounts,
             store=store,
@@ -156,11 +158,17 @@ class Credentials:
         if self._clock.now() - session.authenticated_at > STEP_UP:
             raise CorralError("forbidden", "confirm your password first", detail={"step_up": True})
         pending = await self.pending_device(encoded_key=encoded_key, name=name, code=code, network=network, account=account)
-        if pending.already:
-            return await self._connected(pending)
-        self._check_sighting(pending.sighting, code)
-        if pending.needs_tail:
-            self._check_tail(account, pending.key, fingerprint_tail)
+        try:
+            if pending.already:
+                return await self._connected(pending)
+            self._check_sighting(pending.sighting, code)
+            if pending.needs_tail:
+                self._check_tail(account, pending.key, fingerprint_tail)
+        except CorralError as error:
+            # Once in a while of each kind: five wrong tails are one story, and anybody can make links.
+            if self._alarms.is_news(f"device.connect_refused: {error.code}", account.id):
+                await self._record(account, "device.connect_refused", pending.key.fingerprint, network=network, note=error.code)
+            raise
         device = self._new_device(account, pending.name, pending.key, scopes)
         await self._record(account, "device.connect", device.id, network=network, note=f"{device.name} {device.key.fingerprint}")
         await self._store.add_device(device)
