@@ -77,7 +77,9 @@ def directly(engine: Engine, *, tokens: int = TOKENS) -> Side:
     body = {"messages": [{"role": "user", "content": PROMPT}], "n_predict": tokens, "stream": True, **_SAMPLING}
     body["stream_options"] = {"include_usage": True}
     url = f"http://127.0.0.1:{engine.port}/v1/chat/completions"
-    return Side(port=engine.port, request=load.request_bytes("POST", url, body, {"Authorization": f"Bearer {engine.key}"}))
+    # llama.cpp's server ends the connection after a stream, said or unsaid.
+    headers = {"Authorization": f"Bearer {engine.key}", "Connection": "close"}
+    return Side(port=engine.port, request=load.request_bytes("POST", url, body, headers))
 
 
 def p1_p2(stack: Stack, engine: Engine) -> Iterator[Figure]:

@@ -76,16 +76,18 @@ def run(plan: Plan) -> Outcome:
 
 
 class _Caller(asyncio.Protocol):
-    """One connection: sends the next request as soon as an answer is complete."""
+    """One connection: sends the next request as soon as an answer is complete. began: when connecting started, since a server
+    that closes after every answer makes its callers pay for that too."""
 
-    def __init__(self, session: "_Session") -> None:
+    def __init__(self, session: "_Session", began: float) -> None:
         self._session = session
         self._body = bytearray()
-        self._began = self._first = 0.0
+        self._began, self._first = began, 0.0
         self._left: int | None = None
         self._status = ""
         self._head = bytearray()
-        self._in_body = False
+        self._in_body = self._will_close = False
+        self.is_waiting = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -98,9 +100,10 @@ class _Caller(asyncio.Protocol):
             self._transport.close()
             return
         self._in_body, self._first, self._left = False, 0.0, None
+        self._will_close = b"Connection: close" in request
         self._head.clear()
         self._body.clear()
-        self._began = time.perf_counter()
+        self.is_waiting = True
         self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
@@ -113,6 +116,7 @@ class _Caller(asyncio.Protocol):
             self._status = head[9:12].decode()
             at = head.find(b"content-length:")
             self._left = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else None
+            self._will_close |= b"connection: close" in head
             self._in_body = True
         self._body += data
         if not self._first and data and self._session.pattern.search(self._body):
@@ -121,7 +125,12 @@ class _Caller(asyncio.Protocol):
         if is_whole:
             now = time.perf_counter()
             self._session.note(self._status, (self._first or now) - self._began, now - self._began, self._body)
-            self._send()
+            self.is_waiting = False
+            if self._will_close:
+                self._transport.close()
+            else:
+                self._began = time.perf_counter()
+                self._send()
 
     def connection_lost(self, _: Exception | None) -> None:
         self._session.lost(self)
@@ -137,15 +146,20 @@ class _Session:
         self.done = asyncio.Event()
         self._requests = deque(base64.b64decode(text) for text in plan.requests)
         self._sent = self._open = 0
+        self._connecting: asyncio.Task[None] | None = None
         self._began = self._last = time.perf_counter()
 
     def next_request(self) -> bytes | None:
-        over = time.perf_counter() - self._began > (_LONGEST_S if self.plan.count else self.plan.seconds)
-        if over or (self.plan.count and self._sent >= self.plan.count):
+        if self.is_over:
             return None
         self._sent += 1
         self._requests.rotate(-1)
         return self._requests[-1]
+
+    @property
+    def is_over(self) -> bool:
+        late = time.perf_counter() - self._began > (_LONGEST_S if self.plan.count else self.plan.seconds)
+        return late or 0 < self.plan.count <= self._sent
 
     def note(self, status: str, first: float, whole: float, body: bytearray) -> None:
         self._last = time.perf_counter()
@@ -155,16 +169,24 @@ class _Session:
         if self.plan.keep or (status != "200" and not self.outcome.bodies):
             self.outcome.bodies.append(bytes(body[-4000:]).decode(errors="replace"))
 
-    def lost(self, _: _Caller) -> None:
+    def lost(self, caller: _Caller) -> None:
+        if caller.is_waiting:
+            self.outcome.statuses["cut"] = self.outcome.statuses.get("cut", 0) + 1
+        elif not self.is_over:
+            self._connecting = asyncio.create_task(self._connect())
+            return
         self._open -= 1
         if self._open <= 0:
             self.done.set()
 
+    async def _connect(self) -> None:
+        began = time.perf_counter()
+        await asyncio.get_running_loop().create_connection(lambda: _Caller(self, began), "127.0.0.1", self.plan.port)
+
     async def run(self) -> Outcome:
-        loop = asyncio.get_running_loop()
         self._open = self.plan.connections
         for _ in range(self.plan.connections):
-            await loop.create_connection(lambda: _Caller(self), "127.0.0.1", self.plan.port)
+            await self._connect()
         await asyncio.wait_for(self.done.wait(), 2 * _LONGEST_S)
         self.outcome.seconds = self._last - self._began
         return self.outcome
