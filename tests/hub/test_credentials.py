@@ -386,11 +386,28 @@ async def test_t010_clock_set_back_recovers_after_ten_minutes_even_under_replays
     await hub.link(ada)
     ahead = hub.stock(age_s=-290)
     await hub.who(ahead)
-    assert (await hub.refusal(hub.stock())).code == "stale_signature"
+    assert (await hub.refusal(hub.stock(age_s=61))).code == "stale_signature"
     hub.clock.advance(580)
     await hub.who(ahead)  # a replay within the window of its time, which must not keep the mark alive
     hub.clock.advance(20)
     assert (await hub.who(hub.stock(age_s=200))).account == ada
+
+
+@pytest.mark.parametrize("age_s", [0, 60])
+async def test_t010_clock_far_ahead_does_not_refuse_the_devices_later_calls(hub: IdentityHub, ada: Account, age_s: int) -> None:
+    await hub.link(ada)
+    await hub.who(hub.stock(age_s=-298))
+    assert (await hub.who(hub.stock(age_s=age_s))).account == ada
+
+
+async def test_t010_replay_from_the_future_does_not_move_the_mark(hub: IdentityHub, ada: Account) -> None:
+    await hub.link(ada)
+    ahead = hub.stock(age_s=-298)
+    await hub.who(ahead)
+    behind = hub.stock(age_s=50)
+    hub.clock.advance(200)
+    await hub.who(ahead)
+    assert (await hub.who(behind)).account == ada
 
 
 async def test_t010_failed_signatures_do_not_move_the_mark(hub: IdentityHub, ada: Account) -> None:

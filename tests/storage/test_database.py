@@ -315,6 +315,14 @@ async def test_r004_read_that_waited_too_long_for_a_thread_is_unavailable(
     await asyncio.gather(*slow_ones)
 
 
+@pytest.mark.parametrize("verb", ["write", "write_relaxed", "read"])
+async def test_error_of_a_statement_does_not_tell_its_parameters(database: Database, verb: str) -> None:
+    failing = sa.text("SELECT 1 FROM nowhere WHERE x = :secret").bindparams(secret="top-secret")
+    error = await error_of(getattr(database, verb)(lambda connection: connection.execute(failing)))
+    assert "nowhere" in str(error.__cause__)
+    assert "top-secret" not in str(error.__cause__)
+
+
 async def test_r003_full_disk_refuses_writes_and_serves_reads(database: Database) -> None:
     await SqlAccounts(database).add(ADA, "hash")
     pages = await database.write(lambda connection: connection.exec_driver_sql("PRAGMA page_count").scalar())

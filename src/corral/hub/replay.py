@@ -29,8 +29,8 @@ class ReplayGuard:
         self._clock = clock
         self._capacity = capacity
         self._uses_per_minute = uses_per_minute
-        # device key -> (highest ts, steady time at which it was first seen)
-        self._marks: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
+        # device key -> (highest ts, the mark: that ts or the time it was first seen if that was earlier, steady time of it)
+        self._marks: OrderedDict[bytes, tuple[int, float, int]] = OrderedDict()
         # device key and signed text -> (start of its minute, uses since)
         self._uses: OrderedDict[tuple[bytes, bytes], tuple[int, int]] = OrderedDict()
 
@@ -38,14 +38,15 @@ class ReplayGuard:
         """Refuse a time well before the newest seen, else let the newest be this one. Equal and slightly older times pass:
         several processes may share a device. Raises: stale_signature."""
         now = self._clock.monotonic_ns()
-        highest, seen_at = self._marks.get(key, (0, 0))
+        highest, mark, seen_at = self._marks.get(key, (0, 0, 0))
         if now - seen_at >= MARK_LAPSE_S * 10**9:
-            highest = 0
-        if ts < highest - MARK_SLACK_S:
+            highest, mark = 0, 0
+        if ts < mark - MARK_SLACK_S:
             raise CorralError("stale_signature")
         # Only a newer time moves the mark: a replayed request must not keep it from lapsing (T10).
         if ts > highest:
-            _put(self._marks, key, (ts, now), self._capacity)
+            # Never above our own time: one call from a clock that ran ahead would refuse the device's right ones.
+            _put(self._marks, key, (ts, min(ts, self._clock.now().timestamp()), now), self._capacity)
 
     def count(self, key: bytes, message: bytes) -> int:
         """Count a use of a signed text and tell how many uses its minute has seen. Counted by what was signed, never by the

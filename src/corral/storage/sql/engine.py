@@ -207,18 +207,27 @@ def _version_of(connection: sqlite3.Connection) -> str | None:
     return str(rows[0][0]) if rows else None
 
 
+def _engine(path: Path, *, pool_size: int) -> sa.Engine:
+    return sa.create_engine(
+        f"sqlite:///{path}",
+        pool_size=pool_size,
+        max_overflow=0,
+        connect_args={"timeout": BUSY_TIMEOUT_S},
+        # Errors end in logs; the values of statements are hashes, addresses and names.
+        hide_parameters=True,
+    )
+
+
 def _write_engine(path: Path, synchronous: str) -> sa.Engine:
     # pool_size=1: the writer thread is the only user. BEGIN IMMEDIATE, because a transaction that reads first and writes later
     # would otherwise fail at once when another process wrote in between, without waiting for its turn.
-    engine = sa.create_engine(f"sqlite:///{path}", pool_size=1, max_overflow=0, connect_args={"timeout": BUSY_TIMEOUT_S})
+    engine = _engine(path, pool_size=1)
     _take_over_transactions(engine, "BEGIN IMMEDIATE", [f"PRAGMA synchronous={synchronous}", "PRAGMA foreign_keys=ON"])
     return engine
 
 
 def _read_engine(path: Path) -> sa.Engine:
-    engine = sa.create_engine(
-        f"sqlite:///{path}", pool_size=_READER_THREADS, max_overflow=0, connect_args={"timeout": BUSY_TIMEOUT_S}
-    )
+    engine = _engine(path, pool_size=_READER_THREADS)
     _take_over_transactions(engine, "BEGIN", ["PRAGMA query_only=ON"])
     return engine
 
