@@ -20,7 +20,7 @@ def main() -> int:
     """Fetch the model unless it is there. Returns the exit status."""
     if not TARGET.exists():
         TARGET.parent.mkdir(exist_ok=True)
-        print("downloading SmolLM2-135M-Instruct (80 MB)", file=sys.stderr, flush=True)
+        print("downloading SmolLM2-135M-Instruct (93 MB)", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=TARGET.parent) as folder:
             if not _download(Path(folder)):
                 print("Error: the model could not be downloaded\n→ check the network and run the command again", file=sys.stderr)

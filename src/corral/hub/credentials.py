@@ -232,8 +232,12 @@ class Credentials:
         )
 
     async def devices_of(self, account: Account) -> Sequence[Device]:
-        """The live ones, oldest first."""
-        return await self._store.devices_of(account.id)
+        """The live ones, oldest first, with what was used a moment ago."""
+        devices = await self._store.devices_of(account.id)
+        return [
+            replace(device, last_used_at=use[0], last_network=use[1]) if (use := self._door.unwritten_use(device.id)) else device
+            for device in devices
+        ]
 
     async def revoke_device(self, acting: Acting, device_id: str, actor: str = "", *, network: str = "") -> None:
         """Refused from the next request on. Raises: not_found."""
@@ -387,8 +391,9 @@ class Credentials:
         await self._store.revoke_api_key(key.account_id, key_id, now=self._clock.now())
 
     async def keys_of(self, account: Account) -> Sequence[ApiKey]:
-        """All of them, revoked and expired ones included, oldest first."""
-        return await self._store.api_keys_of(account.id)
+        """All of them, revoked and expired ones included, oldest first, with what was used a moment ago."""
+        keys = await self._store.api_keys_of(account.id)
+        return [replace(key, last_used_at=use[0]) if (use := self._door.unwritten_use(key.id)) else key for key in keys]
 
     async def _own_key(self, acting: Acting, key_id: str, network: str) -> ApiKey:
         stored = await self._store.api_key(key_id)

@@ -206,6 +206,10 @@ class Door:
                 raise
             self._uses = {**batch, **self._uses}
 
+    def unwritten_use(self, credential_id: str) -> tuple[datetime, str] | None:
+        """When and from where a credential was last used, while that still waits to be written down."""
+        return self._uses.get(credential_id)
+
     def _used(self, credential_id: str, facts: RequestFacts) -> None:
         if len(self._uses) < _MAX_USES or credential_id in self._uses:
             self._uses[credential_id] = (self._clock.now(), facts.network)
