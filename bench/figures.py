@@ -85,7 +85,7 @@ def directly(engine: Engine, *, tokens: int = TOKENS) -> Side:
 def p1_p2(stack: Stack, engine: Engine) -> Iterator[Figure]:
     """Tokens per second of the local server."""
     mine, peer = ours(stack.local_url, MODEL), directly(engine)
-    one, one_peer = in_turn([lambda: mine.tokens_per_second(1), lambda: peer.tokens_per_second(1)])
+    one, one_peer = in_turn([lambda: mine.tokens_per_second(1), lambda: peer.tokens_per_second(1)], rounds=9)
     yield compared("P1", "local generate, 1 stream", one, one_peer, unit="tok/s", at_least=0.98)
     four, four_peer = in_turn([lambda: mine.tokens_per_second(4), lambda: peer.tokens_per_second(4)])
     yield compared("P2", "local generate, 4 streams", four, four_peer, unit="tok/s", at_least=0.97)
@@ -103,7 +103,7 @@ def p4(stack: Stack, engine: Engine) -> Iterator[Figure]:
     """A hosted model through everything."""
     model = f"{MODEL}-cloud"
     mine, peer = ours(stack.local_url, model), directly(engine)
-    speed, speed_peer = in_turn([lambda: mine.tokens_per_second(1), lambda: peer.tokens_per_second(1)])
+    speed, speed_peer = in_turn([lambda: mine.tokens_per_second(1), lambda: peer.tokens_per_second(1)], rounds=9)
     yield compared("P4", "-cloud generate, 1 stream", speed, speed_peer, unit="tok/s", at_least=0.95)
     sides = ours(stack.local_url, model, tokens=2), directly(engine, tokens=2)
     yield from _first_token("P4", "-cloud first token", *sides, limits=(8, 0))
