@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from corral.core.policy import ALL_SCOPES, DEVICE_SCOPES, may_grant
+from corral.core.policy import ALL_SCOPES, DEVICE_SCOPES, may_grant, needs_step_up
 from corral.core.ports import AuditLog, Clock, CredentialStore, Entropy, SightingStore
 from corral.core.records import (
     Account,
@@ -36,8 +36,6 @@ from corral.wire.secrets import Secret
 from corral.wire.signing import DevicePublicKey, parse_authorized_key, parse_encoded_key
 from corral.wire.text import shown_name
 
-#: How lately a person must have typed the password to connect a device.
-STEP_UP = timedelta(minutes=5)
 #: How many characters at the end of a fingerprint a person is asked for.
 TAIL_LENGTH = 6
 MAX_OVERLAP_S = 7 * 24 * 3600
@@ -155,7 +153,7 @@ class Credentials:
         the device was not seen lately or belongs to somebody else, gone for an old link, invalid for a wrong tail,
         rate_limited after five of those.
         """
-        if self._clock.now() - session.authenticated_at > STEP_UP:
+        if needs_step_up(session, self._clock.now()):
             raise CorralError("forbidden", "confirm your password first", detail={"step_up": True})
         pending = await self.pending_device(encoded_key=encoded_key, name=name, code=code, network=network, account=account)
         try:
