@@ -585,3 +585,15 @@ def test_reason_of_a_failure_says_what_to_do(error: Exception, words: str) -> No
     assert words in reason_of(error)
     assert "→" in reason_of(error)
     assert "secret" not in reason_of(error)
+
+
+async def test_local_server_is_not_taken_for_a_hub(session: aiohttp.ClientSession, memory: MemoryHubs) -> None:
+    async def script(request: Received, wire: Wire) -> None:
+        assert request.target == DISCOVERY_PATH
+        await wire.answer_json(200, {"corral": "1", "hub": "http://localhost:11435"})
+
+    async with socket_hub(script) as hub:
+        with pytest.raises(CorralError, match="is a local server; its hub is http://localhost:11435") as caught:
+            await client(hub, session, memory).request("POST", "/api/me")
+        assert caught.value.code == "invalid"
+        assert memory.terms(hub.url) is None

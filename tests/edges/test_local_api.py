@@ -8,6 +8,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+import corral
 from asgi_client import Answer, Caller
 from corral.clients.hub import HubClient, open_session
 from corral.core.ports import HubTerms
@@ -196,6 +197,7 @@ ROUTES = [
     ("GET", "/"),
     ("HEAD", "/"),
     ("GET", "/api/version"),
+    ("GET", "/.well-known/corral"),
     ("GET", "/api/status"),
     ("GET", "/api/tags"),
     ("GET", "/api/ps"),
@@ -615,3 +617,9 @@ async def test_me_without_a_hub_says_why(local: Local) -> None:
     answer = await local.request("POST", "/api/me")
     assert answer.status == 503
     assert answer.json()["error"].startswith(f"account unavailable: could not reach the hub {gone.url}")
+
+
+async def test_discovery_says_that_it_is_no_hub(local: Local) -> None:
+    answer = await local.request("GET", "/.well-known/corral")
+    assert answer.status == 200
+    assert answer.json() == {"corral": corral.__version__, "hub": local.hub_url}

@@ -51,7 +51,7 @@ def json_option(command: Command) -> Command:
 
 def hub_option(command: Command) -> Command:
     """`--hub URL`."""
-    text = "The hub to use. [default: CORRAL_HUB, else the local server's hub, else the one saved by signin]"
+    text = "The hub to use. [default: CORRAL_HUB, else the local server's hub, else the one saved by signin, else https://ollama.com]"
     return click.option("--hub", "hub_url", metavar="URL", default="", help=text)(command)
 
 

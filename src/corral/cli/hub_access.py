@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 _STATUS_TIMEOUT_S = 2.0
 
 
-def hub_of(environment: Environment, option: str) -> str:
-    """The hub's base URL: the option, else CORRAL_HUB, else the hub of the local server that runs here, else the saved one, else
-    ollama.com. Raises: BadSetting."""
+def chosen_hub(environment: Environment, option: str) -> str:
+    """The base URL of the hub that somebody chose: the option, else CORRAL_HUB, else the hub of the local server that runs here,
+    else the saved one; empty when nobody did. Raises: BadSetting."""
     from corral.main import hub_memory
-    from corral.settings import DEFAULT_HUB, parse_hub_url
+    from corral.settings import parse_hub_url
 
     settings = environment.settings
     if option:
         return parse_hub_url(option, where="--hub")
-    return settings.hub or hub_of_local_server(settings) or hub_memory(settings).hub() or DEFAULT_HUB
+    return settings.hub or hub_of_local_server(settings) or hub_memory(settings).hub()
 
 
 def hub_of_local_server(settings: "Settings") -> str:
@@ -92,10 +92,19 @@ class HubAccess:
 
 @contextlib.asynccontextmanager
 async def hub_access(environment: Environment, option: str) -> AsyncIterator[HubAccess]:
-    """Requests to the hub that `hub_of` finds."""
+    """Requests to the hub that `chosen_hub` finds, else to ollama.com. Raises: Failed when that default cannot be reached."""
     from corral.main import hub_client, hub_memory
+    from corral.settings import DEFAULT_HUB
+    from corral.wire.errors import CorralError
 
     settings = environment.settings
-    hub = hub_of(environment, option)
+    chosen = chosen_hub(environment, option)
+    hub = chosen or DEFAULT_HUB
     async with hub_client(settings, hub) as client:
-        yield HubAccess(hub, client, hub_memory(settings), settings)
+        try:
+            yield HubAccess(hub, client, hub_memory(settings), settings)
+        except CorralError as error:
+            if chosen or error.code != "upstream_failed":
+                raise
+            message = f"{error.message.partition(' → ')[0]}; no other hub was chosen"
+            raise Failed(message, "start one with `corral up`, or name it with --hub URL") from error

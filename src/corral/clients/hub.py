@@ -35,6 +35,7 @@ from corral.wire.discovery import (
     HubAddress,
     parse_discovery,
     parse_hub_address,
+    refuse_local_server,
 )
 from corral.wire.errors import CorralError
 from corral.wire.signing import (
@@ -244,6 +245,8 @@ class HubClient:
             raise CorralError("upstream_failed", f"the hub {hub} answered {status} when asked how to sign; try again later")
         public_url = parse_discovery(body, hub) if status == 200 else None
         if public_url is None:
+            if status == 200:
+                refuse_local_server(body, hub)
             return HubTerms(signature=STOCK, public_url=str(hub))
         self._set_clock(hub, date)
         return HubTerms(signature=STRONG, public_url=public_url)

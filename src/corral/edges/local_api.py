@@ -35,6 +35,7 @@ from corral.edges.asgi import (
 from corral.edges.inference_api import inference_endpoints, ps_endpoint
 from corral.local.cloud import Cloud, CloudAccess, RelayedAnswer, route
 from corral.local.models import LocalModels, RunsElsewhere
+from corral.wire.discovery import DISCOVERY_PATH
 from corral.wire.errors import CorralError, native_body
 from corral.wire.frames import MAX_FRAME_BYTES, NDJSON, SSE, ndjson_error, sse_error
 from corral.wire.inventory import LoadedLike
@@ -85,6 +86,7 @@ class LocalApi:
             endpoint("GET,HEAD", "/", self.alive, PUBLIC),
             endpoint("GET,HEAD", "/api/version", self.version, PUBLIC),
             endpoint("GET", "/api/status", self.status, PUBLIC),
+            endpoint("GET", DISCOVERY_PATH, self.discovery, PUBLIC),
             endpoint("POST", "/api/me", self.me, PUBLIC, cancel_on_disconnect=True),
             endpoint("POST", "/api/signout", self.sign_out, PUBLIC),
             endpoint("DELETE", "/api/user/keys/{encoded_key}", self.sign_out, PUBLIC),
@@ -104,6 +106,10 @@ class LocalApi:
         """Whether the cloud is switched off, and which hub is the cloud."""
         source = self._cloud.off_by
         return json_response({"cloud": {"disabled": source != "none", "source": source}, "hub": self._hub_url()})
+
+    async def discovery(self, request: Request) -> Response:
+        """That this is a local server, and which hub it uses: whoever takes it for a hub is told."""
+        return json_response({"corral": corral.__version__, "hub": self._hub_url()})
 
     async def me(self, request: Request) -> Response:
         """The account this device is connected to."""

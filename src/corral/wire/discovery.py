@@ -95,6 +95,21 @@ class _Document(msgspec.Struct):
     signatures: list[str]
 
 
+class _LocalServer(msgspec.Struct):
+    corral: str
+    hub: str
+
+
+def refuse_local_server(body: bytes, address: HubAddress) -> None:
+    """Raises: invalid when the answer to discovery is the one that a local server gives."""
+    try:
+        hub = origin_of(msgspec.json.decode(body, type=_LocalServer).hub)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return
+    if hub is not None:
+        raise CorralError("invalid", f"{address} is a local server; its hub is {hub} → name that one with --hub {hub}")
+
+
 def parse_discovery(body: bytes, hub: HubAddress) -> str | None:
     """The public URL that strong signatures for this hub cover; None when the body is no discovery document or offers none.
     Raises: invalid when the document names another place than the one that was asked."""
