@@ -37,6 +37,14 @@ def _with_hub(environment: Environment, work: Callable[["HubServices"], Awaitabl
     return wait_for(run())
 
 
+async def _active(hub: "HubServices", user: str) -> "Account":
+    """An account that may be given credentials. Raises: not_found; Failed for a disabled one."""
+    account = await hub.accounts.named(user)
+    if not account.is_active:
+        raise Failed(f"{account.name} is disabled", f"corral hub user enable {account.name}")
+    return account
+
+
 # ── Accounts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -120,7 +128,7 @@ def key_create(environment: Environment, user: str, name: str, scopes: tuple[str
     expires_at = parse_expiry(expires, datetime.now(UTC))
 
     async def create(hub: "HubServices") -> dict[str, Any]:
-        account = await hub.accounts.named(user)
+        account = await _active(hub, user)
         key, secret = await hub.credentials.create_key(account, name=name, scopes=wanted, expires_at=expires_at, actor=_CONSOLE)
         return {**key_object(key), "key": secret.reveal()}
 
@@ -167,13 +175,17 @@ async def _keys_of(hub: "HubServices", user: str) -> list[dict[str, Any]]:
 @_SCOPES
 @pass_environment
 def device_add(environment: Environment, user: str, name: str, public_key: str, scopes: tuple[str, ...]) -> None:
-    """Connect a device to USER without a browser. Scopes: inference, models:pull, models:push, keys. [default: all]"""
-    from corral.core.policy import DEVICE_SCOPES
+    """Connect a device to USER without a browser.
 
-    wanted = parse_scopes(scopes) if scopes else DEVICE_SCOPES
+    Scopes: inference, models:pull, models:push, keys. [default: all but models:push]
+    """
+    from corral.core.policy import DEVICE_SCOPES
+    from corral.core.records import Scope
+
+    wanted = parse_scopes(scopes) if scopes else DEVICE_SCOPES - {Scope.PUSH}
 
     async def add(hub: "HubServices") -> "Device":
-        account = await hub.accounts.named(user)
+        account = await _active(hub, user)
         return await hub.credentials.add_device(account, name=name, authorized_key=public_key, scopes=wanted, actor=_CONSOLE)
 
     device = _with_hub(environment, add)
@@ -243,7 +255,7 @@ def host(environment: Environment, name: str, upstream: str, upstream_model: str
 def unhost(environment: Environment, name: str) -> None:
     """Stop offering a model. What is in the hub's repository stays."""
     if not _with_hub(environment, lambda hub: hub.hosted.withdraw(name)):
-        raise Failed(f'"{name}" is not offered', "corral hub host offers it")
+        raise Failed(f'"{name}" is not offered', f"{environment.settings.public_url}/library shows what is")
     render.say(f"{render.plain(name)} is no longer offered.")
 
 

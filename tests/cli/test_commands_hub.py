@@ -1,0 +1,46 @@
+"""hub user, device, key and unhost on a hub's data in an empty home: what they grant, and what they say when they cannot."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from corral.cli.app import run
+from fakes_local import FakeDeviceKeys
+
+KEY = FakeDeviceKeys().key.public.authorized_key
+
+
+@pytest.fixture
+def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A home whose hub has the administrator alice and the account bob."""
+    environ = {"HOME": str(tmp_path)}
+    for name, *options in (("alice", "--admin"), ("bob",)):
+        # The command reads the process's own standard input; there is no way to hand it another one.
+        monkeypatch.setattr(sys, "stdin", io.StringIO("correct horse battery\n"))
+        assert run(["hub", "user", "add", name, *options, "--password-stdin"], environ) == 0
+    return environ
+
+
+def test_device_added_without_scopes_may_not_push(env: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["hub", "device", "add", "bob", "--name", "box", "--key", KEY], env) == 0
+    capsys.readouterr()
+    assert run(["hub", "device", "list", "bob", "--json"], env) == 0
+    assert json.loads(capsys.readouterr().out)[0]["scopes"] == ["inference", "keys", "models:pull"]
+
+
+def test_credentials_for_a_disabled_account_are_refused_with_the_next_step(
+    env: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["hub", "user", "disable", "bob"], env) == 0
+    capsys.readouterr()
+    for arguments in (["device", "add", "bob", "--name", "box", "--key", KEY], ["key", "create", "bob", "--name", "ci"]):
+        assert run(["hub", *arguments], env) == 1
+        assert capsys.readouterr().err == "Error: bob is disabled\n→ corral hub user enable bob\n"
+
+
+def test_unhost_of_what_is_not_offered_says_where_to_look(env: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["hub", "unhost", "x"], env) == 1
+    assert "→ http://localhost:11435/library shows what is" in capsys.readouterr().err
