@@ -144,3 +144,19 @@ def test_format_is_json_or_a_schema(text: str, value: object) -> None:
 def test_format_of_another_text_is_wrong_usage() -> None:
     with pytest.raises(Failed):
         parse_format("yaml")
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ({"hub": "http://hub.test:1"}, "the hub hub.test:1 does not offer 'x:1b-cloud'\n→ open http://hub.test:1/library"),
+        ({}, "the hub does not offer 'x:1b-cloud'\n→ look at the hub's library"),
+    ],
+)
+def test_run_of_a_cloud_model_that_is_not_offered_names_the_hub(
+    status: object, said: str, capsys: pytest.CaptureFixture[str], stdin: io.StringIO
+) -> None:
+    answers = {"POST /api/show": (404, {"error": "model 'x:1b' not found"}), "GET /api/status": (200, status)}
+    with fake_server(answers) as server:
+        assert run(["run", "x:1b-cloud", "hi"], env(server)) == 1
+    assert capsys.readouterr().err == f"Error: {said}\n"

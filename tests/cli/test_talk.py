@@ -105,3 +105,15 @@ def test_history_is_not_kept_when_switched_off(tmp_path: Path) -> None:
 def test_verbose_conversation_prints_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     converse("hi\r/bye\r", tmp_path, {"POST /api/chat": (200, CHAT)}, verbose=True)
     assert "eval count:           2 token(s)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["/set verbose", "/show info", "/set parameter stop a/b"])
+def test_command_with_arguments_never_goes_to_the_model(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server = converse(f"{line}\r/bye\r", tmp_path, {"POST /api/chat": (200, CHAT)})
+    assert f"Unknown command '{line.split()[0]}'. Type /? for help" in capsys.readouterr().out
+    assert chats(server) == []
+
+
+def test_question_that_begins_with_a_path_goes_to_the_model(tmp_path: Path) -> None:
+    server = converse("/etc/hosts is what?\r/bye\r", tmp_path, {"POST /api/chat": (200, CHAT)})
+    assert len(chats(server)) == 1

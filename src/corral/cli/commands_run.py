@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -94,10 +95,27 @@ def _show(api: LocalApi, model: str) -> Mapping[str, Any]:
     try:
         details: dict[str, Any] = api.post("/api/show", {"model": model})
     except ApiError as error:
+        if error.code == 404 and _is_cloud(model):
+            raise _not_offered(api, model) from error
         if error.code == 404:
             raise Failed(error.message, "corral list shows what is installed") from error
         raise
     return details
+
+
+def _is_cloud(model: str) -> bool:
+    from corral.wire.names import Source, parse_reference
+
+    return parse_reference(model).source is Source.CLOUD
+
+
+def _not_offered(api: LocalApi, model: str) -> Failed:
+    """What to say of a cloud model that the server's hub does not have. Only a Corral server tells which hub it uses."""
+    status = api.get("/api/status")
+    hub = status.get("hub") if isinstance(status, dict) else None
+    if not isinstance(hub, str) or not hub:
+        return Failed(f"the hub does not offer '{model}'", "look at the hub's library")
+    return Failed(f"the hub {urlsplit(hub).netloc} does not offer '{model}'", f"open {hub}/library")
 
 
 def _prompt_of(words: tuple[str, ...]) -> tuple[bool, str]:

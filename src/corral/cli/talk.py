@@ -56,10 +56,17 @@ def talk(environment: Environment, api: LocalApi, options: RunOptions) -> None:
             case "/clear":
                 messages.clear()
                 print("Cleared session context")
-            case command if command.startswith("/") and "\n" not in command and " " not in command:
-                print(f"Unknown command '{command}'. Type /? for help")
+            case line if word := _unknown_command(line):
+                print(f"Unknown command '{word}'. Type /? for help")
             case _:
                 _exchange(api, options, messages, text)
+
+
+def _unknown_command(line: str) -> str:
+    """The command that a line tries to be, empty for a question; one that begins with a path, such as /tmp/x, is a question."""
+    word, _, rest = line.partition(" ")
+    is_command = word.startswith("/") and "\n" not in line and (not rest or "/" not in word[1:])
+    return word if is_command else ""
 
 
 def load(api: LocalApi, options: RunOptions) -> None:
