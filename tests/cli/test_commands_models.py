@@ -68,7 +68,7 @@ def test_list_without_a_server_says_how_to_start_one(capsys: pytest.CaptureFixtu
 def test_list_from_something_that_is_no_ollama_server_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     with fake_server({"GET /api/tags": (200, [b"<html>hello</html>"])}) as server:
         assert run(["list"], env(server.host)) == 1
-    assert "was not understood" in capsys.readouterr().err
+    assert "does not answer like an Ollama server" in capsys.readouterr().err
 
 
 def test_ps_prints_processor_context_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,3 +173,11 @@ def test_api_key_travels_to_loopback_and_not_over_plain_http_elsewhere() -> None
     with fake_server({"GET /api/tags": (200, {"models": []})}) as server:
         run(["list"], {**env(server.host), "OLLAMA_API_KEY": "crlk_x"})
     assert server.seen[0].headers["authorization"] == "Bearer crlk_x"
+
+
+def test_page_of_another_server_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with fake_server({"GET /api/tags": (404, [b"<html>somebody else</html>"])}) as server:
+        assert run(["list"], env(server.host)) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"Error: {server.host} does not answer like an Ollama server\n")
+    assert "<html>" not in err

@@ -22,7 +22,7 @@ def test_signin_with_an_api_key_connects_this_device(shared: Stack) -> None:
 def test_signin_with_a_key_that_lacks_the_scope_fails_and_says_so(shared: Stack) -> None:
     key = shared.add_key("alice", "inference")
     done = shared.corral("signin", "--api-key-stdin", given=f"{key}\n", status=1)
-    assert "keys" in done.stderr
+    assert f"→ create one with the scope keys on {shared.hub_url}/settings/keys" in done.stderr
     assert key not in done.stderr
     assert shared.generate(CLOUD).status == 401
 

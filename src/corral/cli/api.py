@@ -37,12 +37,16 @@ class ApiError(Failed):
 
 class ServerApi:
     """One server. timeout_s: how long to wait for a connection and between bytes; None waits for ever for bytes, as a model that
-    is being loaded demands. api_key: sent as Bearer, except over plain http to another machine."""
+    is being loaded demands. kind: what it should be, for errors. api_key: sent as Bearer, except over plain http to another
+    machine."""
 
-    def __init__(self, address: "Address", api_key: "Secret | None", *, advice: str, timeout_s: float | None = None) -> None:
+    def __init__(
+        self, address: "Address", api_key: "Secret | None", *, advice: str, kind: str, timeout_s: float | None = None
+    ) -> None:
         self._address = address
         self._api_key = api_key
         self._advice = advice
+        self._kind = kind
         self._timeout_s = timeout_s
 
     @classmethod
@@ -55,7 +59,7 @@ class ServerApi:
         address = Address(scheme=parts.scheme, host=parts.hostname or "", port=port)
         if parts.scheme != "https" and not address.is_loopback:
             raise Failed(f"{hub} would get the API key over plain http", "use its https address")
-        return cls(address, api_key, advice="is it running?", timeout_s=_HUB_TIMEOUT_S)
+        return cls(address, api_key, advice="is it running?", kind="a hub", timeout_s=_HUB_TIMEOUT_S)
 
     @property
     def url(self) -> str:
@@ -92,7 +96,7 @@ class ServerApi:
             text = response.read()
             return json.loads(text) if text.strip() else None
         except (http.client.HTTPException, OSError, ValueError) as error:
-            raise Failed(f"the answer of {self.url} was not understood", "is that address an Ollama server's?") from error
+            raise Failed(*self._stranger()) from error
         finally:
             connection.close()
 
@@ -110,7 +114,10 @@ class ServerApi:
         if response.status >= 300:
             text = response.read(_MAX_ERROR_BYTES)
             connection.close()
-            raise ApiError(response.status, _object(text), text.decode("utf-8", "replace").strip()[:500])
+            body = _object(text)
+            if text.strip() and not body:
+                raise Failed(*self._stranger())
+            raise ApiError(response.status, body, "")
         return connection, response
 
     def _connect(self) -> http.client.HTTPConnection:
@@ -130,6 +137,10 @@ class ServerApi:
         reason = {ConnectionRefusedError: "nothing listens there", TimeoutError: "it does not answer"}.get(type(error))
         return Failed(f"could not connect to {self.url}: {reason or error.strerror or 'it is not reachable'}", self._advice)
 
+    def _stranger(self) -> tuple[str, str]:
+        # What it says instead may be a whole web page, and is nobody's error text.
+        return f"{urlsplit(self.url).netloc} does not answer like {self._kind}", "is that the right address?"
+
     def _headers(self) -> dict[str, str]:
         headers = {
             "Content-Type": "application/json",
@@ -147,7 +158,7 @@ class LocalApi(ServerApi):
 
     def __init__(self, settings: "Settings", *, timeout_s: float | None = None) -> None:
         advice = "start it: corral serve" if settings.local.is_loopback else "check OLLAMA_HOST"
-        super().__init__(settings.local, settings.api_key, advice=advice, timeout_s=timeout_s)
+        super().__init__(settings.local, settings.api_key, advice=advice, kind="an Ollama server", timeout_s=timeout_s)
 
 
 def _object(text: bytes) -> dict[str, Any]:

@@ -156,6 +156,8 @@ async def _connect_by_key(access: HubAccess) -> dict[str, Any]:
         if code == 401:
             message = f"{host_of(access.hub)} does not accept this API key"
             raise Failed(message, f"create one with the scope keys on {access.hub}/settings/keys") from error
+        if code == 403:
+            raise Failed(error.message, f"create one with the scope keys on {access.hub}/settings/keys") from error
         if code != 409:  # connected already: say as whom
             raise
     status, answer = await access.signed("POST", "/api/me")
