@@ -127,3 +127,17 @@ def test_secrets_are_no_options_of_any_command() -> None:
         assert command is not None
         spellings = {spelling for option in command.params for spelling in option.opts}
         assert not {"--password", "--api-key", "--token", "--secret"} & spellings, path
+
+
+@pytest.mark.parametrize("name", ["pull", "push", "create", "cp", "rm"])
+def test_planned_command_is_told_and_status_2(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([name, "x", "--y"], {}) == 2
+    assert capsys.readouterr().err == f"Error: corral {name} is not built yet\n→ docs/status.md says what is\n"
+
+
+@pytest.mark.parametrize(("arguments", "same"), [(["help"], ["--help"]), (["help", "hub", "user"], ["hub", "user", "--help"])])
+def test_help_command_is_the_help_option(arguments: list[str], same: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments, {}) == 0
+    shown = capsys.readouterr().out
+    assert run(same, {}) == 0
+    assert shown == capsys.readouterr().out

@@ -36,6 +36,8 @@ _ROOT = {
 }
 #: Other words for the same, as in ollama; understood and not listed.
 _ALIASES = {"login": "signin", "logout": "signout", "ls": "list", "start": "serve"}
+#: Commands of ollama that people will try, and that are planned.
+_UNBUILT = {"pull", "push", "create", "cp", "rm"}
 _HUB = {
     "serve": ("commands_serve", "hub_serve", "Run the hub"),
     "user": ("app", "hub_user", "Manage accounts"),
@@ -100,6 +102,17 @@ class LazyGroup(click.Group):
         command = getattr(importlib.import_module(f"corral.cli.{module}"), attribute)
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, and `corral help [COMMAND]` for `corral [COMMAND] --help`. Raises: Failed for a planned command."""
+        if self.name == "corral" and args[0] in _UNBUILT:
+            raise Failed(f"corral {args[0]} is not built yet", "docs/status.md says what is", status=2)
+        if self.name == "corral" and args[0] == "help":
+            if not args[1:]:
+                click.echo(ctx.get_help())
+                ctx.exit()
+            args = [*args[1:], "--help"]
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of commands, from the table alone."""
