@@ -34,24 +34,30 @@ class Access:
     """What a route demands. Every route declares one; an application with a route that does not is refused at start.
 
     proofs: accepted ways to prove who one is; empty means that anyone may call. scope: demanded of the credential, or None.
+    is_open: whoever shows no credential is let through too; the service behind the route decides what is there for whom.
     """
 
     proofs: frozenset[Proof]
     scope: Scope | None = None
     is_admin_only: bool = False
+    is_open: bool = False
 
     @property
     def is_public(self) -> bool:
         """Whether a request without any credential is served."""
-        return not self.proofs
+        return self.is_open or not self.proofs
 
 
 PUBLIC = Access(frozenset())
+#: Registry clients: a token, or an API key by itself. Whose content it is decides hub.repositories.
+REGISTRY = Access(frozenset({Proof.REGISTRY_TOKEN, Proof.API_KEY}), is_open=True)
+#: Where a registry token is fetched: by a device's signature, an account and API key, or nothing.
+REGISTRY_TOKENS = Access(frozenset({Proof.STOCK_SIGNATURE, Proof.STRONG_SIGNATURE, Proof.API_KEY}), is_open=True)
 
 
 def check_access(principal: Principal, access: Access) -> None:
     """Let the principal through or say why not. Raises: forbidden."""
-    if access.is_public:
+    if not access.proofs:
         return
     if principal.proof not in access.proofs:
         raise CorralError("forbidden", _wrong_proof(principal.proof))

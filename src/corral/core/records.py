@@ -1,5 +1,6 @@
 """The things Corral keeps, as frozen values. Times are aware UTC; ids are random, opaque and never reused."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -24,6 +25,7 @@ class Proof(StrEnum):
     STRONG_SIGNATURE = "strong-signature"
     API_KEY = "api-key"
     SESSION = "session"
+    REGISTRY_TOKEN = "registry-token"  # noqa: S105 - a kind of proof
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +115,8 @@ class Sighting:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
     """Who sends a request and how that was proven. scopes: what this credential allows, already cut to what the owner may do.
-    expires_at: of an API key that has one; what it makes must not outlive it."""
+    expires_at: of an API key that has one; what it makes must not outlive it. grants: of a registry token, repository ->
+    actions; None for a credential that is not bound to repositories."""
 
     account: Account
     proof: Proof
@@ -122,6 +125,16 @@ class Principal:
     device: Device | None = None
     session: BrowserSession | None = None
     expires_at: datetime | None = None
+    grants: Mapping[str, frozenset[str]] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visitor:
+    """Somebody who proved nothing but holds a registry token for what is public. fingerprint: of a device key that signed for the
+    token and is connected to no account, else empty. signin_url: where to connect it."""
+
+    fingerprint: str = ""
+    signin_url: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

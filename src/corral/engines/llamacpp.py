@@ -113,7 +113,7 @@ class LlamaCppEngine:
             elif loop.time() - seen_at > self._stall_timeout_s:
                 words = process.log.last_words()
                 raise CorralError("engine_failed", f"timed out waiting for the engine to start: {words}")
-        words = await process.last_words()
+        words = process.last_words()
         raise CorralError("engine_failed", f"the engine ended while it loaded the model ({process.outcome}): {words}")
 
 

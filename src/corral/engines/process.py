@@ -6,13 +6,14 @@ and never reaches our own output.
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import re
 import signal
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ _CHILD = Path(__file__).with_name("llama_child.py")
 _KEPT_LINES, _RECENT_LINES, _LAST_WORDS, _LINE_CHARACTERS = 200, 20, 2, 400
 _ANNOUNCEMENT_BYTES = 4096
 _MIB = 1024 * 1024
+#: An engine at work writes some fifty pieces of log per request. To be woken by each of them costs the server more than the whole
+#: rest of the request, on cores that the engine computes on; so they wait in the pipe and are read together.
+_LISTEN_EVERY_S = 0.25
+_PIPE_BYTES = _MIB
 
 # `0.00.071.143 E srv    load_model: …`: time since the start, level, text.
 _LOG_PREFIX = re.compile(r"[0-9.]+ ([A-Z]) +")
@@ -80,13 +85,75 @@ def _printable(line: bytes) -> str:
     return "".join(character for character in line.decode("utf-8", "replace") if character.isprintable())
 
 
+class _LogPipe:
+    """Our end of the pipe that an engine prints to. Read when somebody asks, and now and then lest it fills up."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._loop = asyncio.get_running_loop()
+        self._log = EngineLog()
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_open = True
+        self._loop.add_reader(descriptor, self._heard)
+
+    @classmethod
+    @contextlib.contextmanager
+    def opened(cls) -> Iterator[tuple["_LogPipe", int]]:
+        """Our end, and the end for the child, which is closed here afterwards."""
+        ours, theirs = os.pipe()
+        os.set_blocking(ours, False)
+        with contextlib.suppress(AttributeError, OSError):
+            fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        log = cls(ours)
+        try:
+            yield log, theirs
+        except BaseException:
+            log.close()
+            raise
+        finally:
+            os.close(theirs)
+
+    def read(self) -> EngineLog:
+        """The log, with all that was printed up to now. After `close`, as it was then."""
+        while self._is_open:
+            try:
+                data = os.read(self._descriptor, 64 * 1024)
+            except BlockingIOError:
+                break
+            if not data:
+                self.close()
+            self._log.feed(data)
+        return self._log
+
+    def close(self) -> None:
+        """Read what is there and hear no more. Safe to call twice."""
+        if self._is_open:
+            self._is_open = False
+            with contextlib.suppress(BlockingIOError):
+                while data := os.read(self._descriptor, 64 * 1024):
+                    self._log.feed(data)
+            if self._timer is not None:
+                self._timer.cancel()
+            self._loop.remove_reader(self._descriptor)
+            os.close(self._descriptor)
+
+    def _heard(self) -> None:
+        self._loop.remove_reader(self._descriptor)
+        self._timer = self._loop.call_later(_LISTEN_EVERY_S, self._listen)
+
+    def _listen(self) -> None:
+        self._timer = None
+        self.read()
+        if self._is_open:
+            self._loop.add_reader(self._descriptor, self._heard)
+
+
 class EngineProcess:
     """A started child. Whoever started it calls `kill`."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, log: "_LogPipe") -> None:
         self._process = process
-        self.log = EngineLog()
-        self._listening = asyncio.create_task(self._listen())
+        self._log_pipe = log
         self._ending = asyncio.create_task(process.wait())
         self._announcing = asyncio.create_task(self._read_announcement())
 
@@ -98,22 +165,28 @@ class EngineProcess:
         argv = [sys.executable, "-P", "-E", str(_CHILD)]
         pipe = asyncio.subprocess.PIPE
         try:
-            process = await asyncio.create_subprocess_exec(
-                *argv,
-                stdin=pipe,
-                stdout=pipe,
-                stderr=pipe,
-                env=dict(environment),
-                start_new_session=True,
-                cwd=Path(sys.executable).anchor,
-            )
+            with _LogPipe.opened() as (log, its_end):
+                process = await asyncio.create_subprocess_exec(
+                    *argv,
+                    stdin=pipe,
+                    stdout=pipe,
+                    stderr=its_end,
+                    env=dict(environment),
+                    start_new_session=True,
+                    cwd=Path(sys.executable).anchor,
+                )
         except OSError as error:
             if is_exhausted(error):
                 raise exhausted() from error
             raise CorralError("engine_failed", f"the engine could not be started: {error.strerror}") from error
         assert process.stdin is not None
         process.stdin.write(json.dumps({"parent": os.getpid(), **configuration}).encode() + b"\n")
-        return cls(process)
+        return cls(process, log)
+
+    @property
+    def log(self) -> EngineLog:
+        """What it printed up to now."""
+        return self._log_pipe.read()
 
     @property
     def pid(self) -> int:
@@ -135,11 +208,8 @@ class EngineProcess:
         await asyncio.wait({self._ending}, timeout=timeout_s)
         return self._ending.done()
 
-    async def last_words(self) -> str:
+    def last_words(self) -> str:
         """What it said before it ended, for people."""
-        if not self.is_running:
-            # The pipe may still hold lines of a process that is gone.
-            await asyncio.wait({self._listening}, timeout=1.0)
         return self.log.last_words() or "it said nothing"
 
     @property
@@ -167,16 +237,9 @@ class EngineProcess:
                     self._process.kill()
         # Not `await self._ending`: if our caller is canceled, the task must go on.
         await asyncio.wait({self._ending})
+        self._log_pipe.close()
         self._announcing.cancel()
-        # The transport closes the pipes once they are read to their end; a grandchild that holds one must not keep us.
-        await asyncio.wait({self._listening}, timeout=1.0)
-        self._listening.cancel()
-        await asyncio.gather(self._listening, self._announcing, return_exceptions=True)
-
-    async def _listen(self) -> None:
-        assert self._process.stderr is not None
-        while data := await self._process.stderr.read(64 * 1024):
-            self.log.feed(data)
+        await asyncio.gather(self._announcing, return_exceptions=True)
 
     async def _read_announcement(self) -> dict[str, Any] | None:
         assert self._process.stdout is not None

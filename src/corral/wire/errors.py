@@ -20,6 +20,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "method_not_allowed": (405, "method not allowed"),
     "too_slow": (408, "the request body did not arrive in time"),
     "conflict": (409, "that already exists"),
+    "range_invalid": (416, "the range cannot be satisfied"),
     "gone": (410, "this link was used or has expired"),
     "too_large": (413, "the request is too large"),
     "misdirected": (421, "this server does not answer for that host name"),
@@ -34,6 +35,18 @@ CODES: Mapping[str, tuple[int, str]] = {
     "busy": (503, "server busy, please try again.  maximum pending requests exceeded"),
     "unavailable": (503, "temporarily unavailable"),
     "storage_full": (507, "no space left on the server"),
+    # The registry's own, by the names of the OCI distribution specification in lower case.
+    "blob_unknown": (404, "blob unknown to this repository"),
+    "blob_upload_invalid": (400, "the upload is not valid"),
+    "blob_upload_unknown": (404, "upload unknown"),
+    "digest_invalid": (400, "the digest does not match the content or is none"),
+    "manifest_blob_unknown": (400, "the manifest names a blob that is not in this repository"),
+    "manifest_invalid": (400, "the manifest is not valid"),
+    "manifest_unknown": (404, "manifest unknown"),
+    "name_invalid": (400, "that is no repository name"),
+    "name_unknown": (404, "repository unknown"),
+    "size_invalid": (400, "the length does not match"),
+    "unsupported": (405, "that operation is not supported here"),
 }
 
 
@@ -42,7 +55,8 @@ class CorralError(Exception):
 
     code: a key of `CODES`. message: what was wrong, with which value, and what to do next; shown to the caller, so it never
     holds a secret, a path of the host or SQL. detail: extra members of the native error body (`signin_url`). retry_after_s:
-    seconds, becomes `Retry-After`. status: set only to pass on the status an engine or a hub answered with.
+    seconds, becomes `Retry-After`. status: set only to pass on the status an engine or a hub answered with. headers: sent with
+    the answer, such as the `Content-Range` of a 416.
     """
 
     def __init__(
@@ -53,6 +67,7 @@ class CorralError(Exception):
         detail: Mapping[str, Any] | None = None,
         retry_after_s: int | None = None,
         status: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         default_status, default_message = CODES[code]
         self.code = code
@@ -60,6 +75,7 @@ class CorralError(Exception):
         self.message = message or default_message
         self.detail = dict(detail or {})
         self.retry_after_s = retry_after_s
+        self.headers = dict(headers or {})
         super().__init__(self.message)
 
 
@@ -84,6 +100,26 @@ def openai_body(error: CorralError) -> dict[str, Any]:
     """The OpenAI error object as Ollama's /v1 routes send it. Source: ollama openai/openai.go NewError."""
     kind = _OPENAI_TYPES.get(error.status, "api_error")
     return {"error": {"message": error.message, "type": kind, "param": None, "code": None}}
+
+
+_REGISTRY_CODES = {
+    "unauthorized": "UNAUTHORIZED",
+    "forbidden": "DENIED",
+    "rate_limited": "TOOMANYREQUESTS",
+    "not_found": "NAME_UNKNOWN",
+    "method_not_allowed": "UNSUPPORTED",
+    "not_supported": "UNSUPPORTED",
+    "too_large": "SIZE_INVALID",
+    "range_invalid": "BLOB_UPLOAD_INVALID",
+    "conflict": "BLOB_UPLOAD_INVALID",
+}
+_OCI_CODES = frozenset(code for code in CODES if code.startswith(("blob_", "digest_", "manifest_", "name_", "size_", "unsupp")))
+
+
+def registry_body(error: CorralError) -> dict[str, Any]:
+    """The error object of the OCI distribution specification. Source: its chapter "Error Codes", 1.1."""
+    code = error.code.upper() if error.code in _OCI_CODES else _REGISTRY_CODES.get(error.code, "UNKNOWN")
+    return {"errors": [{"code": code, "message": error.message, "detail": error.detail or None}]}
 
 
 def anthropic_body(error: CorralError, request_id: str) -> dict[str, Any]:

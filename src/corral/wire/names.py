@@ -21,6 +21,7 @@ _NAMESPACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}")
 _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
 _TAG = _MODEL
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_CONTENT_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +122,19 @@ def cloud_tag(base: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """A SHA-256 content digest. Holding one means that it is well formed, so it is safe in a path."""
+    """A content digest. Holding one means that it is well formed, so it is safe in a path. algorithm: Ollama knows `sha256` only;
+    a registry also takes `sha512`."""
 
     hex: str
+    algorithm: str = "sha256"
 
     def __str__(self) -> str:
-        return f"sha256:{self.hex}"
+        return f"{self.algorithm}:{self.hex}"
 
     @property
     def file_name(self) -> str:
         """The blob's file name in Ollama's layout."""
-        return f"sha256-{self.hex}"
+        return f"{self.algorithm}-{self.hex}"
 
 
 def parse_digest(text: str) -> Digest:
@@ -139,3 +142,11 @@ def parse_digest(text: str) -> Digest:
     if not _DIGEST.fullmatch(text):
         raise CorralError("bad_request", "invalid digest format")
     return Digest(text.removeprefix("sha256:"))
+
+
+def parse_content_digest(text: str) -> Digest:
+    """As registries take it: `sha256:` and 64, or `sha512:` and 128 lower-case hex digits. Raises: digest_invalid."""
+    if not _CONTENT_DIGEST.fullmatch(text):
+        raise CorralError("digest_invalid", "a digest is sha256: or sha512: and lower-case hex digits")
+    algorithm, _, digits = text.partition(":")
+    return Digest(digits, algorithm)
