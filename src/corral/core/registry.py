@@ -1,7 +1,7 @@
 """The registry's vocabulary: repositories, uploads and manifests, and what its services need from a database and a disk.
 
-A *repository* is a namespace and a name; content is global and addressed by digest, the right to it is a *link* per repository. An
-*upload* is content on its way. A *lease* keeps content that no manifest names yet from being collected.
+A *repository* is a namespace and a name; content is global and addressed by digest, the right to it is a *link* per repository.
+An *upload* is content on its way. A *lease* keeps content that no manifest names yet from being collected.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -126,8 +126,8 @@ class Tag:
 
 
 class RegistryStore(Protocol):
-    """Repositories, links, manifests, tags and uploads. Every verb that changes something is one durable transaction. Names compare
-    without regard to case."""
+    """Repositories, links, manifests, tags and uploads. Every verb that changes something is one durable transaction. Names
+    compare without regard to case."""
 
     # ── Repositories ─────────────────────────────────────────────────────────────────────────────────────────────────
     async def repository(self, namespace: str, name: str) -> Repository | None:
