@@ -14,14 +14,15 @@ ROOT = Path(__file__).resolve().parent.parent
 # The tests' way of starting real processes serves the bench as well.
 sys.path.insert(0, str(ROOT / "tests"))
 
-from bench import figures  # noqa: E402
+from bench import figures, registry  # noqa: E402
 from bench.measure import Figure, table  # noqa: E402
 from flows.stack import MODEL, Running, Stack, answers, free_port, wait_until  # noqa: E402
 
 MODEL_FILE = ROOT / ".cache/SmolLM2-135M-Instruct.Q4_1.gguf"
 WITH_ENGINE = ("P1", "P2", "P3", "P4")
 WITH_HUB = ("P5", "P6", "P8")
-ALL = (*WITH_ENGINE, *WITH_HUB, "P13", "P14")
+WITH_REGISTRY = ("P9", "P10")
+ALL = (*WITH_ENGINE, *WITH_HUB, *WITH_REGISTRY, "P13", "P14")
 
 
 def main() -> int:
@@ -55,6 +56,8 @@ def measure(wanted: set[str], model: Path) -> Iterator[Figure]:
         if wanted - {"P14"}:
             with Servers(folder, model) as servers:
                 yield from _on(servers, wanted)
+                if wanted & set(WITH_REGISTRY):
+                    yield from _registry(servers, wanted, folder)
 
 
 class Servers:
@@ -83,6 +86,10 @@ class Servers:
         for server in self._running:
             server.end(signal.SIGTERM)
 
+    def pid(self, name: str) -> int:
+        """Of the hub's or the local server's process."""
+        return self._running[("hub", "local").index(name)].process.pid
+
     def engine(self, name: str) -> figures.Engine:
         """The newest engine of a server."""
         note = json.loads(self._notes[name].read_text().splitlines()[-1])
@@ -110,6 +117,21 @@ def _on(servers: Servers, wanted: set[str]) -> Iterator[Figure]:
     if "P4" in wanted:
         assert stack.generate(f"{MODEL}-cloud").status == 200
         yield from figures.p4(stack, servers.engine("hub"))
+
+
+def _registry(servers: Servers, wanted: set[str], folder: Path) -> Iterator[Figure]:
+    stack = servers.stack
+    ours = registry.Registry(
+        url=stack.hub_url,
+        repository="alice/big",
+        store=stack.home / ".corral/blobs",
+        key=stack.add_key("alice", "models:pull", "models:push"),
+        pid=servers.pid("hub"),
+    )
+    if "P9" in wanted:
+        yield from registry.p9(ours, folder)
+    if "P10" in wanted:
+        yield from registry.p10(stack, ours, folder)
 
 
 if __name__ == "__main__":
