@@ -106,6 +106,11 @@ class BlobFiles:
             writer.write(bytes(block))
             return await in_thread(partial(writer.commit, expected))
 
+    def place(self, temporary: Path, blob: Blob) -> None:
+        """Give a synced, verified file of the store's directory its name, durably; it may be left when the blob was there already.
+        Raises: OSError."""
+        _place(temporary, self.path(blob.digest), blob.size_bytes)
+
     def known(self, path: Path) -> Digest | None:
         """The digest the file had when it was taken in, if it has not been touched since and the blob is still there."""
         try:
@@ -141,6 +146,33 @@ class BlobFiles:
                     Path(entry).unlink()
                     removed += 1
         return removed
+
+    def remove(self, digest: Digest) -> bool:
+        """Remove a blob; False when it was not there. Raises: unavailable."""
+        with disk_errors("the model store"):
+            try:
+                self.path(digest).unlink()
+            except FileNotFoundError:
+                return False
+        return True
+
+    def older_than(self, now: datetime) -> Iterator[Digest]:
+        """Blobs that were placed more than an hour ago; a younger one may be about to be named by a manifest."""
+        limit = (now - _STALE_AFTER).timestamp()
+        for entry in _entries(self._root):
+            with contextlib.suppress(CorralError, FileNotFoundError):
+                digest = parse_digest(entry.name.replace("-", ":", 1))
+                # Both, because a hard link has the mtime of its origin, and Ollama counts on touching a blob to keep it.
+                found = entry.stat(follow_symlinks=False)
+                if max(found.st_ctime, found.st_mtime) < limit:
+                    yield digest
+
+    def rename_old(self) -> None:
+        """Give blobs the names they have today: early releases of Ollama wrote `sha256:<hex>`. Raises: unavailable."""
+        for entry in _entries(self._root):
+            with contextlib.suppress(CorralError), disk_errors("the model store"):
+                digest = parse_digest(entry.name)
+                Path(entry).replace(self.path(digest))
 
     def _take_in(self, path: Path, source: BinaryIO, found: os.stat_result, progress: Progress) -> Digest:
         with disk_errors("the model store"), _temporary(self._root, self._mode) as (temporary, target):

@@ -6,56 +6,57 @@ $OLLAMA_MODELS/blobs/sha256-<64 hex>                              weights, confi
 $OLLAMA_MODELS/manifests/<host>/<namespace>/<model>/<tag>         JSON; exactly four levels
 ```
 
-Whatever else lies in the manifests tree is not looked at: symbolic links, files on other levels, names that are no model's.
 Source: ollama manifest/{manifest,paths}.go, auth/auth.go, cmd/cmd.go initializeKeypair, fb30760.
 """
 
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from datetime import datetime
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from corral.core.ports import Entropy
 from corral.core.records import Model
-from corral.storage.blobs import BlobFiles, Progress, disk_errors, in_thread_reporting, read_regular, write_atomically
-from corral.storage.models import ModelBlobs
+from corral.storage.blobs import BlobFiles, Progress, disk_errors, in_thread, in_thread_reporting, open_regular
+from corral.storage.manifests import Found, ManifestTree
+from corral.storage.models import ModelBlobs, WeightFacts
 from corral.storage.secretfile import create_private, ensure_private_dir, read_private
 from corral.wire.errors import CorralError
-from corral.wire.manifest import MAX_MANIFEST_BYTES
-from corral.wire.names import ModelName, parse_name
+from corral.wire.manifest import MAX_CONFIG_BYTES
+from corral.wire.names import Digest, ModelName
 from corral.wire.signing import DevicePrivateKey
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+P = ParamSpec("P")
+T = TypeVar("T")
 
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A manifest file: whose it is, where, and what tells that it has not changed: inode, size, mtime in ns."""
-
-    name: ModelName
-    path: Path
-    identity: tuple[int, int, int]
-
-    @property
-    def modified_at(self) -> datetime:
-        """Of the file."""
-        return _EPOCH + timedelta(microseconds=self.identity[2] // 1000)
+#: Nobody has such a file; a stream without an end is cut off there.
+MAX_BLOB_BYTES = 1 << 44
 
 
 class HomeModels:
-    """The models of one machine (`ModelStore`). root: what `OLLAMA_MODELS` names. cache_dir: may be deleted at any time."""
+    """The models of one machine (`ModelStore`, `InstalledManifests`, `LibraryStore`).
 
-    def __init__(self, root: Path, cache_dir: Path) -> None:
-        self._manifests = root / "manifests"
+    root: what `OLLAMA_MODELS` names. cache_dir: may be deleted at any time. in_use: paths of files that runners have loaded;
+    asked on the event loop, before anything is removed.
+    """
+
+    def __init__(self, root: Path, cache_dir: Path, *, in_use: Callable[[], Iterable[str]] = tuple) -> None:
+        self._tree = ManifestTree(root / "manifests")
         self._blobs = BlobFiles(root / "blobs", cache_dir)
         self._models = ModelBlobs(self._blobs, cache_dir)
+        self._in_use = in_use
         #: By the spelling on the disk: the manifest file in the state it was read in, and what it was.
-        self._seen: dict[ModelName, tuple[_Found, Model]] = {}
+        self._seen: dict[ModelName, tuple[Found, Model]] = {}
+        #: Blobs that a pull or a create counts on, though no manifest names them yet -> how many do.
+        self._held: Counter[Digest] = Counter()
+        #: Between a look at what manifests name and the removal of the rest, none may be written.
+        self._changes = threading.Lock()
 
     async def list(self) -> Sequence[Model]:
         """Newest first. Manifests that cannot be read are skipped."""
@@ -65,7 +66,7 @@ class HomeModels:
         """Compared without regard to case. Raises: invalid when the model is there but its manifest cannot be read."""
         # On the path of every request: one lstat takes 2 µs, the way to a thread and back half a millisecond on busy cores.
         seen = self._seen.get(name)
-        if seen is not None and self._unchanged(name) is not None:
+        if seen is not None and seen[0].is_unchanged:
             return seen[1]
         return await asyncio.to_thread(self._get, name)
 
@@ -77,14 +78,98 @@ class HomeModels:
         """
         return await in_thread_reporting(partial(self._install, name, path), progress)
 
+    # ── Changing manifests ───────────────────────────────────────────────────────────────────────────────────────────
+
+    async def manifest(self, name: ModelName) -> tuple[ModelName, bytes] | None:
+        """The name as it is spelled here, and the manifest's bytes, whatever they are. Compared without regard to case."""
+        return await asyncio.to_thread(self._manifest, name)
+
+    async def put_manifest(self, name: ModelName, body: bytes) -> ModelName:
+        """Install a manifest durably, under the spelling that the name has already; returns that. What it replaces keeps its
+        blobs: see `remove_unused`. Raises: invalid, storage_full, unavailable."""
+        return await in_thread(partial(self._locked, self._tree.write, name, body))
+
+    async def remove(self, name: ModelName) -> bool:
+        """Remove a model's manifest; its blobs stay. Compared without regard to case. False when there is none."""
+        return await in_thread(partial(self._locked, self._remove, name))
+
+    # ── Keeping and removing blobs ───────────────────────────────────────────────────────────────────────────────────
+
+    @contextlib.contextmanager
+    def hold(self, digests: Iterable[Digest]) -> Iterator[None]:
+        """Keep those blobs while the block runs, whoever removes what; a name nobody holds a blob of is no error."""
+        held = list(digests)
+        self._held.update(held)
+        try:
+            yield
+        finally:
+            self._held.subtract(held)
+            for digest in held:
+                if self._held[digest] <= 0:
+                    del self._held[digest]
+
+    async def remove_unused(self, digests: Iterable[Digest]) -> None:
+        """Remove those of the blobs that no manifest names, nobody holds and no runner has loaded. Raises: unavailable."""
+        loaded = frozenset(self._in_use())
+        await in_thread(partial(self._locked, self._remove_unused, frozenset(digests), loaded))
+
     async def remove_stale(self, now: datetime) -> None:
         """Remove what killed processes left behind. For the start of a server."""
         with disk_errors("the model store"):
             await asyncio.to_thread(self._blobs.remove_stale, now)
 
+    async def prune(self, now: datetime) -> int | None:
+        """For the start of a server: name blobs as they are named today, and remove those that no manifest names and that are
+        more than an hour old. How many those were; None when a manifest cannot be read, and nothing was removed for that reason.
+        Raises: unavailable."""
+        loaded = frozenset(self._in_use())
+        return await in_thread(partial(self._locked, self._prune, now, loaded))
+
+    # ── Blobs on their own ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def blob_size(self, digest: Digest) -> int | None:
+        """Bytes of a whole blob, None when it is not there."""
+        return self._blobs.size_of(digest)
+
+    def blob_path(self, digest: Digest) -> str:
+        """Where the blob is or would be; for engines and tools, never for people."""
+        return str(self._blobs.path(digest))
+
+    async def put_stream(self, chunks: AsyncIterator[bytes], expected: Digest) -> None:
+        """Store a blob that arrives. Raises: bad_request on another digest than expected, storage_full, unavailable."""
+        await self._blobs.put_stream(chunks, expected=expected, max_bytes=MAX_BLOB_BYTES)
+
+    async def put_bytes(self, content: bytes) -> tuple[Digest, int]:
+        """Store a small blob; its digest and its size. Raises: storage_full, unavailable."""
+        blob = await in_thread(partial(self._blobs.put_bytes, content))
+        return blob.digest, blob.size_bytes
+
+    async def put_file(self, path: Path, progress: Progress) -> tuple[Digest, int]:
+        """Take in a file of this machine; see `BlobFiles.put_file`. progress is called from a thread."""
+        blob = await in_thread_reporting(partial(self._blobs.put_file, path), progress)
+        return blob.digest, blob.size_bytes
+
+    async def read_small(self, digest: Digest) -> bytes:
+        """The content of a small blob: a config, a text. Raises: not_found, too_large."""
+        return await asyncio.to_thread(partial(self._blobs.read, digest, max_bytes=MAX_CONFIG_BYTES))
+
+    async def first_bytes(self, digest: Digest, count: int) -> bytes:
+        """How a blob begins. Raises: not_found."""
+        return await asyncio.to_thread(self._first_bytes, digest, count)
+
+    async def gguf_facts(self, digest: Digest) -> WeightFacts:
+        """What the GGUF file in that blob says of itself, checked. Raises: bad_request, not_found."""
+        return await asyncio.to_thread(self._models.facts, digest)
+
+    # ── In a thread ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _locked(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._changes:
+            return work(*args, **kwargs)
+
     def _list(self) -> Sequence[Model]:
         models, seen = [], {}
-        for found in self._walk():
+        for found in self._tree.walk():
             with contextlib.suppress(CorralError):
                 model = self._read(found)
                 models.append(model)
@@ -93,7 +178,7 @@ class HomeModels:
         return sorted(models, key=lambda model: (model.modified_at, model.name.short), reverse=True)
 
     def _get(self, name: ModelName) -> Model | None:
-        found = self._unchanged(name) or self._find(name)
+        found = self._unchanged(name) or self._tree.find(name)
         if found is None:
             return None
         try:
@@ -103,22 +188,16 @@ class HomeModels:
         self._seen[found.name] = (found, model)
         return model
 
-    def _unchanged(self, name: ModelName) -> _Found | None:
+    def _unchanged(self, name: ModelName) -> Found | None:
         """The manifest if it was read under this very spelling and is as it was. Saves walking the tree for every request."""
         found, _ = self._seen.get(name, (None, None))
-        if found is None:
-            return None
-        try:
-            state = found.path.lstat()
-        except OSError:
-            return None
-        return found if _identity(state) == found.identity else None
+        return found if found is not None and found.is_unchanged else None
 
     def _install(self, name: ModelName, path: Path, progress: Progress) -> Model:
         current = self._current(name)
         body = self._models.import_gguf(path, progress, current=current)
         if body != current:
-            self._write(self._spelled(name), body)
+            self._locked(self._tree.write, name, body)
         installed = self._get(name)
         if installed is None:
             raise CorralError("conflict", f"model '{name.short}' was removed while it was being installed")
@@ -126,94 +205,52 @@ class HomeModels:
 
     def _current(self, name: ModelName) -> bytes | None:
         """The manifest of an installed model; None as well for one that cannot be read, so that installing mends it."""
-        found = self._find(name)
+        found = self._tree.find(name)
         if found is None:
             return None
         try:
-            body = _content(found)
+            body = found.read()
             self._models.read(found.name, body, found.modified_at)
         except CorralError:
             return None
         return body
 
-    def _write(self, name: ModelName, body: bytes) -> None:
-        target = self._manifests
-        for part in (name.host, name.namespace, name.model):
-            target /= part
-            if target.is_symlink():
-                raise CorralError("invalid", f"{part} among the manifests is a symbolic link; a directory belongs there")
-        write_atomically(target / name.tag, body, beside=self._manifests)
+    def _manifest(self, name: ModelName) -> tuple[ModelName, bytes] | None:
+        found = self._tree.find(name)
+        return None if found is None else (found.name, found.read())
 
-    def _read(self, found: _Found) -> Model:
+    def _read(self, found: Found) -> Model:
         seen, model = self._seen.get(found.name, (None, None))
         if seen == found and model is not None:
             return model
-        return self._models.read(found.name, _content(found), found.modified_at)
+        return self._models.read(found.name, found.read(), found.modified_at)
 
-    # ── The manifests tree ───────────────────────────────────────────────────────────────────────────────────────────
+    def _remove(self, name: ModelName) -> bool:
+        found = self._tree.find(name)
+        return found is not None and self._tree.remove(found)
 
-    def _walk(self) -> Iterator[_Found]:
-        """Every manifest file."""
-        return _descend(self._manifests, (None, None, None, None), ())
+    def _remove_unused(self, digests: frozenset[Digest], loaded: frozenset[str]) -> None:
+        # A manifest that cannot be read names nothing here, as in Ollama: else one damaged file would keep everything for ever.
+        for digest in digests - self._tree.named_blobs().digests:
+            if self._is_free(digest, loaded):
+                self._blobs.remove(digest)
 
-    def _find(self, name: ModelName) -> _Found | None:
-        """The manifest of a name in whatever case; the spelling asked for comes first if several exist."""
-        wanted = (name.host, name.namespace, name.model, name.tag)
-        return next(_descend(self._manifests, wanted, ()), None)
+    def _is_free(self, digest: Digest, loaded: frozenset[str]) -> bool:
+        return digest not in self._held and str(self._blobs.path(digest)) not in loaded
 
-    def _spelled(self, name: ModelName) -> ModelName:
-        """The name with those leading parts as they are spelled already, so that no two directories differ by case alone."""
-        directory, parts = self._manifests, [name.host, name.namespace, name.model, name.tag]
-        for index, part in enumerate(parts):
-            entry = next(iter(_entries(directory, part)), None)
-            if entry is None:
-                break
-            parts[index] = entry.name
-            directory /= entry.name
-        return ModelName(*parts)
+    def _prune(self, now: datetime, loaded: frozenset[str]) -> int | None:
+        self._blobs.rename_old()
+        named = self._tree.named_blobs()
+        if not named.is_certain:
+            return None
+        unused = [digest for digest in self._blobs.older_than(now) if digest not in named.digests]
+        removed = [digest for digest in unused if self._is_free(digest, loaded) and self._blobs.remove(digest)]
+        self._tree.remove_empty()
+        return len(removed)
 
-
-def _descend(directory: Path, wanted: tuple[str | None, ...], above: tuple[str, ...]) -> Iterator[_Found]:
-    """The files exactly as many levels down as wanted has parts, which are names in any case, or None for all."""
-    for entry in _entries(directory, wanted[0]):
-        parts = (*above, entry.name)
-        if len(wanted) > 1 and entry.is_dir(follow_symlinks=False):
-            yield from _descend(directory / entry.name, wanted[1:], parts)
-        elif len(wanted) == 1 and entry.is_file(follow_symlinks=False) and (found := _found(parts, entry)) is not None:
-            yield found
-
-
-def _entries(directory: Path, wanted: str | None) -> list[os.DirEntry[str]]:
-    """What is in a directory; of one name in any case, the exact spelling first."""
-    try:
-        with os.scandir(directory) as found:
-            entries = list(found)
-    except OSError:
-        return []
-    if wanted is None:
-        return entries
-    matching = (entry for entry in entries if entry.name.lower() == wanted.lower())
-    return sorted(matching, key=lambda entry: (entry.name != wanted, entry.name))
-
-
-def _found(parts: tuple[str, ...], entry: os.DirEntry[str]) -> _Found | None:
-    """The manifest; None when its path is no model's name, or it went away."""
-    try:
-        # Four parts are parsed into those very parts or not at all.
-        name, state = parse_name(str(ModelName(*parts))), entry.stat(follow_symlinks=False)
-    except (CorralError, OSError):
-        return None
-    return _Found(name, Path(entry), _identity(state))
-
-
-def _identity(state: os.stat_result) -> tuple[int, int, int]:
-    return state.st_ino, state.st_size, state.st_mtime_ns
-
-
-def _content(found: _Found) -> bytes:
-    """A manifest's bytes. Raises: not_found, bad_request, too_large."""
-    shown_as = f"the manifest of {found.name.short}"
-    return read_regular(found.path, shown_as=shown_as, max_bytes=MAX_MANIFEST_BYTES, flags=os.O_NOFOLLOW)
+    def _first_bytes(self, digest: Digest, count: int) -> bytes:
+        with open_regular(self._blobs.path(digest), shown_as=f"blob {digest}") as file:
+            return file.read(count)
 
 
 # ── The device key ───────────────────────────────────────────────────────────────────────────────────────────────────
