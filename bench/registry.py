@@ -1,7 +1,7 @@
 """Pushing and pulling large blobs: the hub against Debian's docker-registry, and `pull` against curl.
 
-One client for both sides: raw sockets, the content sent from a file by the kernel, answers counted and thrown away. Every push has
-content of its own, so that nobody can skip it: the last bytes differ, and the digest of all before them is kept as a hash state.
+One client for both sides: raw sockets, the content sent from a file by the kernel, answers counted and thrown away. Every push
+has content of its own, so that nobody can skip it: the last bytes differ, and the digest of all before them is a kept hash state.
 """
 
 import contextlib

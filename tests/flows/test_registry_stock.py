@@ -1,7 +1,7 @@
 """The exchanges of an unmodified `ollama push` and `ollama pull` with a real hub process, request by request.
 
-One test per row of what the client sends and accepts; `flows.stock_ollama` is the client. Where a real `ollama` program is at hand
-(`CORRAL_TEST_OLLAMA`, or on the PATH), the last tests run the same scenarios with it.
+One test per row of what the client sends and accepts; `flows.stock_ollama` is the client. Where a real `ollama` program is at
+hand (`CORRAL_TEST_OLLAMA`, or on the PATH), the last tests run the same scenarios with it.
 """
 
 import hashlib
@@ -297,7 +297,7 @@ def test_pull_of_what_is_not_there_or_not_to_be_seen_says_the_same(hub: Hub) -> 
         with pytest.raises(Refused, match="file does not exist"):
             alice.pull(repository, "latest")
         reply = alice.once("GET", f"{alice.base}/v2/{repository}/manifests/latest")
-        told.append((reply.status, reply.body, {name for name in reply.headers}))
+        told.append((reply.status, reply.body, set(reply.headers)))
     assert told[0] == told[1]
 
 
