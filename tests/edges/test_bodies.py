@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.types import Receive
 
-from corral.edges.bodies import BodyLimits, BodyReader, Disconnected
+from corral.edges.bodies import BodyLimits, BodyReader, BodyStream, Disconnected, StreamLimits
 from corral.wire.errors import CorralError
 
 CHUNKED = {"transfer-encoding": ["chunked"]}
@@ -122,3 +122,93 @@ async def test_t110_unfinished_bodies_are_bounded_together_and_let_go_when_they_
             await read(sending([b"x" * 60], then="leave"), reader=reader)
         assert (await code_of(sending([b"x" * 60, b"x" * 60]), reader=reader))[0] == "too_large"
     assert await read(sending([b"x" * 90]), reader=reader) == b"x" * 90
+
+
+# ── Bodies that are handed on as they arrive ─────────────────────────────────────────────────────────────────────────
+
+
+def stream_of(messages: Iterable[object], length: int | None, **limits: float) -> BodyStream:
+    """A stream over ASGI messages: bytes are parts, None waits for ever, and what is left out at the end is a lost connection."""
+    left = iter(messages)
+
+    async def receive() -> dict[str, object]:
+        message = next(left, "gone")
+        if message is None:
+            await asyncio.Event().wait()
+        if message == "gone":
+            return {"type": "http.disconnect"}
+        if message == "end":
+            return {"type": "http.request", "body": b"", "more_body": False}
+        return {"type": "http.request", "body": message, "more_body": True}
+
+    headers = {"transfer-encoding": ["chunked"]} if length is None else {"content-length": [str(length)]}
+    return BodyStream(headers, receive, StreamLimits(**limits))  # type: ignore[arg-type]
+
+
+async def test_stream_whole_gives_the_parts_as_they_came() -> None:
+    stream = stream_of([b"ab", b"c", "end"], 3)
+    assert [part async for part in stream] == [b"ab", b"c"]
+    assert stream.declared_bytes == 3
+
+
+async def test_stream_without_a_body_reads_nothing() -> None:
+    stream = stream_of([None], 0)
+    assert [part async for part in stream] == []
+
+
+async def test_stream_chunked_tells_no_length() -> None:
+    stream = stream_of([b"ab", "end"], None)
+    assert stream.declared_bytes is None
+    assert await stream.read(10) == b"ab"
+
+
+@pytest.mark.parametrize("ending", [(), ("end",)])
+async def test_stream_that_ends_before_its_length_is_a_lost_connection(ending: tuple[str, ...]) -> None:
+    stream = stream_of([b"ab", *ending], 3)
+    with pytest.raises(Disconnected):
+        await stream.read(10)
+
+
+async def test_stream_that_pauses_is_ended_and_not_drained() -> None:
+    stream = stream_of([b"ab", None], 3, stall_s=0.001)
+    with pytest.raises(CorralError) as caught:
+        await stream.read(10)
+    assert caught.value.code == "too_slow"
+    await stream.drain()
+
+
+async def test_stream_below_the_lowest_rate_is_ended() -> None:
+    stream = stream_of([b"a"] * 100, 100, grace_s=-1, bytes_per_s=1_000_000)
+    with pytest.raises(CorralError) as caught:
+        await stream.read(1000)
+    assert caught.value.code == "too_slow"
+
+
+@pytest.mark.parametrize("length", [11, None])
+async def test_stream_read_whole_is_bounded(length: int | None) -> None:
+    stream = stream_of([b"abcdef", b"ghijk", "end"], length)
+    with pytest.raises(CorralError) as caught:
+        await stream.read(10)
+    assert caught.value.code == "too_large"
+
+
+async def test_f26_stream_that_was_refused_is_drained_within_bounds() -> None:
+    parts = [b"x" * 100] * 50
+    left = iter(parts)
+    stream = stream_of(left, 5000, drain_bytes=1000)
+    await stream.drain()
+    assert len(list(left)) in range(38, 41)
+
+
+async def test_f26_stream_is_drained_for_a_bounded_time() -> None:
+    await stream_of([None], 5000, drain_s=0.001).drain()
+
+
+@pytest.mark.parametrize("lengths", [["1", "2"], ["-1"], ["+1"], ["1,1"], [""]])
+async def test_f22_stream_of_unclear_length_is_refused(lengths: list[str]) -> None:
+    async def receive() -> dict[str, object]:
+        raise AssertionError
+
+    with pytest.raises(CorralError) as caught:
+        BodyStream({"content-length": lengths}, receive, StreamLimits())  # type: ignore[arg-type]
+    assert caught.value.code == "bad_request"

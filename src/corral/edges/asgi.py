@@ -1,8 +1,8 @@
 """The HTTP layer both servers share: a strict door, one declared permission per route, and errors in the caller's dialect.
 
 A request passes, in this order: the strict checks of `_refuse_malformed` → the server's guard (Host and Origin rules) → the route
-table → the bounded body (on routes that demand credentials, only of a request that shows some) → authentication → the route's
-`Access` → the handler. Whatever raises a `CorralError` on the way is
+table → the bounded body (on routes that demand credentials, only of a request that shows some; on routes that stream it, never
+here) → authentication → the route's `Access` → the handler. Whatever raises a `CorralError` on the way is
 answered in the dialect of the route. Nothing here decides by path: permissions are part of the route table, and an endpoint
 cannot be made without one. `request.url` and `request.base_url` are never used, since they are rebuilt from the Host header.
 """
@@ -28,12 +28,12 @@ from starlette.routing import compile_path
 from starlette.types import Message, Receive, Scope, Send
 
 from corral.core.policy import Access, check_access
-from corral.core.records import Principal, RequestFacts
-from corral.edges.bodies import BodyLimits, BodyReader, Disconnected
-from corral.wire.errors import CorralError, anthropic_body, native_body, openai_body
+from corral.core.records import Principal, RequestFacts, Visitor
+from corral.edges.bodies import BodyLimits, BodyReader, BodyStream, Disconnected, StreamLimits
+from corral.wire.errors import CorralError, anthropic_body, native_body, openai_body, registry_body
 
 Handler = Callable[[Request], Awaitable[Response]]
-Authenticate = Callable[[RequestFacts], Awaitable[Principal | None]]
+Authenticate = Callable[[RequestFacts], Awaitable[Principal | Visitor | None]]
 T = TypeVar("T")
 
 MAX_HEADER_BYTES = 16 * 1024
@@ -63,6 +63,7 @@ class Dialect(StrEnum):
     NATIVE = "native"
     OPENAI = "openai"
     ANTHROPIC = "anthropic"
+    REGISTRY = "registry"
     HTML = "html"
     TEXT = "text"
 
@@ -78,6 +79,7 @@ class Endpoint:
     dialect: Dialect
     max_body_bytes: int
     cancel_on_disconnect: bool
+    streams_body: bool
 
 
 def endpoint(
@@ -89,9 +91,11 @@ def endpoint(
     dialect: Dialect = Dialect.NATIVE,
     max_body_bytes: int = MAX_BODY_BYTES,
     cancel_on_disconnect: bool = False,
+    streams_body: bool = False,
 ) -> Endpoint:
     """Declare a route. methods: comma-separated. path: may hold `{name}` and `{name:path}`. cancel_on_disconnect: end the handler
-    as soon as its caller leaves; for work that only the caller wants, never for a change that must not stop half way."""
+    as soon as its caller leaves; for work that only the caller wants, never for a change that must not stop half way.
+    streams_body: the handler reads the body itself, by `body_stream`, of any size; no signature can cover it."""
     return Endpoint(
         methods=frozenset(methods.split(",")),
         path=path,
@@ -100,6 +104,7 @@ def endpoint(
         dialect=dialect,
         max_body_bytes=max_body_bytes,
         cancel_on_disconnect=cancel_on_disconnect,
+        streams_body=streams_body,
     )
 
 
@@ -122,6 +127,12 @@ def body_of(request: Request) -> bytes:
     return facts_of(request).body
 
 
+def body_stream(request: Request) -> BodyStream:
+    """The request's body, on a route that streams it."""
+    body: BodyStream = request.scope["corral.body"]
+    return body
+
+
 def facts_of(request: Request) -> RequestFacts:
     """What arrived, exactly as received."""
     facts: RequestFacts = request.scope["corral.facts"]
@@ -140,6 +151,12 @@ def caller_of(request: Request) -> Principal:
     if caller is None:
         raise CorralError("unauthorized")
     return caller
+
+
+def maybe_visitor(request: Request) -> Visitor | None:
+    """Who sends this, when it is somebody who proved to be nobody in particular."""
+    visitor: Visitor | None = request.scope.get("corral.visitor")
+    return visitor
 
 
 def json_response(value: object, status: int = 200) -> Response:
@@ -217,7 +234,8 @@ class AppOptions:
     """How a server wants its application.
 
     fallback: dialect for a path without a route. trusted_proxies: networks whose X-Forwarded-For and X-Forwarded-Proto are
-    believed. response_headers: added to every answer. body_limits: how slow and how many bodies may be.
+    believed. response_headers: added to every answer. body_limits, stream_limits: how slow and how many bodies may be. challenge:
+    the WWW-Authenticate of a 401 in the registry's dialect.
     """
 
     authenticate: Authenticate | None = None
@@ -227,6 +245,8 @@ class AppOptions:
     trusted_proxies: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network] = ()
     response_headers: tuple[tuple[str, str], ...] = ()
     body_limits: BodyLimits = field(default_factory=BodyLimits)
+    stream_limits: StreamLimits = field(default_factory=StreamLimits)
+    challenge: Callable[[Scope, CorralError], str] | None = None
     on_startup: Callable[[], Awaitable[None]] | None = None
     on_shutdown: Callable[[], Awaitable[None]] | None = None
 
@@ -296,6 +316,8 @@ class App:
             response = self._error_response(CorralError("internal"), scope, sender.request_id)
         if response is not None and not sender.has_started:
             await response(scope, receive, sender)
+        if "corral.body" in scope:
+            await scope["corral.body"].drain()
         self._log(scope, sender, started)
 
     async def _answer(self, scope: Scope, receive: Receive, sender: "_Sender") -> Response | None:
@@ -312,7 +334,9 @@ class App:
         scope["corral.peer"] = _peer(scope, headers, self.options.trusted_proxies)
         if not row.access.is_public and _CREDENTIAL_HEADERS.isdisjoint(headers):
             raise CorralError("unauthorized")
-        body = await self._bodies.read(headers, receive, row.max_body_bytes)
+        if row.streams_body:
+            scope["corral.body"] = BodyStream(headers, receive, self.options.stream_limits)
+        body = b"" if row.streams_body else await self._bodies.read(headers, receive, row.max_body_bytes)
         facts = scope["corral.facts"] = _facts(scope, headers, body)
         if self.options.authenticate:
             await self._admit(scope, row, facts)
@@ -326,10 +350,12 @@ class App:
 
     async def _admit(self, scope: Scope, row: Endpoint, facts: RequestFacts) -> None:
         assert self.options.authenticate is not None
-        principal = await self.options.authenticate(facts)
-        if principal is not None:
-            check_access(principal, row.access)
-            scope["corral.principal"] = principal
+        caller = await self.options.authenticate(facts)
+        if isinstance(caller, Principal):
+            check_access(caller, row.access)
+            scope["corral.principal"] = caller
+        elif caller is not None and row.access.is_open:
+            scope["corral.visitor"] = caller
         elif not row.access.is_public:
             raise CorralError("unauthorized")
 
@@ -356,6 +382,9 @@ class App:
         response = _render_error(error, dialect, request_id, scope, self.options.error_page)
         if error.retry_after_s is not None:
             response.headers["Retry-After"] = str(error.retry_after_s)
+        if dialect is Dialect.REGISTRY and error.status == HTTPStatus.UNAUTHORIZED and self.options.challenge:
+            response.headers["WWW-Authenticate"] = self.options.challenge(scope, error)
+        response.headers.update(error.headers)
         return response
 
     def _log(self, scope: Scope, sender: "_Sender", started: float) -> None:
@@ -503,6 +532,8 @@ def _render_error(error: CorralError, dialect: Dialect, request_id: str, scope: 
             # Anthropic ids have 24 hex digits; ours has 16, which is kept recognisable in front.
             body = anthropic_body(error, f"req_{request_id}{'0' * 8}")
             return Response(msgspec.json.encode(body), error.status, media_type="application/json")
+        case Dialect.REGISTRY:
+            return Response(msgspec.json.encode(registry_body(error)), error.status, media_type="application/json")
         case Dialect.HTML:
             if error.code == "unauthorized" and scope["method"] == "GET":
                 return RedirectResponse(f"/signin?next={quote(_raw_target(scope), safe='')}", 303)

@@ -1,11 +1,12 @@
-"""Request bodies: read whole before a handler runs, within bounds of size, time and memory.
+"""Request bodies: read whole before a handler runs, or handed to it as they arrive; within bounds of size, time and memory.
 
-A body is read before anybody knows whether its sender may send it, since a signature may cover it. So a stranger can make the
-server wait and keep bytes; how long and how many is bounded here.
+A whole body is read before anybody knows whether its sender may send it, since a signature may cover it. So a stranger can make
+the server wait and keep bytes; how long and how many is bounded here. A streamed body is not touched before its sender is known.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,95 @@ class BodyLimits:
     stall_s: float = 10
     bytes_per_s: int = 8 * 1024
     max_unfinished_bytes: int = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamLimits:
+    """How much a server bears with whoever sends it a blob. A gigabyte over a slow line is normal, so this bounds only who hardly
+    sends at all.
+
+    stall_s: how long a body may pause. grace_s: how long it may take however little it brings. bytes_per_s: what it must bring on
+    average after that. drain_bytes, drain_s: how much of a refused body is still read, so that its sender gets to see the answer:
+    a socket closed with bytes unread resets the connection, and whoever still writes sees only that.
+    """
+
+    stall_s: float = 30
+    grace_s: float = 120
+    bytes_per_s: int = 2 * 1024
+    drain_bytes: int = 64 * 1024 * 1024
+    drain_s: float = 30
+
+
+class BodyStream:
+    """A body as it arrives. Iterate once; nothing is read before. declared_bytes: its Content-Length, 0 for no body, None when
+    the sender does not say (chunked transfer)."""
+
+    def __init__(self, headers: Mapping[str, Sequence[str]], receive: Receive, limits: StreamLimits) -> None:
+        lengths = headers.get("content-length", ())
+        if len(lengths) > 1 or any(not (text.isascii() and text.isdecimal()) for text in lengths):
+            raise CorralError("bad_request", "Content-Length must be one number")
+        is_chunked = "transfer-encoding" in headers
+        self.declared_bytes = None if is_chunked else int(lengths[0]) if lengths else 0
+        self._receive = receive
+        self._limits = limits
+        self._received_bytes = 0
+        self._is_over = self.declared_bytes == 0
+        self._is_gone = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Raises: Disconnected when the sender leaves or it ends before its Content-Length; too_slow."""
+        started = time.monotonic()
+        while not self._is_over:
+            try:
+                async with asyncio.timeout(self._limits.stall_s):
+                    part = await self._next()
+            except TimeoutError:
+                raise self._too_slow() from None
+            patience_s = self._limits.grace_s + self._received_bytes / self._limits.bytes_per_s
+            if time.monotonic() - started > patience_s and not self._is_over:
+                raise self._too_slow()
+            if part:
+                yield part
+
+    async def read(self, max_bytes: int) -> bytes:
+        """All of it. Raises: too_large, and as iterating does."""
+        if self.declared_bytes is not None and self.declared_bytes > max_bytes:
+            raise _too_large(max_bytes)
+        parts = []
+        async for part in self:
+            parts.append(part)
+            if self._received_bytes > max_bytes:
+                raise _too_large(max_bytes)
+        return b"".join(parts)
+
+    async def drain(self) -> None:
+        """Read and drop what is left, within bounds; after the answer was sent."""
+        most = self._received_bytes + self._limits.drain_bytes
+        try:
+            async with asyncio.timeout(self._limits.drain_s):
+                while not self._is_over and not self._is_gone and self._received_bytes <= most:
+                    await self._next()
+        except (TimeoutError, Disconnected):
+            return
+
+    def _too_slow(self) -> CorralError:
+        # Whoever sends this slowly is not waited for again, to show it the answer.
+        self._is_gone = True
+        return CorralError("too_slow")
+
+    async def _next(self) -> bytes:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._is_gone = True
+            raise Disconnected
+        part: bytes = message.get("body", b"")
+        self._received_bytes += len(part)
+        self._is_over = not message.get("more_body", False)
+        # A server may tell of a peer that left as of an orderly end. What was announced and did not come was never sent.
+        if self._is_over and self.declared_bytes is not None and self._received_bytes < self.declared_bytes:
+            self._is_gone = True
+            raise Disconnected
+        return part
 
 
 class _Wait:
