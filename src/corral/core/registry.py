@@ -174,8 +174,11 @@ class RegistryStore(Protocol):
         while that very digest is being deleted (milliseconds; try again)."""
         ...
 
-    async def link_blob(self, repository_id: str, digest: Digest, *, until: datetime) -> bool:
-        """Let the repository have a blob, and renew its lease. False when no such blob is known, or it is being deleted."""
+    async def link_blob(self, repository_id: str, digest: Digest, *, until: datetime, size_bytes: int | None = None) -> bool:
+        """Let the repository have a blob, and renew its lease. False when no such blob is known, or it is being deleted.
+
+        size_bytes: of content that was verified just now; None takes what is known of a blob that others have. Raises:
+        name_unknown when the repository is gone."""
         ...
 
     async def unlink_blob(self, repository_id: str, digest: Digest) -> bool:
@@ -192,15 +195,22 @@ class RegistryStore(Protocol):
 
     # ── Uploads ──────────────────────────────────────────────────────────────────────────────────────────────────────
     async def add_upload(self, upload: Upload, *, max_open: int) -> None:
-        """Raises: rate_limited when the account has that many open ones."""
+        """Raises: rate_limited when the account has that many open ones, name_unknown when the repository is gone."""
         ...
 
     async def upload(self, upload_id: str) -> Upload | None: ...
 
-    async def advance_upload(self, upload_id: str, *, offset_bytes: int, now: datetime) -> None: ...
+    async def advance_upload(self, upload_id: str, *, offset_bytes: int, now: datetime) -> None:
+        """Survives a killed process, as the bytes themselves do until they are committed. Raises: blob_upload_unknown when it is
+        not open any more."""
+        ...
 
     async def finish_upload(self, upload_id: str, digest: Digest, *, until: datetime, now: datetime) -> None:
-        """Link the blob (leased before) to the upload's repository and keep the upload as a tombstone, both or neither."""
+        """Link the blob (leased before) to the upload's repository and keep the upload as a tombstone, both or neither.
+
+        The upload's offset, advanced before, is the blob's size: a lease is taken before content is verified, so what it says of
+        the size is not trusted. Finishing again as the same digest changes nothing. Raises: blob_upload_unknown,
+        blob_upload_invalid when it was finished as another digest, busy when the blob was deleted meanwhile (commit again)."""
         ...
 
     async def remove_upload(self, upload_id: str) -> bool: ...
@@ -212,7 +222,7 @@ class RegistryStore(Protocol):
     # ── Manifests and tags ───────────────────────────────────────────────────────────────────────────────────────────
     async def put_manifest(self, repository_id: str, new: NewManifest, tags: Sequence[str], *, now: datetime) -> None:
         """Store, link and tag in one transaction. Raises: manifest_blob_unknown when a blob or child is not in this repository,
-        manifest_invalid when a blob has another size than stated."""
+        manifest_invalid when a blob has another size than stated, name_unknown when the repository is gone."""
         ...
 
     async def manifest(self, repository_id: str, reference: str | Digest) -> StoredManifest | None:
@@ -223,13 +233,17 @@ class RegistryStore(Protocol):
         """In the order of (lower case, as written), behind `after`."""
         ...
 
-    async def remove_tag(self, repository_id: str, tag: str) -> bool: ...
-
-    async def remove_manifest(self, repository_id: str, digest: Digest) -> bool:
-        """With every tag that points at it."""
+    async def remove_tag(self, repository_id: str, tag: str) -> bool:
+        """Exactly as written."""
         ...
 
-    async def referrers(self, repository_id: str, subject: Digest) -> Sequence[Referrer]: ...
+    async def remove_manifest(self, repository_id: str, digest: Digest) -> bool:
+        """With every tag that points at it. Its blobs stay linked until `unnamed_links`."""
+        ...
+
+    async def referrers(self, repository_id: str, subject: Digest) -> Sequence[Referrer]:
+        """By digest."""
+        ...
 
     # ── Collecting ───────────────────────────────────────────────────────────────────────────────────────────────────
     async def unnamed_links(self, *, now: datetime, limit: int) -> int:
@@ -264,28 +278,38 @@ class RegistryFiles(Protocol):
     async def append(self, upload_id: str, offset_bytes: int, chunks: AsyncIterator[bytes], *, max_bytes: int) -> int:
         """Write what arrives at that offset; the new end, durable enough to survive a killed process. What lay behind offset is
         cut off first. When anything goes wrong, canceling included, the file is cut back to offset. Of two writers of one upload,
-        the later one wins and the earlier gets conflict. Raises: too_large beyond max_bytes, storage_full, unavailable,
+        the later one wins and the earlier gets conflict.
+
+        max_bytes: how long the whole upload may become. Raises: too_large beyond that, storage_full, unavailable,
         blob_upload_unknown when less than offset is there."""
         ...
 
     async def commit(self, upload_id: str, size_bytes: int, expected: Digest) -> None:
-        """Verify, sync and place under its digest; a blob that is there already stays. The upload's file is gone afterwards.
-        Raises: digest_invalid (the file stays, for a retry), storage_full, unavailable, blob_upload_unknown."""
+        """Verify, sync and place under its digest; a blob that is there already stays. The upload's file is gone afterwards; the
+        same commit again is answered the same until `discard`. A writer that is at it gets conflict.
+
+        Raises: digest_invalid (the file stays, for a retry), storage_full, unavailable, blob_upload_unknown when less than
+        size_bytes is there (what lies behind is cut off)."""
         ...
 
-    async def discard(self, upload_id: str) -> None: ...
+    async def discard(self, upload_id: str) -> None:
+        """Forget the upload and remove its file. A writer that is at it gets conflict."""
+        ...
 
     async def put_bytes(self, content: bytes) -> Digest:
         """Place a small blob."""
         ...
 
-    async def remove_blob(self, digest: Digest) -> None: ...
-
-    async def remove_strays(self, known_uploads: Sequence[str], *, now: datetime) -> int:
-        """Remove upload files that no upload row names and temporary files of killed processes; how many those were."""
+    async def remove_blob(self, digest: Digest) -> None:
+        """Gone already is as well. Raises: unavailable."""
         ...
 
-    async def blobs_on_disk(self) -> AsyncIterator[tuple[Digest, datetime]]:
+    async def remove_strays(self, known_uploads: Sequence[str], *, now: datetime) -> int:
+        """Remove upload files that no upload row names and temporary files of killed processes; how many those were. Younger than
+        an hour they stay: their row may be newer than the list."""
+        ...
+
+    def blobs_on_disk(self) -> AsyncIterator[tuple[Digest, datetime]]:
         """Every blob file with its last change, for finding those that no row tells of."""
         ...
 
