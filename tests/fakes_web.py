@@ -18,12 +18,14 @@ from corral.hub.accounts import AccountRules, Accounts
 from corral.hub.credentials import Credentials
 from corral.hub.passwords import PasswordCost
 from corral.hub.sightings import MemorySightings
+from corral.hub.tokens import RegistryTokens
 from corral.wire.apikeys import Peppers
 from corral.wire.browser import session_cookie_name
 from corral.wire.names import Digest, parse_name
 from corral.wire.signing import DevicePrivateKey, authorization_header, request_challenge, signed_target
 from fakes import NOON, FakeClock, MemoryAccounts, MemoryAudit, MemoryCredentials, MemorySessions, MemoryUsage, SeededEntropy
 from fakes_models import MemoryHosting
+from identity_hub import TOKEN_KEYS
 
 PASSWORD = "seven lamps over a quiet river"
 #: Cheap enough for a test; what it costs in earnest is the identity tests' business.
@@ -77,6 +79,7 @@ class Site:
             clock=self.clock,
             entropy=entropy,
             peppers=Peppers(current_id="p1", values={"p1": b"p" * 32}),
+            tokens=RegistryTokens(TOKEN_KEYS, issuer=public_url, clock=self.clock, entropy=entropy),
             public_url=public_url,
         )
         self.rows = web_endpoints(

@@ -4,15 +4,17 @@ import base64
 from collections.abc import Iterable
 
 from corral.core.policy import ALL_SCOPES
-from corral.core.records import Account, BrowserSession, Device, Principal, RequestFacts, Scope
+from corral.core.records import Account, BrowserSession, Device, Principal, RequestFacts, Scope, Visitor
 from corral.hub.accounts import AccountRules, Accounts
 from corral.hub.credentials import Credentials
 from corral.hub.passwords import PasswordCost
 from corral.hub.sightings import MemorySightings
+from corral.hub.tokens import RegistryTokens
 from corral.wire import signing, strong
 from corral.wire.apikeys import Peppers
 from corral.wire.errors import CorralError
 from corral.wire.signing import DevicePrivateKey
+from corral.wire.tokens import TokenKeys
 from fakes import FakeClock, MemoryAccounts, MemoryAudit, MemoryCredentials, MemorySessions, SeededEntropy
 from identity_stores import Stores
 
@@ -24,6 +26,8 @@ HOME, CAFE = "192.0.2.1", "198.51.100.1"
 #: argon2 at its cheapest: these tests are about what is done with the answer.
 CHEAP = PasswordCost(time_cost=1, memory_kib=8, parallelism=1)
 PEPPERS = Peppers(current_id="p1", values={"p1": b"p" * 32, "p0": b"o" * 32})
+
+TOKEN_KEYS = TokenKeys(current_id="t2", seeds={"t1": b"1" * 32, "t2": b"2" * 32}, ticket_secret=b"t" * 32)
 
 
 class IdentityHub:
@@ -50,6 +54,7 @@ class IdentityHub:
             self.store, self.audit = stores.credentials, stores.audit  # type: ignore[assignment]
         self.sightings = MemorySightings()
         self.public_url = public_url
+        self.tokens = RegistryTokens(TOKEN_KEYS, issuer=public_url, clock=self.clock, entropy=self.entropy)
         rules = AccountRules(sign_up_open=sign_up_open, password_cost=CHEAP)
         self.accounts = Accounts(
             accounts=self.account_store,
@@ -67,6 +72,7 @@ class IdentityHub:
             clock=self.clock,
             entropy=self.entropy,
             peppers=peppers,
+            tokens=self.tokens,
             public_url=public_url,
         )
 
@@ -139,8 +145,14 @@ class IdentityHub:
     async def who(self, request: RequestFacts) -> Principal:
         """The principal of a request that must have one."""
         principal = await self.credentials.authenticate(request)
-        assert principal is not None
+        assert isinstance(principal, Principal)
         return principal
+
+    async def visitor(self, request: RequestFacts) -> Visitor:
+        """Who sends a request that proves no account."""
+        visitor = await self.credentials.authenticate(request)
+        assert isinstance(visitor, Visitor)
+        return visitor
 
     async def refusal(self, request: RequestFacts) -> CorralError:
         """The error of a request that must be refused."""

@@ -29,10 +29,12 @@ if TYPE_CHECKING:
     from corral.hub.accounts import Accounts
     from corral.hub.credentials import Credentials
     from corral.hub.inference import HostedInference
+    from corral.hub.tokens import RegistryTokens
     from corral.serving.runners import Runners
     from corral.storage.home import HomeModels
     from corral.storage.sql.engine import Database
     from corral.storage.sql.hosting import SqlHosting
+    from corral.wire.tokens import TokenKeys
 
 _FLUSH_USES_EVERY_S = 60.0
 _FOR_EVER_S = 1e9
@@ -126,6 +128,8 @@ class HubServices:
 
     accounts: "Accounts"
     credentials: "Credentials"
+    tokens: "RegistryTokens"
+    token_keys: "TokenKeys"
     hosted: "SqlHosting"
     usage: "UsageStore"
     audit: "AuditLog"
@@ -155,7 +159,8 @@ async def open_hub_services(settings: Settings) -> AsyncIterator[HubServices]:
     from corral.hub.accounts import AccountRules, Accounts
     from corral.hub.credentials import Credentials
     from corral.hub.sightings import MemorySightings
-    from corral.storage.secretfile import ensure_private_dir, load_or_create_peppers
+    from corral.hub.tokens import RegistryTokens
+    from corral.storage.secretfile import ensure_private_dir, load_or_create_peppers, load_or_create_token_keys
     from corral.storage.sql.accounts import SqlAccounts
     from corral.storage.sql.audit import SqlAudit
     from corral.storage.sql.credentials import SqlCredentials
@@ -179,6 +184,8 @@ async def open_hub_services(settings: Settings) -> AsyncIterator[HubServices]:
             entropy=entropy,
             rules=AccountRules(sign_up_open=settings.is_signup_open),
         )
+        token_keys = load_or_create_token_keys(home / "registry-keys.json", entropy, now=clock.now())
+        tokens = RegistryTokens(token_keys, issuer=settings.public_url, clock=clock, entropy=entropy)
         credentials = Credentials(
             accounts=accounts,
             store=SqlCredentials(database),
@@ -187,11 +194,14 @@ async def open_hub_services(settings: Settings) -> AsyncIterator[HubServices]:
             clock=clock,
             entropy=entropy,
             peppers=load_or_create_peppers(home / "peppers.json", entropy),
+            tokens=tokens,
             public_url=settings.public_url,
         )
         yield HubServices(
             accounts=accounts,
             credentials=credentials,
+            tokens=tokens,
+            token_keys=token_keys,
             hosted=SqlHosting(database, home / "blobs", home / "cache", clock=clock, entropy=entropy),
             usage=SqlUsage(database),
             audit=audit,

@@ -15,11 +15,13 @@ from corral.hub.accounts import AccountRules, Accounts
 from corral.hub.credentials import Credentials
 from corral.hub.passwords import PasswordCost
 from corral.hub.sightings import MemorySightings
+from corral.hub.tokens import RegistryTokens
 from corral.wire.apikeys import Peppers
 from corral.wire.browser import session_cookie_name
 from corral.wire.signing import DevicePrivateKey, authorization_header, enrollment_challenge, request_challenge
 from corral.wire.strong import NONCE_BYTES, sign_headers
 from fakes import FakeClock, MemoryAccounts, MemoryAudit, MemoryCredentials, MemorySessions, MemoryUsage, SeededEntropy
+from identity_hub import TOKEN_KEYS
 
 PUBLIC_URL = "http://localhost:11435"
 FINCH = DevicePrivateKey(b"f" * 32)
@@ -81,6 +83,7 @@ async def hub() -> Hub:
         clock=clock,
         entropy=entropy,
         peppers=Peppers(current_id="p1", values={"p1": b"p" * 32}),
+        tokens=RegistryTokens(TOKEN_KEYS, issuer=PUBLIC_URL, clock=clock, entropy=entropy),
         public_url=PUBLIC_URL,
     )
     people = [await accounts.add(name, email="", password="seventeen quiet herons", is_admin=False) for name in ("alice", "bob")]

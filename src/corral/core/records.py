@@ -131,10 +131,11 @@ class Principal:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Visitor:
     """Somebody who proved nothing but holds a registry token for what is public. fingerprint: of a device key that signed for the
-    token and is connected to no account, else empty. signin_url: where to connect it."""
+    token and is connected to no account, else empty. signin_url: where to connect it. key: that key itself."""
 
     fingerprint: str = ""
     signin_url: str = ""
+    key: DevicePublicKey | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

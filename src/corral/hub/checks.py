@@ -4,7 +4,10 @@ A check returns what the next one needs or raises the one error that belongs to 
 itself has one answer, `unauthorized`, so that a stranger cannot tell a known one from an unknown one.
 """
 
+import base64
+import binascii
 import hmac
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from urllib.parse import unquote
@@ -15,6 +18,7 @@ from corral.wire import signing, strong
 from corral.wire.apikeys import ApiKeyText, Peppers, api_key_hmac, parse_api_key
 from corral.wire.browser import SAFE_METHODS, cookie_values, is_same_origin
 from corral.wire.errors import CorralError
+from corral.wire.tokens import GRACE_S, looks_like_token
 
 #: Where a stock client fetches a registry token; the only place for that form of signature.
 TOKEN_PATH = "/v2/token"  # noqa: S105 - a path
@@ -34,6 +38,12 @@ SIGNIN_PATHS = frozenset(
     }
 )
 
+
+#: The registry's routes: the only ones that take an account's name with an API key (Basic), or a registry token.
+_REGISTRY_PATHS = "/v2/"
+_UPLOAD = re.compile(r"/v2/.+/blobs/uploads/[^/]+")
+#: No name or address of an account is longer, and an API key is shorter than that.
+_MAX_BASIC = 600
 
 # ── Which credential was presented ───────────────────────────────────────────────────────────────────────────────────
 
@@ -60,13 +70,28 @@ class KeyText:
 
 
 @dataclass(frozen=True, slots=True)
+class NamedKey:
+    """What claims to be an account's name or address, and an API key of it."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenText:
+    """What claims to be a registry token."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class SessionCookie:
     """The value of the session cookie."""
 
     text: str
 
 
-Presented = StockHeader | StrongHeaders | KeyText | SessionCookie
+Presented = StockHeader | StrongHeaders | KeyText | NamedKey | TokenText | SessionCookie
 
 
 def presented(facts: RequestFacts, cookie_name: str) -> Presented | None:
@@ -80,7 +105,7 @@ def presented(facts: RequestFacts, cookie_name: str) -> Presented | None:
     if len(authorizations) + len(keys) + len(cookies) + is_signed > 1:
         raise CorralError("two_credentials")
     if authorizations:
-        return _authorization(authorizations[0])
+        return _authorization(authorizations[0], path_of(facts))
     if keys:
         return KeyText(keys[0])
     if is_signed:
@@ -88,13 +113,31 @@ def presented(facts: RequestFacts, cookie_name: str) -> Presented | None:
     return SessionCookie(cookies[0]) if cookies else None
 
 
-def _authorization(value: str) -> StockHeader | KeyText:
+def _authorization(value: str, path: str) -> StockHeader | KeyText | NamedKey | TokenText:
     if signing.looks_like_device_header(value):
         return StockHeader(value)
     scheme, _, rest = value.partition(" ")
-    if scheme.lower() != "bearer":
+    is_registry = path.startswith(_REGISTRY_PATHS)
+    match scheme.lower():
+        # A token makes no other token, else one that leaked would never end.
+        case "bearer" if is_registry and path != TOKEN_PATH and looks_like_token(rest):
+            return TokenText(rest)
+        case "bearer":
+            return KeyText(rest)
+        case "basic" if is_registry:
+            return _named_key(rest)
+    raise CorralError("unauthorized")
+
+
+def _named_key(text: str) -> NamedKey:
+    """Source: RFC 7617."""
+    try:
+        name, colon, password = base64.b64decode(text[:_MAX_BASIC], validate=True).decode().partition(":")
+    except (ValueError, binascii.Error) as error:
+        raise CorralError("unauthorized") from error
+    if not colon or not name:
         raise CorralError("unauthorized")
-    return KeyText(rest)
+    return NamedKey(name, password)
 
 
 # ── Signatures ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -122,6 +165,16 @@ def token_nonce(facts: RequestFacts) -> str:
     return values[0]
 
 
+# ── Registry tokens ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def token_leeway_s(facts: RequestFacts) -> int:
+    """How long after its end a token is taken: the end of a push that was under way need not be fetched a new one, where a stock
+    client would lose the part it is sending. Everywhere else a token ends when it says."""
+    is_under_way = facts.method in ("PATCH", "PUT") and _UPLOAD.fullmatch(path_of(facts)) is not None
+    return GRACE_S if is_under_way else 0
+
+
 # ── API keys ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -142,6 +195,12 @@ def check_secret(key: ApiKeyText, stored: StoredApiKey | None, peppers: Peppers)
     if stored is None or not is_right:
         raise CorralError("unauthorized")
     return stored
+
+
+def check_names_owner(name: str, owner: Account) -> None:
+    """Raises: unauthorized when the key is another account's. name: of the account, or its e-mail address, in any case."""
+    if name.lower() not in {owner.name.lower(), owner.email.lower()}:
+        raise CorralError("unauthorized")
 
 
 def check_key_is_live(key: ApiKey, now: datetime) -> None:

@@ -22,6 +22,7 @@ from corral.core.records import (
     RequestFacts,
     Scope,
     Sighting,
+    Visitor,
 )
 from corral.hub import checks
 from corral.hub.accounts import Accounts
@@ -30,6 +31,7 @@ from corral.hub.networks import network_of
 from corral.hub.replay import Alarms
 from corral.hub.sightings import SIGHTING_TTL
 from corral.hub.throttle import Throttle, per_minutes
+from corral.hub.tokens import RegistryTokens
 from corral.wire.apikeys import ENTROPY_BYTES, ApiKeyText, Peppers, api_key_hmac, make_api_key
 from corral.wire.errors import CorralError
 from corral.wire.secrets import Secret
@@ -75,6 +77,7 @@ class Credentials:
         clock: Clock,
         entropy: Entropy,
         peppers: Peppers,
+        tokens: RegistryTokens,
         public_url: str,
     ) -> None:
         self._store = store
@@ -93,12 +96,17 @@ class Credentials:
             clock=clock,
             entropy=entropy,
             peppers=peppers,
+            tokens=tokens,
             public_url=public_url,
         )
 
-    async def authenticate(self, facts: RequestFacts) -> Principal | None:
+    async def authenticate(self, facts: RequestFacts) -> Principal | Visitor | None:
         """Who sends this request; see `Door.authenticate`."""
         return await self._door.authenticate(facts)
+
+    async def by_named_key(self, name: str, text: str, facts: RequestFacts) -> Principal:
+        """Who a name and an API key are that came in a form; see `Door.by_named_key`."""
+        return await self._door.by_named_key(name, text, facts)
 
     async def is_live(self, principal: Principal) -> bool:
         """Whether the credential would still be accepted."""

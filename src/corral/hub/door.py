@@ -1,10 +1,12 @@
-"""The only way in: what a request presents becomes a principal, or nothing, or an error. The order is part of the promise.
+"""The only way in: what a request presents becomes a principal, a visitor, nothing, or an error. The order is promised.
 
 ```
 one credential at most                                                        two_credentials
 stock signature   header → ts → window → signature → transport → device → owner → mark → uses (or nonce)
+                  for a token, of a device nobody connected: … → transport → limit → nonce → a visitor
 strong signature  signature over everything → device → owner → nonce
-API key           checksum → look-up → secret → revoked, expired → owner
+API key           checksum → look-up → secret → revoked, expired → owner (→ the account named with it)
+registry token    signature → issuer, audience, time → the credential it was given for, as above from its look-up on
 session cookie    own page (unless GET or HEAD) → session
 ```
 
@@ -12,16 +14,31 @@ Nothing is looked up before the presented proof holds by itself, so a stranger c
 work on the database. A store that fails makes the request fail: there is no path from an error to a principal, nor to a stranger.
 """
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import assert_never
 
 from corral.core.policy import ALL_SCOPES
 from corral.core.ports import AuditLog, Clock, CredentialStore, Entropy, SightingStore
-from corral.core.records import Account, AuditEvent, Device, Principal, Proof, RequestFacts, Sighting
+from corral.core.records import (
+    Account,
+    AuditEvent,
+    Device,
+    Principal,
+    Proof,
+    RequestFacts,
+    Sighting,
+    StoredApiKey,
+    Visitor,
+)
 from corral.hub import checks
 from corral.hub.accounts import Accounts
-from corral.hub.checks import KeyText, SessionCookie, StockHeader, StrongHeaders
+from corral.hub.checks import KeyText, NamedKey, SessionCookie, StockHeader, StrongHeaders, TokenText
+from corral.hub.networks import network_of
 from corral.hub.replay import Alarms, ReplayGuard
+from corral.hub.sightings import SIGHTING_TTL
+from corral.hub.throttle import Throttle, per_minutes
+from corral.hub.tokens import RegistryTokens, TokenContent
 from corral.wire import signing, strong
 from corral.wire.apikeys import Peppers
 from corral.wire.browser import session_cookie_name
@@ -34,6 +51,8 @@ from corral.wire.text import shown_name
 _NONCE_TTL = timedelta(seconds=4 * signing.WINDOW_S)
 #: More credentials than this used within a minute are not all noted.
 _MAX_USES = 100_000
+#: Token requests of devices that nobody connected, per network: each costs a row for its nonce.
+_STRANGERS = per_minutes(1000, 5)
 
 
 class Door:
@@ -49,6 +68,7 @@ class Door:
         clock: Clock,
         entropy: Entropy,
         peppers: Peppers,
+        tokens: RegistryTokens,
         public_url: str,
     ) -> None:
         self._accounts = accounts
@@ -58,14 +78,17 @@ class Door:
         self._clock = clock
         self._entropy = entropy
         self._peppers = peppers
+        self._tokens = tokens
         self._public_url = public_url
         self._cookie_name = session_cookie_name(public_url)
         self._replay = ReplayGuard(clock)
         self._uses: dict[str, tuple[datetime, str]] = {}
         self._alarms = Alarms(clock)
+        self._strangers = Throttle(clock)
 
-    async def authenticate(self, facts: RequestFacts) -> Principal | None:
-        """Who sends this request; None when nothing was presented. Raises: two_credentials, unauthorized (with `signin_url`
+    async def authenticate(self, facts: RequestFacts) -> Principal | Visitor | None:
+        """Who sends this request; None when nothing was presented. A visitor holds a registry token for what is public, or asks
+        for one with the key of a device that nobody connected. Raises: two_credentials, unauthorized (with `signin_url`
         for an unknown device), clock_skew, stale_signature, forbidden, rate_limited, unavailable."""
         match checks.presented(facts, self._cookie_name):
             case None:
@@ -75,7 +98,11 @@ class Door:
             case StrongHeaders(headers):
                 return await self._by_strong_signature(facts, headers)
             case KeyText(text):
-                return await self._by_api_key(facts, text)
+                return self._key_principal(await self._live_key(text), facts)
+            case NamedKey(name, text):
+                return await self.by_named_key(name, text, facts)
+            case TokenText(text):
+                return await self._by_token(facts, text)
             case SessionCookie(text):
                 return await self._by_session(facts, text)
             case other:
@@ -83,7 +110,7 @@ class Door:
 
     # ── Devices ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _by_stock_signature(self, facts: RequestFacts, header: str) -> Principal:
+    async def _by_stock_signature(self, facts: RequestFacts, header: str) -> Principal | Visitor:
         proof = signing.parse_authorization(header)
         ts = signing.parse_ts(facts.target.partition("?")[2])
         signing.check_window(ts, self._clock.now().timestamp())
@@ -91,10 +118,14 @@ class Door:
         signing.verify(proof, message)
         if not facts.is_secure:
             raise await self._exposed(proof.key, facts)
-        device, owner = await self._device(proof.key, facts)
+        is_for_token = checks.path_of(facts) == checks.TOKEN_PATH
+        found = await self._store.device(proof.key)
+        if found is None and is_for_token:
+            return await self._stranger(proof.key, facts)
+        device, owner = await self._checked_device(found, proof.key, facts)
         self._replay.check_mark(device.key.raw, ts)
-        if checks.path_of(facts) == checks.TOKEN_PATH:
-            await self._use_nonce("token", device, checks.token_nonce(facts))
+        if is_for_token:
+            await self._use_nonce("token", device.key, checks.token_nonce(facts))
         else:
             await self._count_use(device, message, facts)
         return self._device_principal(device, owner, Proof.STOCK_SIGNATURE, facts)
@@ -103,12 +134,13 @@ class Door:
         now = self._clock.now().timestamp()
         url = self._public_url + facts.target
         proof = strong.verify_headers(facts.method, url, headers, body=facts.body, now=now)
-        device, owner = await self._device(proof.key, facts)
-        await self._use_nonce("strong", device, proof.nonce)
+        device, owner = await self._checked_device(await self._store.device(proof.key), proof.key, facts)
+        await self._use_nonce("strong", device.key, proof.nonce)
         return self._device_principal(device, owner, Proof.STRONG_SIGNATURE, facts)
 
-    async def _device(self, key: DevicePublicKey, facts: RequestFacts) -> tuple[Device, Account]:
-        found = await self._store.device(key)
+    async def _checked_device(
+        self, found: tuple[Device, Account] | None, key: DevicePublicKey, facts: RequestFacts
+    ) -> tuple[Device, Account]:
         if found is None:
             raise await self._unknown_device(key, facts)
         checks.check_owner(found[1])
@@ -118,14 +150,33 @@ class Door:
         """Where a device may begin to sign in, it is remembered and told how."""
         if checks.path_of(facts) not in checks.SIGNIN_PATHS:
             return CorralError("unauthorized")
-        now = self._clock.now()
-        code = self._entropy.bytes(16).hex()
-        sighting = await self._sightings.record(
+        sighting = await self._sighted(key, facts)
+        return CorralError("unauthorized", detail={"signin_url": self._signin_url(key, sighting.code, facts)})
+
+    async def _sighted(self, key: DevicePublicKey, facts: RequestFacts) -> Sighting:
+        now, code = self._clock.now(), self._entropy.bytes(16).hex()
+        return await self._sightings.record(
             Sighting(key=key, code=code, network=facts.network, first_seen_at=now, last_seen_at=now)
         )
+
+    def _signin_url(self, key: DevicePublicKey, code: str, facts: RequestFacts) -> str:
         name = shown_name(" ".join(facts.headers.get(DEVICE_NAME_HEADER, ()))) or "device"
-        link = f"{signing.connect_url(self._public_url, name, key)}&code={sighting.code}"
-        return CorralError("unauthorized", detail={"signin_url": link})
+        url = signing.connect_url(self._public_url, name, key)
+        return f"{url}&code={code}" if code else url
+
+    async def _stranger(self, key: DevicePublicKey, facts: RequestFacts) -> Visitor:
+        """A device that nobody connected may fetch a token, for what is public. Its nonce is used up all the same: the device may
+        be connected a moment later, and a copy of this request would then get a token for what is its owner's."""
+        self._strangers.attempt((_STRANGERS, ("stranger", network_of(facts.network))))
+        await self._use_nonce("token", key, checks.token_nonce(facts))
+        try:
+            code = (await self._sighted(key, facts)).code
+        except CorralError as error:
+            # Many devices behind one address must still be able to pull what is public.
+            if error.code != "rate_limited":
+                raise
+            code = ""
+        return Visitor(fingerprint=key.fingerprint, signin_url=self._signin_url(key, code, facts), key=key)
 
     async def _exposed(self, key: DevicePublicKey, facts: RequestFacts) -> CorralError:
         """The signature travelled in the clear, where it could be copied and sent along with another body (W1)."""
@@ -144,10 +195,10 @@ class Door:
             "rate_limited", "this signed request was sent too often; sign again with the current time", retry_after_s=1
         )
 
-    async def _use_nonce(self, form: str, device: Device, nonce: str) -> None:
+    async def _use_nonce(self, form: str, key: DevicePublicKey, nonce: str) -> None:
         now = self._clock.now()
         # Keyed with the device, so that nobody can use up the nonces of another.
-        if not await self._store.use_nonce(f"{form}:{device.id}:{nonce}", now=now, expires_at=now + _NONCE_TTL):
+        if not await self._store.use_nonce(f"{form}:{key.fingerprint}:{nonce}", now=now, expires_at=now + _NONCE_TTL):
             raise CorralError("unauthorized", "this signature was used already; sign again")
 
     def _device_principal(self, device: Device, owner: Account, proof: Proof, facts: RequestFacts) -> Principal:
@@ -155,21 +206,66 @@ class Door:
         scopes = device.scopes & checks.rights_of(owner)
         return Principal(account=owner, proof=proof, credential_id=device.id, scopes=scopes, device=device)
 
+    # ── Registry tokens ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _by_token(self, facts: RequestFacts, text: str) -> Principal | Visitor:
+        content = self._tokens.verify(text, leeway_s=checks.token_leeway_s(facts))
+        match content.kind:
+            case "device":
+                principal = await self._token_device(content, facts)
+            case "key":
+                stored = self._live(await self._store.api_key(content.credential_id))
+                principal = self._key_principal(stored, facts)
+            case _:
+                return await self._token_visitor(content, facts)
+        return replace(principal, proof=Proof.REGISTRY_TOKEN, grants=content.grants)
+
+    async def _token_device(self, content: TokenContent, facts: RequestFacts) -> Principal:
+        found = await self._store.device(content.key) if content.key else None
+        # The key may belong to another account by now, as another device.
+        if found is None or found[0].id != content.credential_id:
+            raise CorralError("unauthorized", "the device that this token was given to is not connected any more")
+        checks.check_owner(found[1])
+        return self._device_principal(*found, Proof.REGISTRY_TOKEN, facts)
+
+    async def _token_visitor(self, content: TokenContent, facts: RequestFacts) -> Visitor:
+        if content.key is None:
+            return Visitor()
+        if await self._store.device(content.key) is not None:
+            # Whoever connected it while it pushes gets a better token by asking again.
+            raise CorralError("unauthorized", "this device was connected meanwhile; fetch a new token")
+        sighting = await self._sightings.find(content.key, since=self._clock.now() - SIGHTING_TTL)
+        url = self._signin_url(content.key, sighting.code if sighting else "", facts)
+        return Visitor(fingerprint=content.key.fingerprint, signin_url=url, key=content.key)
+
     # ── API keys and sessions ────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _by_api_key(self, facts: RequestFacts, text: str) -> Principal:
+    async def by_named_key(self, name: str, text: str, facts: RequestFacts) -> Principal:
+        """The owner of an API key, when it is the account that is named with it. Raises: unauthorized, unavailable."""
+        stored = await self._live_key(text)
+        checks.check_names_owner(name, stored.owner)
+        return self._key_principal(stored, facts)
+
+    async def _live_key(self, text: str) -> StoredApiKey:
         presented = checks.key_text(text)
-        stored = checks.check_secret(presented, await self._store.api_key(presented.public_id), self._peppers)
+        return self._live(checks.check_secret(presented, await self._store.api_key(presented.public_id), self._peppers))
+
+    def _live(self, stored: StoredApiKey | None) -> StoredApiKey:
+        if stored is None:
+            raise CorralError("unauthorized")
         checks.check_key_is_live(stored.key, self._clock.now())
         checks.check_owner(stored.owner)
-        self._used(stored.key.id, facts)
-        scopes = stored.key.scopes & checks.rights_of(stored.owner)
+        return stored
+
+    def _key_principal(self, stored: StoredApiKey, facts: RequestFacts) -> Principal:
+        key = stored.key
+        self._used(key.id, facts)
         return Principal(
             account=stored.owner,
             proof=Proof.API_KEY,
-            credential_id=stored.key.id,
-            scopes=scopes,
-            expires_at=stored.key.expires_at,
+            credential_id=key.id,
+            scopes=key.scopes & checks.rights_of(stored.owner),
+            expires_at=key.expires_at,
         )
 
     async def _by_session(self, facts: RequestFacts, cookie: str) -> Principal | None:

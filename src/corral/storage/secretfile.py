@@ -1,7 +1,8 @@
 """Files that hold secrets: 0600, in a directory 0700, never half written, refused when somebody else could have read them.
 
-Used for the pepper of the API keys and for whatever else must not be seen. A file is written beside its place and then linked or
-renamed into it, so that a reader finds the whole content or none, and of two starters exactly one creates it.
+Used for the peppers of the API keys, the keys that sign registry tokens, and whatever else must not be seen. A file is written
+beside its place and then linked or renamed into it, so that a reader finds the whole content or none, and of two starters exactly
+one creates it.
 """
 
 import base64
@@ -10,13 +11,17 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from corral.core.ports import Entropy
 from corral.wire.apikeys import Peppers
 from corral.wire.errors import CorralError
+from corral.wire.tokens import GRACE_S, LIFETIME_S, TokenKeys
 
 _PEPPER_BYTES = 32
+_SEED_BYTES = 32
 _MAX_BYTES = 64 * 1024
 
 
@@ -181,3 +186,63 @@ def _parse_peppers(path: Path, content: bytes) -> Peppers:
     if current not in values or any(len(value) < _PEPPER_BYTES for value in values.values()):
         raise CorralError("invalid", f"{path} is damaged; restore it from a backup, or remove it and make new API keys")
     return Peppers(current_id=current, values=values)
+
+
+# ── The keys that sign registry tokens ───────────────────────────────────────────────────────────────────────────────
+
+
+def load_or_create_token_keys(path: Path, entropy: Entropy, *, now: datetime) -> TokenKeys:
+    """The signing keys of this hub, made at the first start. Two starters end up with the same ones. Former keys are left out
+    once every token they signed has expired.
+
+    Raises: invalid for a damaged file. Removing it costs no more than that every registry client fetches a new token.
+    """
+    content = read_private(path)
+    if content is None:
+        first = {"t1": {"seed": _new_seed(entropy)}}
+        create_private(path, _format_token_keys("t1", first, tickets=_new_seed(entropy)))
+        content = read_private(path)
+    return _parse_token_keys(path, content or b"", now=now)
+
+
+def rotate_token_keys(path: Path, entropy: Entropy, *, now: datetime) -> TokenKeys:
+    """Sign with a new key from the next start on. Tokens by the former ones stay good until they expire."""
+    old = load_or_create_token_keys(path, entropy, now=now)
+    read = json.loads(read_private(path) or b"")
+    kept = {name: entry for name, entry in read["keys"].items() if name in old.seeds}
+    kept[old.current_id]["retired_at"] = int(now.timestamp())
+    # An id is not given out again, so that a token never meets another key than its own.
+    new_id = f"t{int(old.current_id[1:]) + 1}"
+    kept[new_id] = {"seed": _new_seed(entropy)}
+    write_private(path, _format_token_keys(new_id, kept, tickets=read["tickets"]))
+    return load_or_create_token_keys(path, entropy, now=now)
+
+
+def _new_seed(entropy: Entropy) -> str:
+    return base64.b64encode(entropy.bytes(_SEED_BYTES)).decode()
+
+
+def _format_token_keys(current: str, keys: dict[str, dict[str, Any]], *, tickets: str) -> bytes:
+    return json.dumps({"current": current, "keys": keys, "tickets": tickets}, indent=1).encode()
+
+
+def _parse_token_keys(path: Path, content: bytes, *, now: datetime) -> TokenKeys:
+    oldest = now.timestamp() - LIFETIME_S - GRACE_S
+    try:
+        read = json.loads(content)
+        current, tickets = str(read["current"]), base64.b64decode(read["tickets"], validate=True)
+        seeds = {
+            str(name): base64.b64decode(entry["seed"], validate=True)
+            for name, entry in read["keys"].items()
+            if name == current or int(entry["retired_at"]) >= oldest
+        }
+        is_sound = int(current[1:]) > 0 and current in seeds and len(tickets) >= _SEED_BYTES
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged_token_keys(path) from error
+    if not is_sound or any(len(seed) != _SEED_BYTES for seed in seeds.values()):
+        raise _damaged_token_keys(path)
+    return TokenKeys(current_id=current, seeds=seeds, ticket_secret=tickets)
+
+
+def _damaged_token_keys(path: Path) -> CorralError:
+    return CorralError("invalid", f"{path} is damaged; remove it, and a new one is made when the hub starts")
