@@ -63,7 +63,7 @@ def session_form(request: Request) -> tuple[Form, Principal, BrowserSession]:
     """A form of a signed-in page. Raises: unauthorized without a session, forbidden when the form is not of this session."""
     caller = caller_of(request)
     session = session_of(caller)
-    form = _read(request)
+    form = read_form(request)
     # Compared as bytes: compare_digest refuses text outside ASCII with a TypeError, which a form can contain.
     if not hmac.compare_digest(form.text("csrf").encode(), session.csrf.encode()):
         raise CorralError("forbidden", "this form is not from your present session; reload the page and send it again")
@@ -74,7 +74,7 @@ def visitor_form(request: Request, public_url: str) -> Form:
     """A form of a page that needs no session. Raises: forbidden when another site sent it."""
     if not is_same_origin(facts_of(request).headers, public_url):
         raise CorralError("forbidden", "this form was sent from another site; open the page on this hub and send it there")
-    return _read(request)
+    return read_form(request)
 
 
 def session_of(caller: Principal) -> BrowserSession:
@@ -91,7 +91,8 @@ def member_of(request: Request) -> Principal | None:
     return caller if caller is not None and caller.session is not None else None
 
 
-def _read(request: Request) -> Form:
+def read_form(request: Request) -> Form:
+    """The fields of a form, whoever sent it. Raises: bad_request."""
     content_type = facts_of(request).headers.get("content-type", [""])[-1]
     if content_type.partition(";")[0].strip().lower() != _FORM_TYPE:
         raise CorralError("bad_request", "a form is sent as application/x-www-form-urlencoded")

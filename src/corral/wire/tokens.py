@@ -1,9 +1,9 @@
 """Registry tokens as text: a JWT (RFC 7519) that the hub signs for itself with Ed25519, and the strict reading of one.
 
-Nobody but the hub reads its tokens, so there is exactly one acceptable header per signing key, compared as text before
-anything is decoded: another algorithm, `crit`, `jwk`, `jku` or a second spelling cannot even be expressed. Libraries choose by what
-the header says, which is where their holes were (alg none, HS256 with the public key), and this reading costs 90 µs where that of
-joserfc costs 215 µs. The algorithm is written `Ed25519`, the name that RFC 9864 gives to what was a case of `EdDSA`.
+Nobody but the hub reads its tokens, so there is exactly one acceptable header per signing key, compared as text before anything
+is decoded: another algorithm, `crit`, `jwk`, `jku` or a second spelling cannot even be expressed. Libraries choose by what the
+header says, which is where their holes were (alg none, HS256 with the public key), and this reading costs less than half of
+joserfc's. The algorithm is written `Ed25519`, the name that RFC 9864 gives to what was a case of `EdDSA`.
 """
 
 import base64
