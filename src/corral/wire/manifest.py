@@ -1,18 +1,14 @@
 """The documents behind a model: the manifest (which layers, which config) and the config (what the model is).
 
 A manifest is kept and sent as the bytes it came as, because its digest is over them; what is parsed here is only read. Unknown
-members are tolerated. A member that occurs twice is refused: two readers that pick different ones would check one digest and
-use the other. Source: ollama manifest/{manifest,layer}.go, types/model/config.go, fb30760.
+members are tolerated. Source: ollama manifest/{manifest,layer}.go, types/model/config.go, fb30760.
 """
 
-import json
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
-from corral.wire.errors import CorralError
+from corral.wire.documents import convert, parse_json, parse_object, refuse
 from corral.wire.names import Digest, parse_digest
 
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
@@ -107,16 +103,13 @@ class _WireManifest(msgspec.Struct, rename="camel"):
     layers: list[_WireLayer] = msgspec.field(default_factory=list)
 
 
-T = TypeVar("T")
-
-
 def parse_manifest(data: bytes) -> Manifest:
     """Read a manifest. Raises: bad_request when it is not one; too_large."""
-    wire = _convert(_parse_object(data, MAX_MANIFEST_BYTES, "manifest"), _WireManifest, "manifest")
+    wire = convert(parse_object(data, MAX_MANIFEST_BYTES, "manifest"), _WireManifest, "manifest")
     if wire.schema_version != 2:
-        _refuse("manifest", f"schemaVersion is {wire.schema_version}, not 2")
+        refuse("manifest", f"schemaVersion is {wire.schema_version}, not 2")
     if len(wire.layers) > MAX_LAYERS:
-        _refuse("manifest", f"it has more than {MAX_LAYERS} layers")
+        refuse("manifest", f"it has more than {MAX_LAYERS} layers")
     return Manifest(
         media_type=wire.media_type,
         config=_layer(wire.config) if wire.config.digest else None,
@@ -139,7 +132,7 @@ def format_manifest(manifest: Manifest) -> bytes:
 
 def parse_config(data: bytes) -> ModelConfig:
     """Read a config blob; null members count as absent, as in Go. Raises: bad_request, too_large."""
-    return _convert(_parse_object(data, MAX_CONFIG_BYTES, "config"), ModelConfig, "config")
+    return convert(parse_object(data, MAX_CONFIG_BYTES, "config"), ModelConfig, "config")
 
 
 def format_config(config: ModelConfig, diff_ids: Sequence[Digest]) -> bytes:
@@ -157,7 +150,7 @@ def format_config(config: ModelConfig, diff_ids: Sequence[Digest]) -> bytes:
 
 def parse_params(data: bytes) -> dict[str, object]:
     """Read a params layer: Modelfile PARAMETERs by their wire names. Raises: bad_request, too_large."""
-    return _parse_object(data, MAX_CONFIG_BYTES, "params layer")
+    return parse_object(data, MAX_CONFIG_BYTES, "params layer")
 
 
 def format_params(params: Mapping[str, object]) -> bytes:
@@ -172,14 +165,14 @@ class _WireMessage(msgspec.Struct):
 
 def parse_messages(data: bytes) -> tuple[tuple[str, str], ...]:
     """Read a messages layer as (role, content). Raises: bad_request, too_large."""
-    value = _parse_json(data, MAX_MANIFEST_BYTES, "messages layer")
-    messages = _convert(value, list[_WireMessage], "messages layer")
+    value = parse_json(data, MAX_MANIFEST_BYTES, "messages layer")
+    messages = convert(value, list[_WireMessage], "messages layer")
     return tuple((message.role, message.content) for message in messages)
 
 
 def _layer(wire: _WireLayer) -> Layer:
     if not 0 <= wire.size <= _MAX_SIZE:
-        _refuse("manifest", f"a layer's size is {wire.size}")
+        refuse("manifest", f"a layer's size is {wire.size}")
     return Layer(
         media_type=wire.media_type,
         digest=parse_digest(wire.digest),
@@ -197,54 +190,3 @@ def _wire_layer(layer: Layer) -> dict[str, object]:
         "size": layer.size_bytes,
         **{name: text for name, text in named.items() if text},
     }
-
-
-def _refuse(what: str, reason: str) -> NoReturn:
-    raise CorralError("bad_request", f"invalid {what}: {reason}")
-
-
-def _convert(value: object, kind: type[T], what: str) -> T:
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        raise CorralError("bad_request", f"invalid {what}: {error}") from error
-
-
-def _parse_object(data: bytes, limit: int, what: str) -> dict[str, object]:
-    value = _parse_json(data, limit, what)
-    if not isinstance(value, dict):
-        _refuse(what, "it is not a JSON object")
-    return value
-
-
-def _parse_json(data: bytes, limit: int, what: str) -> Any:
-    if len(data) > limit:
-        raise CorralError("too_large", f"the {what} has {len(data)} bytes; at most {limit} are read")
-    try:
-        value = json.loads(data, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite)
-        if b"\\u" in data:
-            # Half a surrogate pair parses, but no encoder downstream could write it; the UnicodeError is a ValueError.
-            json.dumps(value, ensure_ascii=False).encode()
-    # RecursionError: 100,000 brackets. ValueError also covers numbers of 5,000 digits and bytes that are not UTF-8.
-    except (ValueError, RecursionError) as error:
-        raise CorralError("bad_request", f"invalid {what}: {error}") from error
-    return value
-
-
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object without members that are null."""
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("a member occurs twice")
-    return {name: value for name, value in members.items() if value is not None}
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"the number {text[:40]} is too large")
-    return number
