@@ -1,8 +1,9 @@
 """Under which names a hub's registry is called, and how it names itself back.
 
-A stock client goes on only where it started: the host of a token realm must equal, character by character, the one it called,
-and a URL counts as another server's as soon as its host is spelled differently. So the caller's own spelling of the Host header is
-used for what it must follow, but never a name that is not ours: a realm that follows any Host is a realm that anybody chooses.
+A stock client goes on only where it started: the host of a token realm must equal, character by character, the one it called.
+And it takes a URL for another server's as soon as the host is spelled differently. So the caller's own spelling of the Host
+header is used for what it must follow, but never a name that is not ours: a realm that follows any Host is one that anybody
+chooses.
 """
 
 from corral.wire.discovery import parse_hub_address
