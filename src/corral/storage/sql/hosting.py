@@ -55,7 +55,7 @@ _HOSTED = (
     )
     .select_from(hosted_models)
     .outerjoin(repositories, repositories.c.id == hosted_models.c.repository_id)
-    .outerjoin(tags, (tags.c.repository_id == repositories.c.id) & (tags.c.tag_key == sa.func.lower(hosted_models.c.tag)))
+    .outerjoin(tags, (tags.c.repository_id == repositories.c.id) & (tags.c.tag == hosted_models.c.tag))
 )
 #: The same for one name, as `Database.row` takes it: what it finds is as the file has it, times in microseconds.
 _HOSTED_BY_NAME = str(_HOSTED.where(hosted_models.c.name == sa.bindparam("name")).compile(dialect=sqlite.dialect()))

@@ -8,14 +8,17 @@ accounts ─┬─ sessions        browser sessions; id = SHA-256 of the cookie
 codes                        one-time codes, one per purpose
 nonces                       strong signatures already used
 repositories ─┬─ repository_blobs ─── blobs          content is global, the right to it is per repository
-              ├─ repository_manifests ─── manifests
+              ├─ repository_manifests ─── manifests ─── manifest_blobs   what each manifest refers to
               ├─ tags
+              ├─ collaborators ─── accounts
+              ├─ uploads ───────── accounts          content on its way; its bytes are files
               └─ hosted_models       what the hub offers for inference
 ```
 
 Times are whole microseconds since the epoch: exact for Python's datetimes, ordered, the same in SQLite and PostgreSQL. Names
 that are unique without regard to case have a `*_key` column in lower case that carries the constraint. Ids are random text and
-never reused. A change here needs a migration beside it; a test compares the two.
+never reused. A change here needs a migration beside it; a test compares the two. A column that was added later has a default,
+because the release before must still be able to insert rows.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -24,7 +27,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 
 #: The newest migration. Read at start without loading Alembic when there is nothing to migrate; a test holds it to the scripts.
-HEAD = "0001"
+HEAD = "0002"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -91,6 +94,7 @@ accounts = sa.Table(
     sa.Column("created_at", UtcTime, nullable=False),
     sa.Column("disabled_at", UtcTime),
     sa.Column("deleted_at", UtcTime),
+    sa.Column("quota_bytes", sa.BigInteger),
 )
 
 sessions = sa.Table(
@@ -191,7 +195,8 @@ audit_log = sa.Table(
 )
 
 # ── Models ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-# namespace and name as first written; visibility: `private` or `public`.
+# namespace and name as first written; visibility: `private` or `public`. quota_bytes: NULL where only the account's counts.
+# mirrored_from: where a mirror has it from, else empty.
 repositories = sa.Table(
     "repositories",
     metadata,
@@ -202,20 +207,28 @@ repositories = sa.Table(
     sa.Column("name_key", sa.Text, nullable=False),
     sa.Column("visibility", sa.Text, nullable=False),
     sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("updated_at", UtcTime, nullable=False, server_default="0"),
+    sa.Column("quota_bytes", sa.BigInteger),
+    sa.Column("readme", sa.Text, nullable=False, server_default=""),
+    sa.Column("mirrored_from", sa.Text, nullable=False, server_default=""),
     sa.UniqueConstraint("namespace_key", "name_key"),
     sa.CheckConstraint("visibility IN ('private', 'public')", name="ck_repositories_visibility"),
 )
 
-# digest: `sha256:…` as text everywhere below.
+# digest: `sha256:…` or `sha512:…` as text everywhere below. condemned: its file is being deleted, so it can be neither linked nor
+# leased.
 blobs = sa.Table(
     "blobs",
     metadata,
     sa.Column("digest", sa.Text, primary_key=True),
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("lease_until", UtcTime, nullable=False, server_default="0"),
+    sa.Column("condemned", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 
-# body: the manifest's bytes exactly as pushed; its digest is over them.
+# body: the manifest's bytes exactly as pushed; its digest is over them. media_type: as pushed first. size_bytes: what it refers
+# to, each blob once; of an index, the sizes of its manifests. annotations: a JSON object.
 manifests = sa.Table(
     "manifests",
     metadata,
@@ -223,6 +236,21 @@ manifests = sa.Table(
     sa.Column("media_type", sa.Text, nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("artifact_type", sa.Text, nullable=False, server_default=""),
+    sa.Column("annotations", sa.Text, nullable=False, server_default="{}"),
+    sa.Column("subject", sa.Text, index=True),
+)
+
+# kind: `blob`, or `child` for a manifest in an index. size_bytes: as the manifest states it, 0 for a child.
+manifest_blobs = sa.Table(
+    "manifest_blobs",
+    metadata,
+    sa.Column("manifest_digest", sa.Text, sa.ForeignKey("manifests.digest"), primary_key=True),
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("digest", sa.Text, primary_key=True, index=True),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.CheckConstraint("kind IN ('blob', 'child')", name="ck_manifest_blobs_kind"),
 )
 
 
@@ -235,24 +263,52 @@ repository_blobs = sa.Table(
     metadata,
     _repository_id(),
     sa.Column("digest", sa.Text, sa.ForeignKey("blobs.digest"), primary_key=True, index=True),
+    sa.Column("linked_at", UtcTime, nullable=False, server_default="0"),
 )
 
+# media_type: as it was pushed to this repository. Where a manifest does not say it itself, whoever pushes the same bytes
+# elsewhere under another type must not change what is served here.
 repository_manifests = sa.Table(
     "repository_manifests",
     metadata,
     _repository_id(),
     sa.Column("digest", sa.Text, sa.ForeignKey("manifests.digest"), primary_key=True, index=True),
+    sa.Column("media_type", sa.Text, nullable=False, server_default=""),
 )
 
-# tag_key: lower case, carries the uniqueness; tag: as written.
+# tag: as written; OCI has `A` and `a` as two tags. tag_key: lower case, for Ollama, where they are one.
 tags = sa.Table(
     "tags",
     metadata,
     _repository_id(),
-    sa.Column("tag_key", sa.Text, primary_key=True),
-    sa.Column("tag", sa.Text, nullable=False),
-    sa.Column("manifest_digest", sa.Text, sa.ForeignKey("manifests.digest"), nullable=False),
+    sa.Column("tag_key", sa.Text, nullable=False),
+    sa.Column("tag", sa.Text, primary_key=True),
+    sa.Column("manifest_digest", sa.Text, sa.ForeignKey("manifests.digest"), nullable=False, index=True),
     sa.Column("updated_at", UtcTime, nullable=False),
+    sa.Index("ix_tags_repository_id_tag_key", "repository_id", "tag_key", "tag"),
+)
+
+collaborators = sa.Table(
+    "collaborators",
+    metadata,
+    _repository_id(),
+    sa.Column("account_id", sa.Text, sa.ForeignKey("accounts.id"), primary_key=True, index=True),
+    sa.Column("right", sa.Text, nullable=False),
+    sa.CheckConstraint("\"right\" IN ('pull', 'push')", name="ck_collaborators_right"),
+)
+
+# finished_as: NULL while it is open.
+uploads = sa.Table(
+    "uploads",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("repository_id", sa.Text, sa.ForeignKey("repositories.id"), nullable=False, index=True),
+    _account_id(),
+    sa.Column("offset_bytes", sa.BigInteger, nullable=False),
+    sa.Column("expected", sa.Text),
+    sa.Column("finished_as", sa.Text),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("touched_at", UtcTime, nullable=False, index=True),
 )
 
 # name: lower-case short form with tag, without `-cloud`. Set are either repository_id and tag (weights this hub runs) or
