@@ -11,6 +11,7 @@ lose the weights. Everything here blocks; async callers use threads. Source: oll
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,7 @@ from corral.wire.names import Digest, ModelName, parse_name
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LEVELS = 4
+_ANY_DIGEST = re.compile(rb"sha256[:-]([0-9a-f]{64})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +129,14 @@ class ManifestTree:
         digests: set[Digest] = set()
         is_certain = True
         for path in _files_below(self._root, _LEVELS):
+            body = b""
             try:
-                document = parse_manifest(read_regular(path, shown_as="a manifest", max_bytes=MAX_MANIFEST_BYTES))
+                body = read_regular(path, shown_as="a manifest", max_bytes=MAX_MANIFEST_BYTES)
+                digests.update(layer.digest for layer in parse_manifest(body).blobs)
             except CorralError:
                 is_certain = False
-                continue
-            digests.update(layer.digest for layer in document.blobs)
+                # Whatever it is, it is not ours to judge: somebody may mend it and want its weights.
+                digests.update(Digest(digits.decode()) for digits in _ANY_DIGEST.findall(body))
         return NamedBlobs(frozenset(digests), is_certain)
 
 
