@@ -117,12 +117,22 @@ class IdentityHub:
         header = signing.authorization_header(key, signing.request_challenge(method, target))
         return facts(method, target, body=body, network=network, is_secure=is_secure, authorization=header)
 
-    def token(self, key: DevicePrivateKey = LAPTOP, *, nonce: bytes = bytes(16), public_url: str = "") -> RequestFacts:
+    def token(
+        self,
+        key: DevicePrivateKey = LAPTOP,
+        *,
+        nonce: bytes = bytes(16),
+        public_url: str = "",
+        age_s: float = 0,
+        network: str = HOME,
+        is_secure: bool = True,
+    ) -> RequestFacts:
         """A request for a registry token, signed as stock clients sign it."""
         text = base64.urlsafe_b64encode(nonce).decode().rstrip("=")
-        target = f"/v2/token?nonce={text}&scope=repository%3Aa%2Fb%3Apull&service=hub&ts={int(self.clock.now().timestamp())}"
+        ts = int(self.clock.now().timestamp() - age_s)
+        target = f"/v2/token?nonce={text}&scope=repository%3Aa%2Fb%3Apull&service=hub&ts={ts}"
         header = signing.authorization_header(key, signing.token_challenge(public_url or self.public_url, target))
-        return facts("GET", target, authorization=header)
+        return facts("GET", target, network=network, is_secure=is_secure, authorization=header)
 
     def strong(
         self, key: DevicePrivateKey = LAPTOP, method: str = "POST", path: str = "/api/keys", *, body: bytes = b"{}"
@@ -186,6 +196,12 @@ def facts(
 def bearer(text: str, method: str = "POST", target: str = "/api/chat") -> RequestFacts:
     """A request with an API key."""
     return facts(method, target, authorization=f"Bearer {text}")
+
+
+def basic(name: str, password: str, method: str = "GET", target: str = "/v2/") -> RequestFacts:
+    """A request with a name and a password."""
+    text = base64.b64encode(f"{name}:{password}".encode()).decode()
+    return facts(method, target, authorization=f"Basic {text}")
 
 
 def browser(cookie: str, method: str = "GET", target: str = "/settings", *, site: str = "same-origin") -> RequestFacts:

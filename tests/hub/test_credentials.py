@@ -495,6 +495,17 @@ async def test_t024_token_nonce_is_used_once(hub: IdentityHub, ada: Account) -> 
     assert (await hub.who(hub.token(nonce=bytes([1] * 16)))).account == ada
 
 
+async def test_t025_token_nonce_is_refused_for_as_long_as_its_signature_is_good(hub: IdentityHub, ada: Account) -> None:
+    await hub.link(ada)
+    early = hub.token(age_s=-signing.WINDOW_S + 1)
+    await hub.who(early)
+    hub.clock.advance(2 * signing.WINDOW_S - 2)
+    error = await hub.refusal(early)
+    assert (error.code, "used already" in error.message) == ("unauthorized", True)
+    hub.clock.advance(3)
+    assert (await hub.refusal(early)).code == "clock_skew"
+
+
 async def test_t025_token_nonce_is_remembered_beyond_the_window(hub: IdentityHub, ada: Account) -> None:
     await hub.link(ada)
     await hub.who(hub.token())

@@ -52,7 +52,7 @@ _NONCE_TTL = timedelta(seconds=4 * signing.WINDOW_S)
 #: More credentials than this used within a minute are not all noted.
 _MAX_USES = 100_000
 #: Token requests of devices that nobody connected, per network: each costs a row for its nonce.
-_STRANGERS = per_minutes(1000, 5)
+_STRANGERS = per_minutes(300, 5)
 
 
 class Door:

@@ -18,7 +18,7 @@ from corral.core.ports import Clock, Entropy
 from corral.core.records import Principal, Visitor
 from corral.core.registry import Grant
 from corral.wire.secrets import Secret
-from corral.wire.signing import DevicePublicKey, parse_encoded_key
+from corral.wire.signing import DevicePublicKey
 from corral.wire.tokens import (
     ALGORITHM,
     LIFETIME_S,
@@ -97,18 +97,19 @@ class RegistryTokens:
         now = self._clock.now().timestamp()
         check_claims(claims, issuer=self._issuer, service=self._service, now=now, leeway_s=leeway_s)
         held = claims.corral
-        key = parse_encoded_key(held.key) if held.key else None
+        # Written by ourselves, so that there is no question whether it is a good key.
+        key = DevicePublicKey(base64.b64decode(held.key)) if held.key else None
         return TokenContent(kind=held.kind, credential_id=held.id, key=key, grants=_grants(claims))
 
 
 def _holder(caller: Principal | Visitor | None) -> dict[str, str]:
     match caller:
         case Principal(device=device) if device is not None:
-            holder = TokenHolder("device", device.id, device.key.encoded)
+            holder = TokenHolder("device", device.id, _base64(device.key.raw))
         case Principal(credential_id=credential_id):
             holder = TokenHolder("key", credential_id)
         case Visitor(key=key) if key is not None:
-            holder = TokenHolder("visitor", key=key.encoded)
+            holder = TokenHolder("visitor", key=_base64(key.raw))
         case _:
             holder = TokenHolder("visitor")
     return {"kind": holder.kind, "id": holder.id, "key": holder.key}
@@ -126,6 +127,10 @@ def _grants(claims: TokenClaims) -> dict[str, frozenset[str]]:
 def _signing_key(seed: bytes) -> OKPKey:
     public, _ = bindings.crypto_sign_seed_keypair(seed)
     return OKPKey.import_key({"kty": "OKP", "crv": "Ed25519", "d": _base64url(seed), "x": _base64url(public)})
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def _base64url(data: bytes) -> str:

@@ -48,7 +48,7 @@ class TokenAccess(msgspec.Struct, frozen=True):
 
 class TokenHolder(msgspec.Struct, frozen=True):
     """The private claim `corral`: which credential the token was given for. id: of the API key or device. key: the device's
-    public key, in the form of connect links; for a visitor, empty when nothing was presented."""
+    public key, base64 of its 32 bytes; for a visitor, empty when nothing was presented."""
 
     kind: Literal["device", "key", "visitor"]
     id: str = ""
