@@ -33,7 +33,8 @@ class Right(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repository:
     """A repository. namespace, name: as first written; name may hold slashes (OCI tools nest as they like). quota_bytes: None
-    where only the account's counts. readme: markdown, as its owner wrote it."""
+    where only the account's counts. readme: markdown, as its owner wrote it. mirrored_from: the URL of the repository elsewhere
+    that a mirror keeps this one from, else empty."""
 
     id: str
     namespace: str
@@ -43,6 +44,7 @@ class Repository:
     updated_at: datetime
     quota_bytes: int | None = None
     readme: str = ""
+    mirrored_from: str = ""
 
     @property
     def path(self) -> str:
