@@ -4,6 +4,7 @@ import os
 import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,15 @@ from corral.storage.secretfile import (
     create_private,
     ensure_private_dir,
     load_or_create_peppers,
+    load_or_create_token_keys,
     read_private,
     rotate_peppers,
+    rotate_token_keys,
     write_private,
 )
 from corral.wire.errors import CorralError
-from fakes import SeededEntropy
+from corral.wire.tokens import GRACE_S, LIFETIME_S
+from fakes import NOON, SeededEntropy
 
 
 @pytest.fixture
@@ -211,3 +215,55 @@ def test_peppers_that_are_damaged_are_refused_and_not_replaced(path: Path, conte
         load_or_create_peppers(path, SeededEntropy(1))
     assert error.value.code == "invalid"
     assert path.read_bytes() == content
+
+
+# ── The keys that sign registry tokens ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_token_keys_are_made_once_closed_and_read_again(path: Path) -> None:
+    made = load_or_create_token_keys(path, SeededEntropy(), now=NOON)
+    assert (made.current_id, list(made.seeds), len(made.seeds["t1"]), len(made.ticket_secret)) == ("t1", ["t1"], 32, 32)
+    assert made.seeds["t1"] != made.ticket_secret
+    assert mode_of(path) == 0o600
+    assert load_or_create_token_keys(path, SeededEntropy(1), now=NOON) == made
+    assert str(made.seeds["t1"]) not in repr(made)
+
+
+def test_t085_two_installations_share_no_token_key(tmp_path: Path) -> None:
+    one, other = (load_or_create_token_keys(tmp_path / str(seed) / "k", SeededEntropy(seed), now=NOON) for seed in (1, 2))
+    assert one.seeds["t1"] != other.seeds["t1"]
+    assert one.ticket_secret != other.ticket_secret
+
+
+def test_token_key_rotated_keeps_the_old_one_until_its_tokens_are_dead(path: Path) -> None:
+    old = load_or_create_token_keys(path, SeededEntropy(), now=NOON)
+    new = rotate_token_keys(path, SeededEntropy(1), now=NOON)
+    assert (new.current_id, list(new.seeds), new.seeds["t1"]) == ("t2", ["t1", "t2"], old.seeds["t1"])
+    assert new.ticket_secret == old.ticket_secret
+    last = NOON + timedelta(seconds=LIFETIME_S + GRACE_S)
+    assert load_or_create_token_keys(path, SeededEntropy(), now=last) == new
+    later = last + timedelta(seconds=1)
+    assert list(load_or_create_token_keys(path, SeededEntropy(), now=later).seeds) == ["t2"]
+    assert list(rotate_token_keys(path, SeededEntropy(2), now=later).seeds) == ["t2", "t3"]
+    assert b'"t1"' not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"current": "t1", "keys": {}, "tickets": "AAAA"}',
+        b'{"current": "t1", "keys": {"t1": {"seed": "AAAA"}}, "tickets": "%s"}' % (b"A" * 44),
+        b'{"current": "t1", "keys": {"t1": {"seed": "%s="}}, "tickets": "AAAA"}' % (b"A" * 43),
+        b'{"current": "x", "keys": {"x": {"seed": "%s="}}, "tickets": "%s"}' % (b"A" * 43, b"A" * 44),
+        b'{"current": "t1", "keys": {"t1": {"seed": "%s="}, "t0": {"seed": "!"}}, "tickets": "%s"}' % (b"A" * 43, b"A" * 44),
+    ],
+)
+def test_token_keys_that_are_damaged_are_refused_and_not_replaced(path: Path, content: bytes) -> None:
+    write_private(path, content)
+    with pytest.raises(CorralError, match="damaged") as refused:
+        load_or_create_token_keys(path, SeededEntropy(), now=NOON)
+    assert refused.value.code == "invalid"
+    assert read_private(path) == content
