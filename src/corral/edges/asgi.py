@@ -315,7 +315,8 @@ class App:
             server_log.exception("request %s failed", sender.request_id)
             response = self._error_response(CorralError("internal"), scope, sender.request_id)
         if response is not None and not sender.has_started:
-            await response(scope, receive, sender)
+            with contextlib.suppress(Disconnected):
+                await response(scope, receive, sender)
         if "corral.body" in scope:
             await scope["corral.body"].drain()
         self._log(scope, sender, started)

@@ -6,7 +6,7 @@ the server wait and keep bytes; how long and how many is bounded here. A streame
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,21 +66,18 @@ class BodyStream:
         self._received_bytes = 0
         self._is_over = self.declared_bytes == 0
         self._is_gone = False
+        self._started = 0.0
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Raises: Disconnected when the sender leaves or it ends before its Content-Length; too_slow."""
-        started = time.monotonic()
+    def __aiter__(self) -> "BodyStream":
+        return self
+
+    async def __anext__(self) -> bytes:
+        """The next part; never empty. Raises: Disconnected when the sender leaves or the body ends before its Content-Length;
+        too_slow."""
         while not self._is_over:
-            try:
-                async with asyncio.timeout(self._limits.stall_s):
-                    part = await self._next()
-            except TimeoutError:
-                raise self._too_slow() from None
-            patience_s = self._limits.grace_s + self._received_bytes / self._limits.bytes_per_s
-            if time.monotonic() - started > patience_s and not self._is_over:
-                raise self._too_slow()
-            if part:
-                yield part
+            if part := await self._timely():
+                return part
+        raise StopAsyncIteration
 
     async def read(self, max_bytes: int) -> bytes:
         """All of it. Raises: too_large, and as iterating does."""
@@ -102,6 +99,17 @@ class BodyStream:
                     await self._next()
         except (TimeoutError, Disconnected):
             return
+
+    async def _timely(self) -> bytes:
+        limits, now = self._limits, time.monotonic()
+        self._started = self._started or now
+        if now - self._started > limits.grace_s + self._received_bytes / limits.bytes_per_s:
+            raise self._too_slow()
+        try:
+            async with asyncio.timeout(limits.stall_s):
+                return await self._next()
+        except TimeoutError:
+            raise self._too_slow() from None
 
     def _too_slow(self) -> CorralError:
         # Whoever sends this slowly is not waited for again, to show it the answer.
