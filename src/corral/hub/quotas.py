@@ -1,0 +1,132 @@
+"""How much may be stored: the quotas of namespaces and repositories, and what the disk has left.
+
+What is arriving counts before it is stored, so that many pushes at once cannot each use up the same room (T40). A count is never
+too small: what was stored while the sum was being read may be counted twice, which matters only at the very edge of a quota.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+from corral.core.registry import RegistryFiles, RegistryStore, Repository
+from corral.hub.repositories import is_hub_namespace
+from corral.wire.errors import CorralError
+
+#: Kept free for the database, which must still take revocations when the disk is full of blobs.
+HEADROOM_BYTES = 256 << 20
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What is arriving under one quota now, and what has arrived since somebody began to watch. users: who watch."""
+
+    arriving_bytes: int = 0
+    arrived_bytes: int = 0
+    users: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """A quota as one reservation sees it. stored_bytes: read after arrived_before was noted."""
+
+    quota_bytes: int
+    what: str
+    tally: _Tally
+    arrived_before: int
+    stored_bytes: int
+
+    def has_room(self, count: int) -> bool:
+        since = self.tally.arrived_bytes - self.arrived_before
+        return self.stored_bytes + since + self.tally.arriving_bytes + count <= self.quota_bytes
+
+
+@dataclass(slots=True)
+class Reservation:
+    """Room that is taken while something arrives."""
+
+    _limits: list[_Limit]
+    _taken: int = 0
+    _is_kept: bool = False
+
+    def take(self, count: int) -> None:
+        """Take room for so many bytes more. Raises: forbidden when a quota has none."""
+        for limit in self._limits:
+            if not limit.has_room(count):
+                raise CorralError("forbidden", f"the storage of {limit.what} is used up; its quota is {limit.quota_bytes} bytes")
+        self._taken += count
+        for limit in self._limits:
+            limit.tally.arriving_bytes += count
+
+    async def counted(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The chunks of something whose length nobody knows, each with room taken for it."""
+        async for chunk in chunks:
+            self.take(len(chunk))
+            yield chunk
+
+    def keep(self) -> None:
+        """What arrived is stored now."""
+        self._is_kept = True
+
+    def close(self) -> None:
+        """Give the room back, to the store's own count if it was kept."""
+        for limit in self._limits:
+            limit.tally.arriving_bytes -= self._taken
+            limit.tally.arrived_bytes += self._taken if self._is_kept else 0
+
+
+class Quotas:
+    """Room on this hub. default_bytes: what each account may store; 0 sets no limit. headroom_bytes: of the disk, kept free."""
+
+    def __init__(
+        self, store: RegistryStore, files: RegistryFiles, *, default_bytes: int = 0, headroom_bytes: int = HEADROOM_BYTES
+    ) -> None:
+        self._store = store
+        self._files = files
+        self._default_bytes = default_bytes
+        self._headroom_bytes = headroom_bytes
+        # Only those that somebody watches: nothing is kept of a namespace that nobody pushes to.
+        self._tallies: dict[str, _Tally] = {}
+
+    async def check(self, repository: Repository, count: int) -> None:
+        """Refuse what cannot be stored before a byte of it is read. Raises: forbidden, storage_full."""
+        async with self.reserved(repository, count):
+            pass
+
+    @contextlib.asynccontextmanager
+    async def reserved(self, repository: Repository, count: int) -> AsyncIterator[Reservation]:
+        """Room for so many bytes while the block runs; more can be taken as it turns out to be needed. Raises: forbidden,
+        storage_full."""
+        if await self._files.free_bytes() - self._headroom_bytes < count:
+            raise CorralError("storage_full")
+        with contextlib.ExitStack() as watching:
+            limits = []
+            for what, quota_bytes, repository_id in self._quotas_of(repository):
+                tally = watching.enter_context(self._watched(repository_id or what))
+                arrived_before = tally.arrived_bytes
+                stored = await self._store.stored_bytes(repository.namespace, repository_id=repository_id)
+                limits.append(_Limit(quota_bytes, what, tally, arrived_before, stored))
+            reservation = Reservation(limits)
+            try:
+                reservation.take(count)
+                yield reservation
+            finally:
+                reservation.close()
+
+    def _quotas_of(self, repository: Repository) -> Iterator[tuple[str, int, str]]:
+        """(what, its quota, the repository's id where it is one of a repository)."""
+        # What is in the hub's own namespaces is the administrators', who need no quota to know how large their disk is.
+        if self._default_bytes and not is_hub_namespace(repository.namespace):
+            yield repository.namespace, self._default_bytes, ""
+        if repository.quota_bytes is not None:
+            yield repository.path, repository.quota_bytes, repository.id
+
+    @contextlib.contextmanager
+    def _watched(self, key: str) -> Iterator[_Tally]:
+        tally = self._tallies.setdefault(key, _Tally())
+        tally.users += 1
+        try:
+            yield tally
+        finally:
+            tally.users -= 1
+            if not tally.users:
+                del self._tallies[key]
