@@ -15,6 +15,7 @@ MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
 _LAYER = "application/vnd.ollama.image."
 MODEL_LAYER = _LAYER + "model"
+DRAFT_LAYER = _LAYER + "draft"
 PROJECTOR_LAYER = _LAYER + "projector"
 ADAPTER_LAYER = _LAYER + "adapter"
 TEMPLATE_LAYER = _LAYER + "template"
@@ -65,7 +66,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The config blob. model_type: parameter size as shown. file_type: quantization as shown. remote_*: set on a stub."""
+    """The config blob. model_type: parameter size as shown. file_type: quantization as shown. remote_*: set on a stub. draft:
+    format and architecture of the draft model."""
 
     model_format: str = ""
     model_family: str = ""
@@ -81,6 +83,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     context_length: int = 0
     embedding_length: int = 0
     base_name: str = ""
+    draft: dict[str, str] = {}
 
     @property
     def is_stub(self) -> bool:
