@@ -109,6 +109,9 @@ def test_durations_are_go_durations_or_seconds(text: str, seconds: float | None)
         ("CORRAL_DATABASE_URL", "mysql://x"),
         ("CORRAL_TRUSTED_PROXIES", "10.0.0.0/8,nonsense"),
         ("CORRAL_TRUSTED_PROXIES", "10.0.0.1/8"),
+        ("CORRAL_MIRROR", "library"),
+        ("CORRAL_MIRROR", "library/*=https://a.example,*=https://b.example"),
+        ("CORRAL_MIRROR", "library/*=http://registry.example.org"),
     ],
 )
 def test_bad_value_is_refused_in_one_sentence_that_names_the_variable(variable: str, value: str) -> None:
@@ -119,7 +122,11 @@ def test_bad_value_is_refused_in_one_sentence_that_names_the_variable(variable: 
 
 
 def test_bad_value_that_may_hold_a_password_is_not_repeated() -> None:
-    for variable, value in (("CORRAL_HUB", "https://me:hunter2@hub"), ("CORRAL_DATABASE_URL", "mysql://me:hunter2@db")):
+    for variable, value in (
+        ("CORRAL_HUB", "https://me:hunter2@hub"),
+        ("CORRAL_DATABASE_URL", "mysql://me:hunter2@db"),
+        ("CORRAL_MIRROR", "library/*=https://me:hunter2@r.example"),
+    ):
         with pytest.raises(BadSetting) as refused:
             settings(**{variable: value})
         assert "hunter2" not in refused.value.message
@@ -207,3 +214,15 @@ def test_lists_are_split_at_commas() -> None:
 @pytest.mark.parametrize(("text", "level"), [("", 0), ("0", 0), ("1", 1), ("true", 1), ("2", 2), ("7", 2), ("false", 0)])
 def test_debug_has_three_levels(text: str, level: int) -> None:
     assert settings(OLLAMA_DEBUG=text).debug == level
+
+
+def test_mirror_rules_are_read_in_order() -> None:
+    found = settings(CORRAL_MIRROR="library/*=https://registry.ollama.ai, docker.io/*=http://127.0.0.1:5000/")
+    assert [(rule.namespace, rule.base_url, rule.prefix) for rule in found.mirrors] == [
+        ("library", "https://registry.ollama.ai", None),
+        ("docker.io", "http://127.0.0.1:5000", ""),
+    ]
+
+
+def test_mirror_is_off_by_default() -> None:
+    assert settings().mirrors == ()

@@ -52,6 +52,11 @@ SETTINGS = {
     ),
     "CORRAL_DATABASE_URL": ("SQLite in `CORRAL_HOME`", "The hub's database."),
     "CORRAL_SIGNUP": ("`closed`", "`open`: anyone who reaches the hub may make an account."),
+    "CORRAL_MIRROR": (
+        "",
+        "What the hub fetches from other registries, keeps and serves to everybody, comma-separated: "
+        "`library/*=https://registry.ollama.ai`. A path in the URL takes the namespace's place: `docker.io/*=https://host/`.",
+    ),
     "CORRAL_LLAMA_SERVER": ("the embedded engine", "A `llama-server` program to use as the engine."),
     "CORRAL_ALLOW_PUBLIC": ("`0`", "Let the local server, which asks for no authentication, listen where others can reach it."),
     "CORRAL_TRUSTED_PROXIES": (

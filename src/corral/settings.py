@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from corral.wire.errors import CorralError
+from corral.wire.mirrors import MirrorRule, parse_mirror_rule
 from corral.wire.secrets import Secret
 
 DEFAULT_HUB = "https://ollama.com"
@@ -73,7 +74,8 @@ class Settings:
     """What the environment asked for. Zero, empty and None mean: not set, let the part that uses it decide.
 
     keep_alive_s: below zero is for ever. debug: 0, 1 or 2. hub: a base URL without trailing slash, empty when nothing was said.
-    public_url: without trailing slash. search_path: where programs are looked for. engine_environ: all variables, of which an
+    public_url: without trailing slash. mirrors: which repositories the hub fetches from other registries; none by default.
+    search_path: where programs are looked for. engine_environ: all variables, of which an
     engine gets those that tell where its libraries and devices are. warnings: sentences to show once when a server starts.
     """
 
@@ -97,6 +99,7 @@ class Settings:
     public_url: str
     database_url: str = ""
     is_signup_open: bool = False
+    mirrors: tuple[MirrorRule, ...] = ()
     llama_server: str = ""
     is_public_allowed: bool = False
     trusted_proxies: tuple[Network, ...] = ()
@@ -133,6 +136,7 @@ class Settings:
             public_url=public_url,
             database_url=_database_url(read.text("CORRAL_DATABASE_URL")),
             is_signup_open=read.choice("CORRAL_SIGNUP", ("closed", "open")) == "open",
+            mirrors=tuple(_mirror_rule(word) for word in read.words("CORRAL_MIRROR")),
             llama_server=read.text("CORRAL_LLAMA_SERVER"),
             is_public_allowed=read.truth("CORRAL_ALLOW_PUBLIC"),
             trusted_proxies=_trusted_proxies(read.words("CORRAL_TRUSTED_PROXIES"), hub_listen, public_url),
@@ -284,6 +288,18 @@ def _trusted_proxies(words: Sequence[str], listen: Address, public_url: str) -> 
             f"set CORRAL_TRUSTED_PROXIES={','.join(callers)} and have the proxy set X-Forwarded-For and X-Forwarded-Proto"
         )
     return proxies
+
+
+def _mirror_rule(text: str) -> MirrorRule:
+    """One rule of `CORRAL_MIRROR`, a comma-separated list of `NAMESPACE/PATTERN=URL[/PREFIX]`; see wire.mirrors."""
+    try:
+        rule = parse_mirror_rule(text)
+    except CorralError as error:
+        raise BadSetting(f"CORRAL_MIRROR cannot be read: {error.message}") from error
+    # What a tag points at is only as trustworthy as the line it was asked over, and everybody gets it from us afterwards.
+    if rule.base_url.startswith("http://") and not _is_loopback_url(rule.base_url):
+        raise BadSetting("CORRAL_MIRROR names an upstream by http; only https is safe beyond this machine")
+    return rule
 
 
 def _is_loopback_url(url: str) -> bool:
