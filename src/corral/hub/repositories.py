@@ -35,7 +35,7 @@ _ID_BYTES = 12
 _SCOPES = {Right.PULL: Scope.PULL, Right.PUSH: Scope.PUSH, Right.DELETE: Scope.PUSH}
 _RANK = {right: rank for rank, right in enumerate(Right)}
 #: Codes that say that somebody may not, and not that something broke.
-_REFUSALS = frozenset({"unauthorized", "forbidden", "name_unknown"})
+REFUSALS = frozenset({"unauthorized", "forbidden", "name_unknown"})
 
 
 class Repositories:
@@ -74,7 +74,7 @@ class Repositories:
         try:
             return await self.find_existing(name, Right.PULL, caller)
         except CorralError as error:
-            if error.code not in _REFUSALS:
+            if error.code not in REFUSALS:
                 raise
             return None
 
