@@ -61,6 +61,10 @@ async def authenticate(facts: RequestFacts) -> Principal | None:
     return principal(Proof(proof), *(Scope(scope) for scope in scopes.split()))
 
 
+async def kept(request: Request) -> Response:
+    return Response(b"", headers={"Cache-Control": "private"})
+
+
 def app(**options: object) -> App:
     rows = [
         endpoint("GET", "/hello", hello, PUBLIC),
@@ -68,6 +72,8 @@ def app(**options: object) -> App:
         endpoint("GET", "/seen", seen, PUBLIC),
         endpoint("GET", "/seen/{what}", seen, PUBLIC),
         endpoint("GET", "/who", who, Access(CLIENT_PROOFS)),
+        endpoint("GET", "/open", hello, Access(CLIENT_PROOFS, is_open=True)),
+        endpoint("GET", "/kept", kept, Access(CLIENT_PROOFS)),
         endpoint("POST", "/keys", who, Access(FULL_PROOFS, Scope.KEYS)),
         endpoint("GET", "/admin", who, Access(FULL_PROOFS, is_admin_only=True)),
         endpoint("GET", "/boom", boom, PUBLIC),
@@ -368,3 +374,19 @@ async def test_stream_ends_with_a_frame_when_the_server_shuts_down() -> None:
     built.closing.set()
     answer = await Caller(built).request("GET", "/stream")
     assert answer.parts == [b"0\n", b"1\n", b"error unavailable\n"]
+
+
+# ── What may be kept on the way ──────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_t053_answer_to_somebody_in_particular_is_kept_by_nobody() -> None:
+    caller = Caller(app())
+    for path, proof, status in (("/who", "api-key", 200), ("/open", "api-key", 200), ("/who", "session", 403)):
+        answer = await caller.request("GET", path, headers={"authorization": proof})
+        assert (answer.status, answer.headers["cache-control"]) == (status, "no-store")
+    assert "cache-control" not in (await caller.request("GET", "/open")).headers
+
+
+async def test_answer_that_says_itself_what_may_be_kept_is_left_as_it_is() -> None:
+    answer = await Caller(app()).request("GET", "/kept", headers={"authorization": "api-key"})
+    assert answer.headers["cache-control"] == "private"

@@ -53,6 +53,8 @@ _NEEDLESSLY_ENCODED = rb"%(?:[46][1-9a-f]|[57][0-9a]|3[0-9]|2[de]|5f|7e)"
 _BAD_PATH = re.compile(rb"//|/\.\.?(?:/|$)|%00|[\x00-\x20#\\\x7f-\xff]|" + _NEEDLESSLY_ENCODED, re.IGNORECASE)
 _JSON = "application/json; charset=utf-8"
 
+_NO_STORE = (b"cache-control", b"no-store")
+
 access_log = logging.getLogger("corral.access")
 server_log = logging.getLogger("corral.server")
 
@@ -66,6 +68,10 @@ class Dialect(StrEnum):
     REGISTRY = "registry"
     HTML = "html"
     TEXT = "text"
+
+
+#: Of `/api` and `/v1`. Pages and the registry say themselves what may be kept.
+_API_DIALECTS = frozenset({Dialect.NATIVE, Dialect.OPENAI, Dialect.ANTHROPIC})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -340,7 +346,7 @@ class App:
         body = b"" if row.streams_body else await self._bodies.read(headers, receive, row.max_body_bytes)
         facts = scope["corral.facts"] = _facts(scope, headers, body)
         if self.options.authenticate:
-            await self._admit(scope, row, facts)
+            await self._admit(scope, row, facts, sender)
         request = Request(scope, receive)
         if not row.cancel_on_disconnect:
             return await row.handler(request)
@@ -349,12 +355,15 @@ class App:
             await response(scope, receive, sender)
         return None
 
-    async def _admit(self, scope: Scope, row: Endpoint, facts: RequestFacts) -> None:
+    async def _admit(self, scope: Scope, row: Endpoint, facts: RequestFacts, sender: "_Sender") -> None:
         assert self.options.authenticate is not None
         caller = await self.options.authenticate(facts)
         if isinstance(caller, Principal):
-            check_access(caller, row.access)
             scope["corral.principal"] = caller
+            if row.dialect in _API_DIALECTS:
+                # What is told to somebody who proved who they are is kept by nobody on the way (T53).
+                sender.extra.append(_NO_STORE)
+            check_access(caller, row.access)
         elif caller is not None and row.access.is_open:
             scope["corral.visitor"] = caller
         elif not row.access.is_public:

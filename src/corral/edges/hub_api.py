@@ -97,13 +97,13 @@ class HubApi:
         body: dict[str, Any] = {"id": account.id, "email": account.email, "name": account.name, "plan": "free"}
         if caller.device:
             body["device"] = {"id": caller.device.id, "name": caller.device.name}
-        return _own(body)
+        return json_response(body)
 
     async def list_devices(self, request: Request) -> Response:
         """The account's live devices."""
         caller = caller_of(request)
         devices = await self._credentials.devices_of(caller.account)
-        return _own([device_body(device, caller) for device in devices])
+        return json_response([device_body(device, caller) for device in devices])
 
     async def add_device(self, request: Request) -> Response:
         """Connect a device without a browser, by a credential with the scope `keys`. Public keys are no secret, so the device
@@ -118,7 +118,7 @@ class HubApi:
             scopes=may_grant(caller.scopes),
             network=facts_of(request).network,
         )
-        return _own(device_body(device, caller), 201)
+        return json_response(device_body(device, caller), 201)
 
     def _check_possession(self, wanted: NewDevice, caller: Principal) -> None:
         key = parse_authorized_key(wanted.key)
@@ -132,12 +132,12 @@ class HubApi:
         """Disconnect one device of the account. Answers `null`, as ollama.com does."""
         encoded_key, network = request.path_params["encoded_key"], facts_of(request).network
         await self._credentials.sign_out_device(caller_of(request), encoded_key, network=network)
-        return _own(None)
+        return json_response(None)
 
     async def list_keys(self, request: Request) -> Response:
         """The account's API keys, revoked ones included."""
         keys = await self._credentials.keys_of(caller_of(request).account)
-        return _own([key_body(key) for key in keys])
+        return json_response([key_body(key) for key in keys])
 
     async def create_key(self, request: Request) -> Response:
         """A new API key; its secret is in this answer and never again."""
@@ -169,7 +169,7 @@ class HubApi:
         """Refused from the next request on, in every worker."""
         key_id, network = request.path_params["key_id"], facts_of(request).network
         await self._credentials.revoke_key(caller_of(request), key_id, network=network)
-        return _own(None)
+        return json_response(None)
 
     def _giver(self, request: Request) -> Principal:
         """Who may give a credential away now. Raises: forbidden with `step_up` for a browser whose password is old."""
@@ -182,7 +182,7 @@ class HubApi:
         since = self._clock.now() - _USAGE_PERIOD
         rows = await self._usage.totals(caller_of(request).account.id, since=since)
         names = ("credential", "model", "requests", "prompt_tokens", "eval_tokens")
-        return _own({"since": _iso(since), "usage": [dict(zip(names, row, strict=True)) for row in rows]})
+        return json_response({"since": _iso(since), "usage": [dict(zip(names, row, strict=True)) for row in rows]})
 
     async def version(self, request: Request) -> Response:
         """The version of Ollama whose behaviour this is, which clients compare, and our own."""
@@ -235,14 +235,7 @@ def key_body(key: ApiKey) -> dict[str, Any]:
 
 
 def _secret_response(key: ApiKey, secret: Secret, status: int) -> Response:
-    return _own({**key_body(key), "key": secret.reveal()}, status)
-
-
-def _own(value: object, status: int = 200) -> Response:
-    """JSON that belongs to the caller, so that nobody keeps it on the way (T53)."""
-    response = json_response(value, status)
-    response.headers["Cache-Control"] = "no-store"
-    return response
+    return json_response({**key_body(key), "key": secret.reveal()}, status)
 
 
 def _iso(time: datetime | None) -> str | None:
