@@ -55,6 +55,14 @@ async def test_t85_setup_link_makes_the_administrator_once(site: Site) -> None:
     assert "admin" not in again.text
 
 
+async def test_t85_setup_code_is_guessed_by_its_page_only_so_often(site: Site) -> None:
+    code = await site.accounts.new_setup_code()
+    stranger = Browser(site, network="192.0.2.9")
+    answers = [(await stranger.get(f"/signup?code=0000-{number:04}")).status for number in range(31)]
+    assert (answers[-2], answers[-1]) == (200, 429)
+    assert "Create the admin account" in (await Browser(site).get(f"/signup?code={code}")).text
+
+
 async def test_setup_code_survives_a_mistake_in_the_form(site: Site) -> None:
     code = await site.accounts.new_setup_code()
     browser = Browser(site)
@@ -203,8 +211,10 @@ async def test_t74_signing_in_anew_ends_the_session_before(site: Site) -> None:
 async def test_signing_out_ends_the_session_on_the_hub_and_in_the_browser(site: Site) -> None:
     browser = await site.signed_in()
     old = dict(browser.cookies)
+    browser.network = "192.0.2.9"
     answer = await browser.submit(await browser.get("/settings"), "/signout", follow=False)
     assert (answer.status, answer.headers["location"], browser.cookies) == (303, "/", {})
+    assert (site.audit.events[-1].action, site.audit.events[-1].network) == ("session.close", "192.0.2.9")
     assert (await Browser(site, cookies=old).get("/settings")).status == 303
 
 

@@ -41,6 +41,15 @@ async def test_disabled_account_is_out_at_once_and_comes_back_when_enabled(site:
     assert (await site.accounts.sign_in("bob", PASSWORD, network="")).is_active
 
 
+async def test_audit_log_tells_from_where_an_account_was_disabled_and_enabled(site: Site) -> None:
+    browser = await site.signed_in("alice")
+    for verb in ("disable", "enable"):
+        path = f"/admin/accounts/bob/{verb}"
+        await browser.submit(await browser.get(path), path)
+    networks = [event.network for event in site.audit.events if event.action in ("account.disable", "account.enable")]
+    assert networks == [browser.network] * 2
+
+
 async def test_administrator_cannot_disable_the_own_account(site: Site) -> None:
     browser = await site.signed_in("alice")
     path = "/admin/accounts/alice/disable"

@@ -40,10 +40,10 @@ async def test_t085_setup_code_makes_the_first_account_an_administrator_once(hub
     code = await hub.accounts.new_setup_code()
     assert code is not None
     assert re.fullmatch(r"[0-9A-HJKMNP-TV-Z]{4}-[0-9A-HJKMNP-TV-Z]{4}", code)
-    assert await hub.accounts.check_setup_code(code)
+    assert await hub.accounts.check_setup_code(code, network=HOME)
     first = await hub.accounts.sign_up("Ada", "ada@example.org", PASSWORD, setup_code=code, network=HOME)
     assert first.is_admin
-    assert not await hub.accounts.check_setup_code(code)
+    assert not await hub.accounts.check_setup_code(code, network=HOME)
     assert (await error_of(hub.accounts.sign_up("Bob", "", PASSWORD, setup_code=code))).code == "gone"
     assert await hub.accounts.new_setup_code() is None
 
@@ -58,7 +58,7 @@ async def test_t085_first_account_without_or_with_a_wrong_code_is_refused(hub: I
 async def test_t085_fresh_hub_has_no_account_and_no_code(hub: IdentityHub) -> None:
     assert await hub.accounts.list() == []
     for code in ("", "0000-0000"):
-        assert not await hub.accounts.check_setup_code(code)
+        assert not await hub.accounts.check_setup_code(code, network=HOME)
     for name in ("admin", "root", "corral"):
         assert (await error_of(hub.accounts.sign_in(name, name, network=HOME))).code == "unauthorized"
 
@@ -68,12 +68,23 @@ async def test_t085_setup_code_expires_and_is_replaced_by_the_next(hub: Identity
     new = await hub.accounts.new_setup_code()
     assert old is not None
     assert new is not None
-    assert not await hub.accounts.check_setup_code(old)
+    assert not await hub.accounts.check_setup_code(old, network=HOME)
     hub.clock.advance(30 * 60 - 1)
-    assert await hub.accounts.check_setup_code(new)
+    assert await hub.accounts.check_setup_code(new, network=HOME)
     hub.clock.advance(1)
-    assert not await hub.accounts.check_setup_code(new)
+    assert not await hub.accounts.check_setup_code(new, network=HOME)
     assert (await error_of(hub.accounts.sign_up("Ada", "", PASSWORD, setup_code=new))).code == "gone"
+
+
+async def test_t085_setup_code_is_guessed_only_so_often(hub: IdentityHub) -> None:
+    code = await hub.accounts.new_setup_code() or ""
+    for _ in range(30):
+        assert not await hub.accounts.check_setup_code("0000-0000", network=CAFE)
+    error = await error_of(hub.accounts.check_setup_code(code, network=CAFE))
+    assert (error.code, error.retry_after_s) == ("rate_limited", 300)
+    assert await hub.accounts.check_setup_code(code, network=HOME)
+    hub.clock.advance(300)
+    assert await hub.accounts.check_setup_code(code, network=CAFE)
 
 
 async def test_t085_setup_code_used_by_two_at_once_makes_one_account(hub: IdentityHub) -> None:

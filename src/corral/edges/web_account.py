@@ -40,7 +40,7 @@ class AccountPages:
         """The form, or the plain sentence that there is none and what to do instead."""
         query = query_of(request)
         code = query.text("code")
-        if code and await self._accounts.check_setup_code(code):
+        if code and await self._accounts.check_setup_code(code, network=facts_of(request).network):
             return self._sign_up_page(request, query, mode="first")
         if code and not self._sign_up_open:
             return self._sign_up_page(request, query, mode="expired", status=410)
@@ -109,10 +109,9 @@ class AccountPages:
         )
 
     async def _enter(self, request: Request, account: Account, next_path: str) -> Response:
-        before = member_of(request)
+        facts, before = facts_of(request), member_of(request)
         if before is not None and before.session is not None:
-            await self._accounts.sign_out(before.session)
-        facts = facts_of(request)
+            await self._accounts.sign_out(before.session, network=facts.network)
         user_agent = facts.headers.get("user-agent", [""])[-1][:_MAX_USER_AGENT]
         session, value = await self._accounts.open_session(account, network=facts.network, user_agent=user_agent)
         return self._cookies.set_on(redirect(next_path), session, value)
@@ -120,7 +119,7 @@ class AccountPages:
     async def sign_out(self, request: Request) -> Response:
         """End the session here and in the database. `next` serves those who switch accounts."""
         form, _, session = session_form(request)
-        await self._accounts.sign_out(session)
+        await self._accounts.sign_out(session, network=facts_of(request).network)
         return self._cookies.clear_on(redirect(safe_next(form.text("next"))))
 
 

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from corral.core.ports import AuditLog
 from corral.core.records import Account, AuditEvent, Principal
-from corral.edges.asgi import Dialect, Endpoint, caller_of, endpoint
+from corral.edges.asgi import Dialect, Endpoint, caller_of, endpoint, facts_of
 from corral.edges.forms import ADMIN, MAX_FORM_BYTES, StepUp, Unproven, query_of, redirect, session_form, session_of
 from corral.edges.pages import Draft, Pages
 from corral.hub.accounts import Accounts
@@ -85,7 +85,9 @@ class AdminPages:
         stepped = await self._step_up.check(request, form, caller)
         if isinstance(stepped, Unproven):
             return self._confirm_page(caller, account, verb, Draft(errors=stepped.errors), status=stepped.status)
-        await self._accounts.set_disabled(account.name, verb == "disable", actor=caller.account.id)
+        await self._accounts.set_disabled(
+            account.name, verb == "disable", actor=caller.account.id, network=facts_of(request).network
+        )
         return self._step_up.finish(redirect(f"/admin?done={verb}"), stepped)
 
     async def _account(self, request: Request) -> Account:

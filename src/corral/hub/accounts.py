@@ -51,6 +51,7 @@ RESERVED_NAMES = frozenset(
 
 _TOTAL, _PER_NETWORK, _PER_ACCOUNT = per_minutes(1000, 5), per_minutes(60, 5), per_minutes(10, 5)
 _SIGN_UPS_TOTAL, _SIGN_UPS_PER_NETWORK = per_minutes(100, 5), per_minutes(10, 5)
+_SETUP_TOTAL, _SETUP_PER_NETWORK = per_minutes(300, 5), per_minutes(30, 5)
 
 CONSOLE = "console"
 
@@ -101,8 +102,14 @@ class Accounts:
         await self._sessions.put_code(_SETUP_PURPOSE, _digest(digits), expires_at=self._clock.now() + SETUP_CODE_TTL)
         return f"{digits[:4]}-{digits[4:]}"
 
-    async def check_setup_code(self, code: str) -> bool:
-        """Whether the code would be accepted now. Case, spaces and the hyphen do not matter."""
+    async def check_setup_code(self, code: str, *, network: str) -> bool:
+        """Whether the code would be accepted now. Case, spaces and the hyphen do not matter. Every question is a guess. Raises:
+        rate_limited."""
+        mine = ("setup", network_of(network))
+        self._throttle.attempt((_SETUP_TOTAL, ("setup",)), (_SETUP_PER_NETWORK, mine))
+        return await self._is_setup_code(code)
+
+    async def _is_setup_code(self, code: str) -> bool:
         return await self._sessions.has_code(_SETUP_PURPOSE, _digest(_bare_code(code)), now=self._clock.now())
 
     async def sign_up(self, name: str, email: str, password: str, *, setup_code: str = "", network: str = "") -> Account:
@@ -118,7 +125,7 @@ class Accounts:
             raise CorralError("forbidden", "sign-up is closed on this hub; ask an administrator for an account")
         where = network_of(network)
         self._throttle.attempt((_SIGN_UPS_TOTAL, ("sign-up",)), (_SIGN_UPS_PER_NETWORK, ("sign-up", where)))
-        if is_first and not await self.check_setup_code(setup_code):
+        if is_first and not await self._is_setup_code(setup_code):
             raise _bad_setup_code()
         account = self._new_account(name, email, is_admin=is_first)
         check_password(password, own_words=(name, email))
