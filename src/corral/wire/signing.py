@@ -206,12 +206,18 @@ class DevicePrivateKey:
 
     def sign(self, message: bytes) -> bytes:
         """The 64-byte signature."""
-        return bindings.crypto_sign(message, bindings.crypto_sign_seed_keypair(self.seed)[1])[:64]
+        return self.sign_as(message)[1]
+
+    def sign_as(self, message: bytes) -> tuple[DevicePublicKey, bytes]:
+        """(the public half, the signature). Each takes the whole key pair, which costs 26 µs to derive."""
+        public, secret = bindings.crypto_sign_seed_keypair(self.seed)
+        return DevicePublicKey(public), bindings.crypto_sign(message, secret)[:64]
 
 
 def authorization_header(key: DevicePrivateKey, challenge: bytes) -> str:
     """The stock Authorization value for a challenge."""
-    return f"{key.public.blob_text}:{base64.b64encode(key.sign(challenge)).decode()}"
+    public, signature = key.sign_as(challenge)
+    return f"{public.blob_text}:{base64.b64encode(signature).decode()}"
 
 
 def signed_target(path: str, query: str, ts: int) -> str:
