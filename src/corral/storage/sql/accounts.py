@@ -1,13 +1,15 @@
 """Accounts in the database."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from corral.core.records import Account
+from corral.storage.sql import content
 from corral.storage.sql.engine import Database, is_conflict
 from corral.storage.sql.schema import accounts, from_micros
 from corral.wire.errors import CorralError
@@ -15,6 +17,8 @@ from corral.wire.errors import CorralError
 #: The columns of an account in every inline look-up, in the order `account_of` reads them.
 ACCOUNT_COLUMNS = "a.id, a.name, a.email, a.is_admin, a.created_at, a.disabled_at"
 ACCOUNT_WIDTH = 6
+#: The same as columns of the table, labelled as `Account` has them.
+ACCOUNT_FIELDS = [getattr(accounts.c, name) for name in ("id", "name", "email", "is_admin", "created_at", "disabled_at")]
 
 _LIVE = accounts.c.deleted_at.is_(None)
 
@@ -76,8 +80,7 @@ class SqlAccounts:
 
     async def list(self) -> Sequence[Account]:
         """All live ones, oldest first."""
-        columns = (getattr(accounts.c, name) for name in ("id", "name", "email", "is_admin", "created_at", "disabled_at"))
-        query = sa.select(*columns).where(_LIVE).order_by(accounts.c.created_at, accounts.c.id)
+        query = sa.select(*ACCOUNT_FIELDS).where(_LIVE).order_by(accounts.c.created_at, accounts.c.id)
         rows = await self._database.read(lambda connection: connection.execute(query).mappings().all())
         return [Account(**row) for row in rows]
 
@@ -99,23 +102,31 @@ class SqlAccounts:
         """One column."""
         await self._change(account_id, is_admin=is_admin)
 
-    async def _change(self, account_id: str, **values: object) -> int:
-        change = accounts.update().where(accounts.c.id == account_id, _LIVE).values(**values)
+    async def _change(self, account_id: str, **values: object) -> None:
+        await self._database.write(partial(_change, account_id=account_id, values=values))
 
-        def work(connection: sa.Connection) -> int:
-            had_one = _has_administrator(connection)
-            changed = connection.execute(change).rowcount
-            # Looked at behind the change and in its transaction, where nobody else can take the last one away meanwhile.
-            if had_one and not _has_administrator(connection):
-                raise CorralError("conflict", "that is the only administrator; make another one first")
-            return changed
+    async def remove(self, account_id: str, *, now: datetime) -> bool:
+        """Keep the row with nothing in it but the name: credentials point to it, and the name stays taken (T62, T119). What the
+        account had in the registry goes with it."""
+        gone = {"deleted_at": now, "email": "", "email_key": None, "password_hash": "", "is_admin": False}
+
+        def work(connection: sa.Connection) -> bool:
+            removed = _change(connection, account_id=account_id, values=gone) == 1
+            if removed:
+                content.remove_belongings(connection, account_id)
+            return removed
 
         return await self._database.write(work)
 
-    async def remove(self, account_id: str, *, now: datetime) -> bool:
-        """Keep the row with nothing in it but the name: credentials point to it, and the name stays taken (T62, T119)."""
-        gone = {"deleted_at": now, "email": "", "email_key": None, "password_hash": "", "is_admin": False}
-        return await self._change(account_id, **gone) == 1
+
+def _change(connection: sa.Connection, *, account_id: str, values: Mapping[str, object]) -> int:
+    """Change one account; how many that were. Raises: conflict when the last administrator would go."""
+    had_one = _has_administrator(connection)
+    changed = connection.execute(accounts.update().where(accounts.c.id == account_id, _LIVE).values(**values)).rowcount
+    # Looked at behind the change and in its transaction, where nobody else can take the last one away meanwhile.
+    if had_one and not _has_administrator(connection):
+        raise CorralError("conflict", "that is the only administrator; make another one first")
+    return changed
 
 
 def _has_administrator(connection: sa.Connection) -> bool:

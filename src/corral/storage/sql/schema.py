@@ -263,7 +263,6 @@ repository_blobs = sa.Table(
     metadata,
     _repository_id(),
     sa.Column("digest", sa.Text, sa.ForeignKey("blobs.digest"), primary_key=True, index=True),
-    sa.Column("linked_at", UtcTime, nullable=False, server_default="0"),
 )
 
 # media_type: as it was pushed to this repository. Where a manifest does not say it itself, whoever pushes the same bytes

@@ -34,11 +34,6 @@ def _repositories() -> None:
 def _blobs() -> None:
     op.add_column("blobs", sa.Column("lease_until", sa.BigInteger(), nullable=False, server_default="0"))
     op.add_column("blobs", sa.Column("condemned", sa.Boolean(), nullable=False, server_default=sa.false()))
-    op.add_column("repository_blobs", sa.Column("linked_at", sa.BigInteger(), nullable=False, server_default="0"))
-    op.execute(
-        "UPDATE repository_blobs SET linked_at ="
-        " (SELECT blobs.created_at FROM blobs WHERE blobs.digest = repository_blobs.digest)"
-    )
 
 
 def _manifests() -> None:
