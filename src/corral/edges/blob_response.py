@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -71,7 +72,8 @@ async def _whole(request: Request, blob: Blob, sent: Mapping[str, str], stall_s:
 
 def bare_response(status: int, headers: Mapping[str, str], content: bytes = b"") -> Response:
     """An answer with exactly these headers and its length, which is that of the content unless headers say otherwise."""
-    return _Bare(status, {"Content-Length": str(len(content)), **headers}, content)
+    length = {} if status == HTTPStatus.NO_CONTENT else {"Content-Length": str(len(content))}
+    return _Bare(status, {**length, **headers}, content)
 
 
 def _wanted(request: Request, blob: Blob) -> ByteRange | None:
