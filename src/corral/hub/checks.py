@@ -18,6 +18,7 @@ from corral.wire import signing, strong
 from corral.wire.apikeys import ApiKeyText, Peppers, api_key_hmac, parse_api_key
 from corral.wire.browser import SAFE_METHODS, cookie_values, is_same_origin
 from corral.wire.errors import CorralError
+from corral.wire.hosts import called_url
 from corral.wire.tokens import GRACE_S, looks_like_token
 
 #: Where a stock client fetches a registry token; the only place for that form of signature.
@@ -145,9 +146,11 @@ def _named_key(text: str) -> NamedKey:
 
 def signed_message(facts: RequestFacts, public_url: str) -> bytes:
     """The bytes a stock client must have signed for this request. The form depends on the path alone, so that a signature
-    made for one is worthless for the other (T15); the public URL is configured, never taken from the request (T18)."""
+    made for one is worthless for the other (T15); the public URL is configured, and the request says no more of it than which
+    of the hub's own names it was called by (T18)."""
     if path_of(facts) == TOKEN_PATH:
-        return signing.token_challenge(public_url, facts.target)
+        host = facts.headers.get("host", [""])[0]
+        return signing.token_challenge(called_url(public_url, host) or public_url, facts.target)
     return signing.request_challenge(facts.method, facts.target)
 
 
