@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -23,7 +23,7 @@ from corral.core.records import Capability, Model, ModelDetails
 from corral.storage.blobs import Blob, BlobFiles, Progress, open_regular, write_note
 from corral.wire import gguf, manifest, templates
 from corral.wire.errors import CorralError
-from corral.wire.gguf import UNKNOWN_QUANTIZATION, ArrayMark, GgufHeader, Value
+from corral.wire.gguf import UNKNOWN_QUANTIZATION
 from corral.wire.manifest import Layer, Manifest, ModelConfig
 from corral.wire.names import Digest, ModelName
 
@@ -70,11 +70,19 @@ class WeightFacts(msgspec.Struct, frozen=True, kw_only=True):
         return str(self.metadata.get("tokenizer.chat_template") or "")
 
 
-class ModelBlobs:
-    """The models whose blobs are in one store, and the way in for new ones. cache_dir: as for `BlobFiles`; may be shared."""
+class ReadFacts(Protocol):
+    """Reads what the GGUF file at a path says of itself; messages name it as shown_as."""
 
-    def __init__(self, blobs: BlobFiles, cache_dir: Path) -> None:
+    def __call__(self, path: Path, *, shown_as: str) -> WeightFacts: ...
+
+
+class ModelBlobs:
+    """The models whose blobs are in one store, and the way in for new ones. cache_dir: as for `BlobFiles`; may be shared.
+    read_facts: how a file's header is read for the first time, raising as `facts_of` does."""
+
+    def __init__(self, blobs: BlobFiles, cache_dir: Path, read_facts: ReadFacts | None = None) -> None:
         self._blobs = blobs
+        self._read_facts = read_facts or facts_of
         self._headers = cache_dir / "headers"
         self._models: _Recent[Digest, Model] = _Recent()
         self._facts: _Recent[Digest, WeightFacts] = _Recent()
@@ -98,7 +106,7 @@ class ModelBlobs:
         size_bytes = self._blobs.size_of(digest)
         facts = self._facts.get(digest) or self._read_note(digest)
         if facts is None or facts.size_bytes != size_bytes:
-            facts = facts_of(self._blobs.path(digest), shown_as=f"blob {digest}")
+            facts = self._read_facts(self._blobs.path(digest), shown_as=f"blob {digest}")
             write_note(self._note_path(digest), msgspec.json.encode(facts))
         self._facts.put(digest, facts)
         return facts
@@ -210,7 +218,7 @@ def facts_of(path: Path, *, shown_as: str) -> WeightFacts:
             raise CorralError(error.code, f"{shown_as} is {error.message}") from error
         except OSError as error:
             raise CorralError("bad_request", f"{shown_as} cannot be read: {error.strerror}") from error
-    return _facts_from(header, size_bytes)
+    return msgspec.convert(gguf.facts_of(header, size_bytes), WeightFacts)
 
 
 def capabilities_of(config: ModelConfig, facts: WeightFacts | None, *, template: str) -> frozenset[Capability]:
@@ -278,28 +286,6 @@ def _layer(blob: Blob, media_type: str) -> Layer:
 
 
 # ── Facts ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _facts_from(header: GgufHeader, size_bytes: int) -> WeightFacts:
-    return WeightFacts(
-        size_bytes=size_bytes,
-        architecture=header.architecture,
-        kind=header.kind,
-        quantization=header.quantization,
-        parameter_count=header.parameter_count,
-        is_projector=header.is_projector,
-        metadata={key: _json_value(value) for key, value in header.metadata.items()},
-    )
-
-
-def _json_value(value: Value) -> object:
-    match value:
-        case ArrayMark():
-            return None
-        case tuple():
-            return list(value)
-        case _:
-            return value
 
 
 def _metadata(config: ModelConfig, facts: WeightFacts | None) -> dict[str, object]:

@@ -9,6 +9,7 @@ not a fault in a memory map. Numbers are little-endian.
 Source: ggml docs/gguf.md; ollama fs/ggml/{gguf,ggml,type}.go and fs/gguf/gguf.go, fb30760; llama.cpp gguf.cpp for refusals.
 """
 
+import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -215,6 +216,32 @@ def read_header(read_at: ReadAt, file_size: int) -> GgufHeader:
     )
     _check_divisors(header)
     return header
+
+
+def facts_of(header: GgufHeader, file_size: int) -> dict[str, object]:
+    """What the header tells, as a JSON object with members named as storage.models.WeightFacts has them. Arrays that were stepped
+    over are null, and so are numbers that JSON cannot write."""
+    return {
+        "size_bytes": file_size,
+        "architecture": header.architecture,
+        "kind": header.kind,
+        "quantization": header.quantization,
+        "parameter_count": header.parameter_count,
+        "is_projector": header.is_projector,
+        "metadata": {key: _json_value(value) for key, value in header.metadata.items()},
+    }
+
+
+def _json_value(value: Value) -> object:
+    match value:
+        case ArrayMark():
+            return None
+        case tuple():
+            return [_json_value(item) for item in value]
+        case float() if not math.isfinite(value):
+            return None
+        case _:
+            return value
 
 
 class _Cursor:

@@ -8,10 +8,12 @@ accounts ─┬─ sessions        browser sessions; id = SHA-256 of the cookie
 codes                        one-time codes, one per purpose
 nonces                       strong signatures already used
 repositories ─┬─ repository_blobs ─── blobs          content is global, the right to it is per repository
-              ├─ repository_manifests ─── manifests ─── manifest_blobs   what each manifest refers to
+              ├─ repository_manifests ─── manifests ─┬─ manifest_blobs   what each manifest refers to
+              │                                      └─ descriptions     what it turned out to be
               ├─ tags
               ├─ collaborators ─── accounts
               ├─ uploads ───────── accounts          content on its way; its bytes are files
+              ├─ catalog_entries     what search looks at, kept by triggers, as is the index over it (migration 0003)
               └─ hosted_models       what the hub offers for inference
 ```
 
@@ -27,7 +29,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 
 #: The newest migration. Read at start without loading Alembic when there is nothing to migrate; a test holds it to the scripts.
-HEAD = "0002"
+HEAD = "0003"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -211,8 +213,14 @@ repositories = sa.Table(
     sa.Column("quota_bytes", sa.BigInteger),
     sa.Column("readme", sa.Text, nullable=False, server_default=""),
     sa.Column("mirrored_from", sa.Text, nullable=False, server_default=""),
+    sa.Column("pulls", sa.BigInteger, nullable=False, server_default="0"),
     sa.UniqueConstraint("namespace_key", "name_key"),
     sa.CheckConstraint("visibility IN ('private', 'public')", name="ck_repositories_visibility"),
+    # Each order in which repositories are listed, of all that is public and of one namespace.
+    sa.Index("ix_repositories_newest", "visibility", "updated_at", "id"),
+    sa.Index("ix_repositories_most_pulled", "visibility", "pulls", "id"),
+    sa.Index("ix_repositories_newest_of", "namespace_key", "visibility", "updated_at", "id"),
+    sa.Index("ix_repositories_most_pulled_of", "namespace_key", "visibility", "pulls", "id"),
 )
 
 # digest: `sha256:…` or `sha512:…` as text everywhere below. condemned: its file is being deleted, so it can be neither linked nor
@@ -285,6 +293,7 @@ tags = sa.Table(
     sa.Column("manifest_digest", sa.Text, sa.ForeignKey("manifests.digest"), nullable=False, index=True),
     sa.Column("updated_at", UtcTime, nullable=False),
     sa.Index("ix_tags_repository_id_tag_key", "repository_id", "tag_key", "tag"),
+    sa.Index("ix_tags_repository_id_updated_at", "repository_id", "updated_at"),
 )
 
 collaborators = sa.Table(
@@ -325,3 +334,45 @@ hosted_models = sa.Table(
     sa.Column("is_public", sa.Boolean, nullable=False),
     sa.Column("created_at", UtcTime, nullable=False),
 )
+
+# ── The catalog ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# A row is there from the moment its manifest is; version 0 until somebody looked into it. capabilities: words. texts: JSON, read
+# only for the page of the model.
+descriptions = sa.Table(
+    "descriptions",
+    metadata,
+    sa.Column("digest", sa.Text, sa.ForeignKey("manifests.digest", ondelete="CASCADE"), primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False, index=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("family", sa.Text, nullable=False),
+    sa.Column("parameter_size", sa.Text, nullable=False),
+    sa.Column("quantization", sa.Text, nullable=False),
+    sa.Column("context_length", sa.BigInteger),
+    sa.Column("capabilities", sa.Text, nullable=False),
+    sa.Column("texts", sa.Text, nullable=False),
+)
+
+# id: grows with each change and is never used twice. scope: what a search is narrowed to; who may see a repository is decided by
+# the repository's own row. is_stale: the words are to be collected anew.
+catalog_entries = sa.Table(
+    "catalog_entries",
+    metadata,
+    sa.Column("id", _row_id, primary_key=True, autoincrement=True),
+    sa.Column("repository_id", sa.Text, sa.ForeignKey("repositories.id", ondelete="CASCADE"), nullable=False, unique=True),
+    sa.Column("scope", sa.Text, nullable=False),
+    sa.Column("words", sa.Text, nullable=False),
+    sa.Column("is_stale", sa.Boolean, nullable=False),
+    sqlite_autoincrement=True,
+)
+sa.Index(
+    "ix_catalog_entries_stale",
+    catalog_entries.c.id,
+    sqlite_where=catalog_entries.c.is_stale.is_(True),
+    postgresql_where=catalog_entries.c.is_stale.is_(True),
+)
+
+
+def is_table_of_ours(name: str | None, kind: str, _parents: object) -> bool:
+    """For Alembic, which would take SQLite's full-text index and the tables inside it for tables that nobody knows any more."""
+    return not (kind == "table" and name is not None and name.startswith("catalog_search"))
