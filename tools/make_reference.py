@@ -38,6 +38,7 @@ SETTINGS = {
     "OLLAMA_ORIGINS": ("", "Further web origins that may call the local server, comma-separated."),
     "OLLAMA_NO_CLOUD": ("`0`", "Refuse everything that would go to a hub."),
     "OLLAMA_NOHISTORY": ("`0`", "Keep no history of interactive prompts."),
+    "OLLAMA_NOPRUNE": ("`0`", "Keep blobs that no model needs, at the start of the server and when a model is replaced."),
     "OLLAMA_DEBUG": ("`0`", "1 or 2: log more."),
     "OLLAMA_API_KEY": ("", "An API key for the hub, used by commands instead of this device's signature."),
     "CORRAL_HUB": (

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from corral.hub.credentials import Credentials
     from corral.hub.inference import HostedInference
     from corral.hub.tokens import RegistryTokens
+    from corral.local.creating import Pull
+    from corral.local.library import Library
     from corral.serving.runners import Runners
     from corral.storage.home import HomeModels
     from corral.storage.sql.engine import Database
@@ -257,14 +259,14 @@ async def publish_model(settings: Settings, name: str, path: Path, progress: Cal
         await services.hosted.publish_gguf(parse_name(name), path, progress, is_public=True)
 
 
-def _local_store(settings: Settings) -> "HomeModels":
+def _local_store(settings: Settings, in_use: Callable[[], Iterable[str]] = tuple) -> "HomeModels":
     from corral.storage.home import HomeModels
     from corral.storage.secretfile import ensure_private_dir
 
     ollama_home = settings.home / ".ollama"
     # Made here, before anything below it: what is made on the way to a cache has the mode of the umask, and the key lies here.
     ensure_private_dir(ollama_home)
-    return HomeModels(settings.models_dir, ollama_home / "cache" / "corral")
+    return HomeModels(settings.models_dir, ollama_home / "cache" / "corral", in_use=in_use)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -414,6 +416,7 @@ async def run_hub(settings: Settings, on_ready: OnReady, stop: asyncio.Event) ->
 @contextlib.asynccontextmanager
 async def build_local(settings: Settings) -> AsyncIterator[Built]:
     """The local server's application. Raises: forbidden when it would listen where others can reach it."""
+    from corral.edges.create_api import CreateApi
     from corral.edges.local_api import LocalApi, local_app
     from corral.edges.local_guard import LocalGuard, require_safe_bind
     from corral.local.cloud import CloudAccess, CloudSwitch
@@ -429,8 +432,8 @@ async def build_local(settings: Settings) -> AsyncIterator[Built]:
         return settings.hub or memory.hub() or DEFAULT_HUB
 
     async with hub_client(settings, hub_url) as gateway, _runners(settings) as runners:
-        store = _local_store(settings)
-        await store.remove_stale(SystemClock().now())
+        store = _local_store(settings, runners.files_in_use)
+        await _tidy(store, settings)
         switch = CloudSwitch(by_env=settings.is_cloud_off, by_config=lambda: is_cloud_off(ollama_home / "server.json"))
         api = LocalApi(
             models=LocalModels(store, Inference(runners, SystemClock())),
@@ -455,7 +458,34 @@ async def build_local(settings: Settings) -> AsyncIterator[Built]:
             await runners.close()
 
         _prepare_device_key(gateway)
-        yield Built(app=local_app(api, guard), facts=tell, release=release)
+        changes = CreateApi(_library(settings, store, runners, hub_url))
+        yield Built(app=local_app(api, guard, changes.endpoints()), facts=tell, release=release)
+
+
+def _library(
+    settings: Settings, store: "HomeModels", runners: "Runners", hub_url: Callable[[], str], pull: "Pull | None" = None
+) -> "Library":
+    """What changes the installed models. pull: brings one here that another is to be made of."""
+    from corral.engines.llama_tools import LlamaTools
+    from corral.local.creating import ModelMaker
+    from corral.local.library import Library
+
+    tools = LlamaTools(settings.search_path, settings.engine_environ)
+    maker = ModelMaker(store, store, tools, hub_url=hub_url, pull=pull)
+    return Library(store, store, maker, unload=runners.unload, is_pruning=not settings.is_prune_off)
+
+
+async def _tidy(store: "HomeModels", settings: Settings) -> None:
+    """What a start clears away: leavings of killed processes, and blobs that no model needs."""
+    now = SystemClock().now()
+    await store.remove_stale(now)
+    if settings.is_prune_off:
+        return
+    try:
+        if await store.prune(now) is None:
+            _log.warning("a manifest cannot be read, so no unused blobs were removed")
+    except CorralError as error:
+        _log.warning("unused blobs were not removed: %s", error.message)
 
 
 def _prepare_device_key(gateway: "HubClient") -> None:

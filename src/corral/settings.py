@@ -91,6 +91,7 @@ class Settings:
     origins: tuple[str, ...] = ()
     is_cloud_off: bool = False
     is_history_off: bool = False
+    is_prune_off: bool = False
     debug: int = 0
     api_key: Secret | None = None
     hub: str = ""
@@ -128,6 +129,7 @@ class Settings:
             origins=read.words("OLLAMA_ORIGINS"),
             is_cloud_off=read.truth("OLLAMA_NO_CLOUD"),
             is_history_off=read.truth("OLLAMA_NOHISTORY"),
+            is_prune_off=read.truth("OLLAMA_NOPRUNE"),
             debug=_debug_level(read.text("OLLAMA_DEBUG")),
             api_key=Secret(key) if (key := read.text("OLLAMA_API_KEY")) else None,
             hub=parse_hub_url(value, where="CORRAL_HUB") if (value := read.text("CORRAL_HUB")) else "",

@@ -177,10 +177,10 @@ class LocalApi:
         return await _response_of(answer)
 
 
-def local_app(api: LocalApi, guard: Guard) -> App:
-    """The application of a local server. guard: see local_guard."""
+def local_app(api: LocalApi, guard: Guard, more: Sequence[Endpoint] = ()) -> App:
+    """The application of a local server. guard: see local_guard. more: routes beside these."""
     options = AppOptions(guard=guard, fallback=lambda path: Dialect.TEXT, response_headers=_RESPONSE_HEADERS)
-    return App(api.endpoints(), options)
+    return App([*api.endpoints(), *more], options)
 
 
 class _CloudError(Exception):

@@ -196,6 +196,11 @@ class Runners:
         ]
         return sorted(entries, key=lambda entry: entry.expires_at, reverse=True)
 
+    def files_in_use(self) -> frozenset[str]:
+        """Paths of what is in memory or being loaded."""
+        models = [*(loaded.model for loaded in self._loaded.values()), *(load.wish.model for load in self._loads)]
+        return frozenset(path for model in models for path in (model.weights, model.projector, *model.adapters) if path)
+
     async def close(self) -> None:
         """End every engine process, whatever it is doing. Nothing can be used afterwards."""
         self._is_closed = True

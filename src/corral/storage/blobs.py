@@ -43,7 +43,8 @@ _BLOCK = 1 << 20
 _TEMPORARY = ".tmp"
 #: Linux: make a file a copy-on-write clone of another.
 _FICLONE = 0x40049409
-_STALE_AFTER = timedelta(hours=1)
+#: How old something must be to be taken for left behind. A younger one may be somebody's work.
+STALE_AFTER = timedelta(hours=1)
 #: Modes of files: as Ollama makes them in a home directory, which programs of other users may read, and as a hub makes them.
 OPEN, CLOSED = 0o644, 0o600
 
@@ -137,7 +138,7 @@ class BlobFiles:
 
     def remove_stale(self, now: datetime) -> int:
         """Remove what processes left that were killed while writing; how many files that were."""
-        limit = (now - _STALE_AFTER).timestamp()
+        limit = (now - STALE_AFTER).timestamp()
         removed = 0
         for entry in _entries(self._root):
             # ctime, because a hard link has the mtime of its origin. Others may be done with theirs meanwhile.
@@ -158,7 +159,7 @@ class BlobFiles:
 
     def older_than(self, now: datetime) -> Iterator[Digest]:
         """Blobs that were placed more than an hour ago; a younger one may be about to be named by a manifest."""
-        limit = (now - _STALE_AFTER).timestamp()
+        limit = (now - STALE_AFTER).timestamp()
         for entry in _entries(self._root):
             with contextlib.suppress(CorralError, FileNotFoundError):
                 digest = parse_digest(entry.name.replace("-", ":", 1))
@@ -166,6 +167,22 @@ class BlobFiles:
                 found = entry.stat(follow_symlinks=False)
                 if max(found.st_ctime, found.st_mtime) < limit:
                     yield digest
+
+    def lay_out(self, digest: Digest, directory: Path, name: str) -> None:
+        """Let a blob appear under a relative name below a directory. Raises: not_found, bad_request for a name that leads out of
+        it or that is taken, unavailable."""
+        source, target = self.path(digest), directory / name
+        if not target.is_relative_to(directory) or ".." in target.parts:
+            raise CorralError("bad_request", "file path must be relative")
+        with disk_errors("the model store"):
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                # No second name of the blob's file: a tool that writes into it would spoil the blob.
+                target.symlink_to(source.resolve(strict=True))
+            except (FileExistsError, NotADirectoryError) as error:
+                raise CorralError("bad_request", f"the file {name} is given twice, or as a directory") from error
+            except FileNotFoundError as error:
+                raise CorralError("not_found", f"blob {digest}: no such file") from error
 
     def rename_old(self) -> None:
         """Give blobs the names they have today: early releases of Ollama wrote `sha256:<hex>`. Raises: unavailable."""

@@ -12,9 +12,11 @@ Source: ollama manifest/{manifest,paths}.go, auth/auth.go, cmd/cmd.go initialize
 import asyncio
 import contextlib
 import os
+import shutil
+import tempfile
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
@@ -23,7 +25,7 @@ from typing import ParamSpec, TypeVar
 
 from corral.core.ports import Entropy
 from corral.core.records import Model
-from corral.storage.blobs import BlobFiles, Progress, disk_errors, in_thread, in_thread_reporting, open_regular
+from corral.storage.blobs import STALE_AFTER, BlobFiles, Progress, disk_errors, in_thread, in_thread_reporting, open_regular
 from corral.storage.manifests import Found, ManifestTree
 from corral.storage.models import ModelBlobs, WeightFacts
 from corral.storage.secretfile import create_private, ensure_private_dir, read_private
@@ -37,6 +39,8 @@ T = TypeVar("T")
 
 #: Nobody has such a file; a stream without an end is cut off there.
 MAX_BLOB_BYTES = 1 << 44
+#: What directories for tools are called.
+_WORKSHOP = "corral-workshop-"
 
 
 class HomeModels:
@@ -47,6 +51,7 @@ class HomeModels:
     """
 
     def __init__(self, root: Path, cache_dir: Path, *, in_use: Callable[[], Iterable[str]] = tuple) -> None:
+        self._root = root
         self._tree = ManifestTree(root / "manifests")
         self._blobs = BlobFiles(root / "blobs", cache_dir)
         self._models = ModelBlobs(self._blobs, cache_dir)
@@ -108,6 +113,11 @@ class HomeModels:
                 if self._held[digest] <= 0:
                     del self._held[digest]
 
+    async def unnamed(self, digests: Iterable[Digest]) -> frozenset[Digest]:
+        """Those of the blobs that no manifest names."""
+        named = await asyncio.to_thread(self._tree.named_blobs)
+        return frozenset(digests) - named.digests
+
     async def remove_unused(self, digests: Iterable[Digest]) -> None:
         """Remove those of the blobs that no manifest names, nobody holds and no runner has loaded. Raises: unavailable."""
         loaded = frozenset(self._in_use())
@@ -116,7 +126,7 @@ class HomeModels:
     async def remove_stale(self, now: datetime) -> None:
         """Remove what killed processes left behind. For the start of a server."""
         with disk_errors("the model store"):
-            await asyncio.to_thread(self._blobs.remove_stale, now)
+            await asyncio.to_thread(self._remove_stale, now)
 
     async def prune(self, now: datetime) -> int | None:
         """For the start of a server: name blobs as they are named today, and remove those that no manifest names and that are
@@ -144,18 +154,31 @@ class HomeModels:
         blob = await in_thread(partial(self._blobs.put_bytes, content))
         return blob.digest, blob.size_bytes
 
-    async def put_file(self, path: Path, progress: Progress) -> tuple[Digest, int]:
-        """Take in a file of this machine; see `BlobFiles.put_file`. progress is called from a thread."""
-        blob = await in_thread_reporting(partial(self._blobs.put_file, path), progress)
+    async def take_in(self, path: str) -> tuple[Digest, int]:
+        """Store a file that a tool made; its digest and its size. Raises: as `BlobFiles.put_file`."""
+        blob = await in_thread_reporting(partial(self._blobs.put_file, Path(path)), _unreported)
         return blob.digest, blob.size_bytes
 
     async def read_small(self, digest: Digest) -> bytes:
         """The content of a small blob: a config, a text. Raises: not_found, too_large."""
         return await asyncio.to_thread(partial(self._blobs.read, digest, max_bytes=MAX_CONFIG_BYTES))
 
-    async def first_bytes(self, digest: Digest, count: int) -> bytes:
+    async def read_head(self, digest: Digest, count: int) -> bytes:
         """How a blob begins. Raises: not_found."""
-        return await asyncio.to_thread(self._first_bytes, digest, count)
+        return await asyncio.to_thread(self._read_head, digest, count)
+
+    @contextlib.contextmanager
+    def workshop(self, files: Mapping[str, Digest]) -> Iterator[str]:
+        """A directory of its own where those blobs lie under those relative names, and where tools may write; gone afterwards.
+        It is on the blobs' file system, so that neither way costs a copy. Raises: bad_request for a name that does not stay
+        inside or leads through another, not_found, storage_full, unavailable."""
+        with disk_errors("the model store"):
+            self._root.mkdir(parents=True, exist_ok=True)
+            directory = tempfile.TemporaryDirectory(prefix=_WORKSHOP, dir=self._root, ignore_cleanup_errors=True)
+        with directory as path:
+            for name, digest in files.items():
+                self._blobs.lay_out(digest, Path(path), name)
+            yield path
 
     async def gguf_facts(self, digest: Digest) -> WeightFacts:
         """What the GGUF file in that blob says of itself, checked. Raises: bad_request, not_found."""
@@ -235,6 +258,13 @@ class HomeModels:
             if self._is_free(digest, loaded):
                 self._blobs.remove(digest)
 
+    def _remove_stale(self, now: datetime) -> None:
+        self._blobs.remove_stale(now)
+        for workshop in self._root.glob(f"{_WORKSHOP}*"):
+            # One that is younger may be another server's.
+            if workshop.lstat().st_mtime < (now - STALE_AFTER).timestamp():
+                shutil.rmtree(workshop, ignore_errors=True)
+
     def _is_free(self, digest: Digest, loaded: frozenset[str]) -> bool:
         return digest not in self._held and str(self._blobs.path(digest)) not in loaded
 
@@ -248,9 +278,13 @@ class HomeModels:
         self._tree.remove_empty()
         return len(removed)
 
-    def _first_bytes(self, digest: Digest, count: int) -> bytes:
+    def _read_head(self, digest: Digest, count: int) -> bytes:
         with open_regular(self._blobs.path(digest), shown_as=f"blob {digest}") as file:
             return file.read(count)
+
+
+def _unreported(done: int, total: int) -> None:
+    """Nobody watches."""
 
 
 # ── The device key ───────────────────────────────────────────────────────────────────────────────────────────────────

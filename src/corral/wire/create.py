@@ -137,10 +137,14 @@ def check_safetensors_header(header: bytes, data_bytes: int) -> None:
     for name, entry in parse_object(header, MAX_SAFETENSORS_HEADER, "safetensors header").items():
         if name == "__metadata__":
             continue
-        span = entry.get("data_offsets") if isinstance(entry, dict) else None
-        is_pair = isinstance(span, list) and len(span) == 2 and all(type(offset) is int for offset in span)
-        if not is_pair or not 0 <= span[0] <= span[1] <= data_bytes:
+        if not _is_span(entry.get("data_offsets") if isinstance(entry, dict) else None, data_bytes):
             raise CorralError("bad_request", f"not a usable safetensors file: the tensor {name[:80]!r} lies outside of it")
+
+
+def _is_span(value: object, size_bytes: int) -> bool:
+    if not (isinstance(value, list) and len(value) == 2 and all(type(offset) is int for offset in value)):
+        return False
+    return bool(0 <= value[0] <= value[1] <= size_bytes)
 
 
 def parse_remote_host(text: str) -> str:
