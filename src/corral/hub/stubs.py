@@ -4,7 +4,6 @@ Nothing of it is stored. A stub follows from what is hosted at the moment, alway
 asked for as well. Source: ollama types/model/config.go, server/create.go (remote models), fb30760.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -71,7 +70,8 @@ class Stubs:
         self._hosted = hosted
         self._public_url = public_url
         self._clock = clock
-        self._names: Mapping[tuple[RepositoryName, Digest], str] = {}
+        # (repository in lower case, digest) -> the name of the hosted model.
+        self._names: dict[tuple[RepositoryName, Digest], str] = {}
         self._read_at: datetime | None = None
 
     async def tagged(self, name: RepositoryName, tag: str) -> Stub | None:
@@ -85,7 +85,12 @@ class Stubs:
         except CorralError:
             return None
         hosted = await self._hosted.get(wanted)
-        return None if hosted is None else cloud_stub(hosted, self._public_url)
+        if hosted is None:
+            return None
+        stub = cloud_stub(hosted, self._public_url)
+        # Its config is asked for next, and by its digest alone.
+        self._names.update(_digests_of(stub))
+        return stub
 
     async def holding(self, name: RepositoryName, digest: Digest) -> Stub | None:
         """The stub of that repository whose manifest or config has that digest."""
@@ -102,7 +107,11 @@ class Stubs:
     async def _read(self) -> dict[tuple[RepositoryName, Digest], str]:
         names = {}
         for hosted in await self._hosted.list():
-            parsed, stub = parse_name(hosted.name).key, cloud_stub(hosted, self._public_url)
-            repository = RepositoryName(parsed.namespace, parsed.model)
-            names[repository, stub.manifest.digest] = names[repository, stub.config_digest] = hosted.name
+            names.update(_digests_of(cloud_stub(hosted, self._public_url)))
         return names
+
+
+def _digests_of(stub: Stub) -> dict[tuple[RepositoryName, Digest], str]:
+    key = parse_name(stub.hosted.name).key
+    repository = RepositoryName(key.namespace, key.model)
+    return {(repository, digest): stub.hosted.name for digest in (stub.manifest.digest, stub.config_digest)}
