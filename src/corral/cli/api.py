@@ -3,10 +3,11 @@
 The CLI is one caller with one request at a time, so plain blocking sockets are all it needs; Ctrl-C interrupts them.
 """
 
+import contextlib
 import http.client
 import json
 import ssl
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -100,6 +101,29 @@ class ServerApi:
         finally:
             connection.close()
 
+    def has(self, path: str) -> bool:
+        """Whether HEAD finds something there. Raises: ApiError for any answer but yes and no, Failed when nobody answers."""
+        try:
+            connection, _ = self._send("HEAD", path, None)
+        except ApiError as error:
+            if error.code == 404:
+                return False
+            raise
+        connection.close()
+        return True
+
+    def upload(self, path: str, chunks: Iterable[bytes], size_bytes: int) -> None:
+        """POST a body of that many bytes, as it is. Raises: ApiError, Failed when nobody answers."""
+        connection = self._connect()
+        headers = {**self._headers(), "Content-Type": "application/octet-stream", "Content-Length": str(size_bytes)}
+        # A server that refuses may close before it has read all; what it answered is there all the same.
+        try:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request("POST", f"{self._address.path}{path}", chunks, headers)
+            self._answer(connection)
+        finally:
+            connection.close()
+
     def _send(
         self, method: str, path: str, body: Mapping[str, Any] | None
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
@@ -107,10 +131,17 @@ class ServerApi:
         payload = None if body is None else json.dumps(body).encode()
         try:
             connection.request(method, f"{self._address.path}{path}", payload, self._headers())
+        except (http.client.HTTPException, OSError) as error:
+            connection.close()
+            raise self._silent() from error
+        return connection, self._answer(connection)
+
+    def _answer(self, connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
+        try:
             response = connection.getresponse()
         except (http.client.HTTPException, OSError) as error:
             connection.close()
-            raise Failed(f"{self.url} closed the connection without an answer", "is that address an Ollama server's?") from error
+            raise self._silent() from error
         if response.status >= 300:
             text = response.read(_MAX_ERROR_BYTES)
             connection.close()
@@ -118,7 +149,10 @@ class ServerApi:
             if text.strip() and not body:
                 raise Failed(*self._stranger())
             raise ApiError(response.status, body, "")
-        return connection, response
+        return response
+
+    def _silent(self) -> Failed:
+        return Failed(f"{self.url} closed the connection without an answer", "is that address an Ollama server's?")
 
     def _connect(self) -> http.client.HTTPConnection:
         host = urlsplit(self._address.url).hostname or self._address.host

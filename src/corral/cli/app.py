@@ -32,12 +32,15 @@ _ROOT = {
     "ps": ("commands_models", "ps", "List running models"),
     "show": ("commands_models", "show", "Show a model's details"),
     "stop": ("commands_models", "stop", "Unload a running model"),
+    "create": ("commands_create", "create", "Make a model from a Modelfile"),
+    "cp": ("commands_create", "cp", "Copy a model"),
+    "rm": ("commands_create", "rm", "Remove models"),
     "install": ("commands_hub", "install", ""),
 }
 #: Other words for the same, as in ollama; understood and not listed.
 _ALIASES = {"login": "signin", "logout": "signout", "ls": "list", "start": "serve"}
 #: Commands of ollama that people will try, and that are planned.
-_UNBUILT = {"pull", "push", "create", "cp", "rm"}
+_UNBUILT = {"pull", "push"}
 _HUB = {
     "serve": ("commands_serve", "hub_serve", "Run the hub"),
     "user": ("app", "hub_user", "Manage accounts"),

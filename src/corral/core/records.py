@@ -216,7 +216,9 @@ class Model:
 
     digest: of the manifest, as listings show it. size_bytes: all layers and the config. weights: path of the GGUF file, None for
     a stub. template, system: of the Modelfile layers, empty when absent. parameters: Modelfile PARAMETERs, wire names.
-    metadata: GGUF key/values without arrays' contents. remote_host, remote_model: set on a stub.
+    metadata: GGUF key/values without arrays' contents; projector_metadata: the projector's. tensors: the tensor table as JSON, as
+    /api/show lists it. draft: path of a small model that drafts for this one. licenses: each on its own, license all of them.
+    remote_host, remote_model: set on a stub.
     """
 
     name: ModelName
@@ -237,6 +239,13 @@ class Model:
     metadata: dict[str, object] = field(default_factory=dict)
     remote_host: str = ""
     remote_model: str = ""
+    licenses: tuple[str, ...] = ()
+    draft: str | None = None
+    renderer: str = ""
+    parser: str = ""
+    requires: str = ""
+    tensors: bytes = b"[]"
+    projector_metadata: dict[str, object] = field(default_factory=dict)
 
     @property
     def is_stub(self) -> bool:

@@ -62,7 +62,7 @@ def shown_model(hosted: HostedModel) -> Model:
     """What listings and show tell: under the name it is offered by, and nothing of where it runs or lies on this machine."""
     if hosted.model is None:
         return _upstream_facts(hosted)
-    return replace(hosted.model, name=parse_name(hosted.name), weights=None, projector=None, adapters=())
+    return replace(hosted.model, name=parse_name(hosted.name), weights=None, projector=None, adapters=(), draft=None)
 
 
 def _upstream_facts(hosted: HostedModel) -> Model:

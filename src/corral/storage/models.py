@@ -30,7 +30,7 @@ from corral.wire.names import Digest, ModelName
 _MAX_TEXT_BYTES = 1 << 20
 _MAX_KEPT = 2048
 #: Grows when a note's content changes meaning.
-_NOTE_VERSION = 1
+_NOTE_VERSION = 2
 
 #: Built-in parsers of Ollama that a config may name -> what they add. Source: model/parsers/*.go.
 _TOOLS = frozenset({Capability.TOOLS})
@@ -49,7 +49,8 @@ V = TypeVar("V")
 
 
 class WeightFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a GGUF file says of itself, ready to be listed. metadata: as JSON; arrays that were stepped over as null."""
+    """What a GGUF file says of itself, ready to be listed. metadata: as JSON; arrays that were stepped over as null. tensors: the
+    tensor table as JSON text, since hundreds of rows that are hardly ever asked for would take up memory as objects."""
 
     version: int = _NOTE_VERSION
     size_bytes: int
@@ -59,6 +60,7 @@ class WeightFacts(msgspec.Struct, frozen=True, kw_only=True):
     parameter_count: int
     is_projector: bool
     metadata: dict[str, Any]
+    tensors: msgspec.Raw = msgspec.Raw(b"[]")
 
     def own(self, name: str) -> object:
         """`<architecture>.<name>`, or None."""
@@ -157,6 +159,7 @@ class ModelBlobs:
         template = self._text(document, manifest.TEMPLATE_LAYER) or self._text(document, manifest.PROMPT_LAYER)
         params = _last(document, manifest.PARAMS_LAYER)
         messages = _last(document, manifest.MESSAGES_LAYER)
+        licenses = tuple(self._content(layer) for layer in _all(document, manifest.LICENSE_LAYER))
         model = Model(
             name=name,
             digest=digest,
@@ -170,12 +173,19 @@ class ModelBlobs:
             template=template,
             chat_template=facts.chat_template if facts else "",
             system=self._text(document, manifest.SYSTEM_LAYER),
-            license="\n".join(self._content(layer) for layer in _all(document, manifest.LICENSE_LAYER)),
+            license="\n".join(licenses),
+            licenses=licenses,
             parameters=manifest.parse_params(self._bytes(params)) if params else {},
             messages=manifest.parse_messages(self._bytes(messages)) if messages else (),
             metadata=_metadata(config, facts),
             remote_host=config.remote_host if config.is_stub else "",
             remote_model=config.remote_model if config.is_stub else "",
+            draft=self._path(document.first(manifest.DRAFT_LAYER)),
+            renderer=config.renderer,
+            parser=config.parser,
+            requires=config.requires,
+            tensors=bytes(facts.tensors) if facts else b"[]",
+            projector_metadata=_metadata(config, encoder) if encoder else {},
         )
         # A model without its weights is read again next time: somebody may put them back under the same digest.
         if facts is not None or weights is None or config.is_stub:
@@ -218,7 +228,9 @@ def facts_of(path: Path, *, shown_as: str) -> WeightFacts:
             raise CorralError(error.code, f"{shown_as} is {error.message}") from error
         except OSError as error:
             raise CorralError("bad_request", f"{shown_as} cannot be read: {error.strerror}") from error
-    return msgspec.convert(gguf.facts_of(header, size_bytes), WeightFacts)
+    rows = [{"name": tensor.name, "type": tensor.type, "shape": tensor.shape} for tensor in header.tensors]
+    facts = msgspec.convert(gguf.facts_of(header, size_bytes), WeightFacts)
+    return msgspec.structs.replace(facts, tensors=msgspec.Raw(msgspec.json.encode(rows)))
 
 
 def capabilities_of(config: ModelConfig, facts: WeightFacts | None, *, template: str) -> frozenset[Capability]:
