@@ -58,9 +58,11 @@ CONSOLE = "console"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountRules:
-    """What the operator chose. sign_up_open: whether strangers may make accounts."""
+    """What the operator chose. sign_up_open: whether strangers may make accounts. reserved_names: in lower case, such as the
+    namespaces that a mirror keeps."""
 
     sign_up_open: bool = False
+    reserved_names: frozenset[str] = frozenset()
     password_cost: PasswordCost = field(default_factory=PasswordCost)
 
 
@@ -380,7 +382,7 @@ class Accounts:
                 "a name has 2 to 39 letters, digits, hyphens or underscores, and begins with a letter or digit",
                 detail={"field": "name"},
             )
-        if name.lower() in RESERVED_NAMES:
+        if name.lower() in RESERVED_NAMES | self._rules.reserved_names:
             raise CorralError("invalid", f"the name {name} is reserved; choose another one", detail={"field": "name"})
         if email and not (_EMAIL.fullmatch(email) and email.isprintable()):
             raise CorralError("invalid", "that is not an e-mail address", detail={"field": "email"})

@@ -214,11 +214,13 @@ async def _parsed(body: bytes, content_type: str, digest: Digest | None) -> NewM
     if len(body) > MAX_MANIFEST_BYTES:
         raise CorralError("too_large", f"a manifest has at most {MAX_MANIFEST_BYTES} bytes")
     if len(body) > _PARSE_HERE_BYTES:
-        return await asyncio.to_thread(_new_manifest, body, content_type, digest)
-    return _new_manifest(body, content_type, digest)
+        return await asyncio.to_thread(new_manifest, body, content_type, digest)
+    return new_manifest(body, content_type, digest)
 
 
-def _new_manifest(body: bytes, content_type: str, digest: Digest | None) -> NewManifest:
+def new_manifest(body: bytes, content_type: str, digest: Digest | None) -> NewManifest:
+    """A manifest ready to be stored. digest: what the body must have, if anything. Raises: digest_invalid, manifest_invalid,
+    too_large."""
     algorithm = digest.algorithm if digest else "sha256"
     actual = Digest(hashlib.new(algorithm, body).hexdigest(), algorithm)
     if digest not in (None, actual):

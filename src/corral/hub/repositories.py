@@ -123,11 +123,14 @@ class Repositories:
                 if not _implies(await self._held(found, name, caller.account), right):
                     raise _no_right(name, right)
                 _check_grant(caller, name, right)
+                if right is Right.PUSH and found is not None and found.mirrored_from:
+                    text = f"{name} is a mirror of {found.mirrored_from}; to push to it here, delete it first"
+                    raise CorralError("forbidden", text)
                 return found
 
     async def _held(self, found: Repository | None, name: RepositoryName, account: Account) -> Right | None:
         """What the account may do there by itself: the owner everything, in a repository yet to be made as well."""
-        if owns_namespace(account, name.namespace):
+        if owns_namespace(account, name.namespace) or (account.is_admin and found is not None and found.mirrored_from):
             return Right.DELETE
         # Both are asked for what does not exist too: the answer must not come sooner.
         right = await self._store.right_of(found.id if found else "", account.id)
@@ -135,7 +138,10 @@ class Repositories:
         return right if is_alive else None
 
     async def _is_public(self, found: Repository | None) -> bool:
-        return found is not None and found.visibility is Visibility.PUBLIC and await self._is_alive(found.namespace)
+        if found is None or found.visibility is not Visibility.PUBLIC:
+            return False
+        # Nobody here has to answer for what a mirror keeps.
+        return bool(found.mirrored_from) or await self._is_alive(found.namespace)
 
     async def _is_alive(self, namespace: str) -> bool:
         """Whether somebody answers for what is in a namespace. A deleted account's name stays taken and its content is gone for
