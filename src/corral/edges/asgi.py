@@ -51,7 +51,7 @@ _HOST = re.compile(r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 #: spelling of a path, which some check will not know. Source: RFC 3986 2.3.
 _NEEDLESSLY_ENCODED = rb"%(?:[46][1-9a-f]|[57][0-9a]|3[0-9]|2[de]|5f|7e)"
 _BAD_PATH = re.compile(rb"//|/\.\.?(?:/|$)|%00|[\x00-\x20#\\\x7f-\xff]|" + _NEEDLESSLY_ENCODED, re.IGNORECASE)
-_JSON = "application/json; charset=utf-8"
+_JSON = b"application/json; charset=utf-8"
 
 _NO_STORE = (b"cache-control", b"no-store")
 
@@ -167,7 +167,17 @@ def maybe_visitor(request: Request) -> Visitor | None:
 
 def json_response(value: object, status: int = 200) -> Response:
     """value as JSON in the form native routes use."""
-    return Response(msgspec.json.encode(value), status, media_type=_JSON)
+    return _JsonResponse(msgspec.json.encode(value), status)
+
+
+class _JsonResponse(Response):
+    """A whole JSON body. What `Response` works out for every answer anew is the same for all of these."""
+
+    def __init__(self, body: bytes, status: int) -> None:
+        self.body = body
+        self.status_code = status
+        self.background = None
+        self.raw_headers = [(b"content-length", str(len(body)).encode()), (b"content-type", _JSON)]
 
 
 async def stream(
@@ -265,6 +275,7 @@ class App:
         self.options = options
         self.closing = asyncio.Event()
         self._bodies = BodyReader(options.body_limits)
+        self._response_headers = [_raw_header(name, value) for name, value in options.response_headers]
         self._exact: dict[str, dict[str, Endpoint]] = {}
         self._patterns: list[tuple[re.Pattern[str], Mapping[str, Any], dict[str, Endpoint]]] = []
         self._index_routes()
@@ -307,7 +318,7 @@ class App:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sender = _Sender(send, self.options.response_headers)
+        sender = _Sender(send, self._response_headers)
         scope["corral.closing"] = self.closing
         scope["corral.dialect"] = self.options.fallback(scope["path"])
         started = time.perf_counter()
@@ -333,7 +344,7 @@ class App:
         _refuse_malformed(scope, headers, judges_hosts=self.options.guard is not None)
         if self.options.guard:
             verdict = self.options.guard(scope["method"], scope["path"], headers)
-            sender.extra += [(name.encode(), value.encode()) for name, value in verdict.headers]
+            sender.extra += [_raw_header(name, value) for name, value in verdict.headers]
             if verdict.status is not None:
                 return Response(status_code=verdict.status)
         row = self._find(scope)
@@ -414,13 +425,17 @@ class App:
         access_log.info("request", extra={"fields": fields})
 
 
+def _raw_header(name: str, value: str) -> tuple[bytes, bytes]:
+    return name.lower().encode(), value.encode()
+
+
 class _Sender:
     """Passes messages on, adds the common headers, and remembers what was sent."""
 
-    def __init__(self, send: Send, headers: tuple[tuple[str, str], ...]) -> None:
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
         self._send = send
         self.request_id = secrets.token_hex(8)
-        self.extra = [(name.encode(), value.encode()) for name, value in headers]
+        self.extra = headers.copy()
         self.status = 499
         self.has_started = False
 
@@ -429,7 +444,7 @@ class _Sender:
             self.has_started = True
             self.status = message["status"]
             present = {name for name, _ in message["headers"]}
-            added = [(name, value) for name, value in self.extra if name.lower() not in present]
+            added = [header for header in self.extra if header[0] not in present]
             message["headers"] = [*message["headers"], *added, (b"x-request-id", self.request_id.encode())]
         await self._send(message)
 
@@ -497,7 +512,7 @@ def _refuse_malformed(scope: Scope, headers: dict[str, list[str]], *, judges_hos
         raise CorralError("bad_request", "more than one Authorization header")
     if "transfer-encoding" in headers and "content-length" in headers:
         raise CorralError("bad_request", "both Content-Length and Transfer-Encoding")
-    if any(encoding.lower() != "identity" for encoding in headers.get("content-encoding", [])):
+    if "content-encoding" in headers and any(encoding.lower() != "identity" for encoding in headers["content-encoding"]):
         raise CorralError("bad_request", "compressed request bodies are not accepted; send the body as it is")
 
 

@@ -162,6 +162,9 @@ class BodyReader:
         declared = headers.get("content-length", ("0",))[0]
         if not declared.isdecimal() or int(declared) > max_bytes:
             raise _too_large(max_bytes)
+        if declared == "0" and "transfer-encoding" not in headers:
+            # Nothing will come; asking the server for it takes a round trip to its own threads.
+            return b""
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
         wait = _Wait(task, loop.time() + self._limits.stall_s)

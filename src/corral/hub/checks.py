@@ -106,7 +106,7 @@ def presented(facts: RequestFacts, cookie_name: str) -> Presented | None:
     if len(authorizations) + len(keys) + len(cookies) + is_signed > 1:
         raise CorralError("two_credentials")
     if authorizations:
-        return _authorization(authorizations[0], path_of(facts))
+        return _authorization(authorizations[0], facts)
     if keys:
         return KeyText(keys[0])
     if is_signed:
@@ -114,10 +114,11 @@ def presented(facts: RequestFacts, cookie_name: str) -> Presented | None:
     return SessionCookie(cookies[0]) if cookies else None
 
 
-def _authorization(value: str, path: str) -> StockHeader | KeyText | NamedKey | TokenText:
+def _authorization(value: str, facts: RequestFacts) -> StockHeader | KeyText | NamedKey | TokenText:
     if signing.looks_like_device_header(value):
         return StockHeader(value)
     scheme, _, rest = value.partition(" ")
+    path = path_of(facts)
     is_registry = path.startswith(_REGISTRY_PATHS)
     match scheme.lower():
         # A token makes no other token, else one that leaked would never end.

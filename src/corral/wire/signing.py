@@ -30,7 +30,9 @@ WINDOW_S = 300
 _EMPTY_BODY = base64.b64encode(sha256(b"").hexdigest().encode()).decode()
 
 _KEY_TYPE = b"\x00\x00\x00\x0bssh-ed25519\x00\x00\x00\x20"
-_HEADER = re.compile(r"([A-Za-z0-9+/]{68}):([A-Za-z0-9+/]{86}==)")
+#: 68 characters are 51 bytes to the bit. Of the last one before the padding, four bits are spare and have to be zero: a signature
+#: has one spelling and not sixteen (T11).
+_HEADER = re.compile(r"([A-Za-z0-9+/]{68}):([A-Za-z0-9+/]{85}[AQgw]==)")
 _SIGNATURE_BYTES = 64
 _TS = re.compile(r"[0-9]{10}")
 
@@ -124,12 +126,10 @@ class DeviceProof:
 def parse_authorization(header: str) -> DeviceProof:
     """Read the stock header: exactly 157 characters, both halves canonical. Raises: unauthorized."""
     match = _HEADER.fullmatch(header)
-    if match:
-        key = _key_from_blob_text(match[1])
-        signature = _strict_base64(match[2])
-        if key is not None and signature is not None:
-            return DeviceProof(key, signature)
-    raise CorralError("unauthorized")
+    blob = binascii.a2b_base64(match[1]) if match else b""
+    if match is None or not blob.startswith(_KEY_TYPE):
+        raise CorralError("unauthorized")
+    return DeviceProof(DevicePublicKey(blob[len(_KEY_TYPE) :]), binascii.a2b_base64(match[2]))
 
 
 def looks_like_device_header(header: str) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -214,6 +215,7 @@ def format_scopes(scopes: Iterable[Scope]) -> str:
 _KNOWN = {str(scope): scope for scope in Scope}
 
 
+@lru_cache(maxsize=256)
 def parse_scopes(text: str) -> frozenset[Scope]:
     """The scopes of a column. One that this version does not know (a newer one wrote it) gives nothing."""
     return frozenset([_KNOWN[word] for word in text.split(" ") if word in _KNOWN])
