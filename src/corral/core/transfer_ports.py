@@ -5,7 +5,8 @@ without end. Whoever reads a range gets exactly those bytes or a coded error; wh
 tells, and checking that is the reader's business.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -125,8 +126,8 @@ class BlobShelf(Protocol):
         ...
 
     async def receive(self, digest: Digest, size_bytes: int) -> PartialBlob:
-        """Begin or go on with a blob that is not there. Raises: conflict when another process is receiving it, invalid when what
-        is there of it belongs to a blob of another size, storage_full, unavailable."""
+        """Begin or go on with a blob that is not there. Raises: conflict when another process is receiving it, storage_full,
+        unavailable."""
         ...
 
     def read_blob(self, digest: Digest, first: int, count: int) -> AsyncIterator[bytes]:
@@ -145,6 +146,10 @@ class InstalledManifests(Protocol):
         """Install it durably, under the spelling that the name has already; returns that."""
         ...
 
-    async def remove_unused(self, digests: Sequence[Digest]) -> None:
-        """Remove those of the blobs that no manifest names any more."""
+    def hold(self, digests: Iterable[Digest]) -> AbstractContextManager[None]:
+        """Keep those blobs while the block runs, though no manifest names them yet."""
+        ...
+
+    async def remove_unused(self, digests: Iterable[Digest]) -> None:
+        """Remove those of the blobs that no manifest names any more and nobody uses."""
         ...
