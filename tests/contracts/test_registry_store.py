@@ -127,6 +127,13 @@ async def test_repository_name_may_nest(store: RegistryStore) -> None:
     assert await store.repository("ada", "blobs/uploads/tags") == nested
 
 
+async def test_repository_of_a_mirror_tells_where_it_is_from(store: RegistryStore) -> None:
+    asked = replace(repository("library/tiny"), mirrored_from="https://registry.example/library/tiny")
+    assert await store.add_repository(asked) == asked
+    assert await store.repository("Library", "Tiny") == asked
+    assert list(await store.repositories_of("library")) == [asked]
+
+
 async def test_repository_created_by_two_at_once_is_one(store: RegistryStore) -> None:
     asked = [repository(path, id=path) for path in ("ada/tiny", "ADA/Tiny", "Ada/TINY")]
     found = await asyncio.gather(*(store.add_repository(one) for one in asked))

@@ -16,6 +16,7 @@ from corral.core.ports import Clock
 from corral.core.records import Account
 from corral.core.registry import (
     Collaborator,
+    Garbage,
     NewManifest,
     Referrer,
     Repository,
@@ -44,7 +45,8 @@ from corral.wire.errors import CorralError
 from corral.wire.names import Digest, parse_content_digest
 
 _REPOSITORY = (
-    "SELECT r.id, r.namespace, r.name, r.visibility, r.created_at, r.updated_at, r.quota_bytes, r.readme FROM repositories r"
+    "SELECT r.id, r.namespace, r.name, r.visibility, r.created_at, r.updated_at, r.quota_bytes, r.readme, r.mirrored_from"
+    " FROM repositories r"
     " WHERE r.namespace_key = ? AND r.name_key = ?"
 )
 _RIGHT = 'SELECT c."right" FROM collaborators c WHERE c.repository_id = ? AND c.account_id = ?'
@@ -57,7 +59,7 @@ _UPLOAD = (
 )
 _REPOSITORY_COLUMNS = [
     getattr(repositories.c, name)
-    for name in ("id", "namespace", "name", "visibility", "created_at", "updated_at", "quota_bytes", "readme")
+    for name in ("id", "namespace", "name", "visibility", "created_at", "updated_at", "quota_bytes", "readme", "mirrored_from")
 ]
 
 
@@ -74,8 +76,9 @@ class SqlRegistry:
         row = self._database.row(_REPOSITORY, namespace.lower(), name.lower())
         if row is None:
             return None
-        *head, created_at, updated_at, quota_bytes, readme = row
-        return _repository_of((*head, from_micros(created_at), from_micros(updated_at), quota_bytes, readme))
+        *head, created_at, updated_at, quota_bytes, readme, mirrored_from = row
+        times = (from_micros(created_at), from_micros(updated_at))
+        return _repository_of((*head, *times, quota_bytes, readme, mirrored_from))
 
     async def add_repository(self, repository: Repository) -> Repository:
         """The unique index of names decides between two who create one at once."""
@@ -90,6 +93,7 @@ class SqlRegistry:
             "updated_at": repository.updated_at,
             "quota_bytes": repository.quota_bytes,
             "readme": repository.readme,
+            "mirrored_from": repository.mirrored_from,
         }
 
         def work(connection: sa.Connection) -> Repository:
@@ -387,6 +391,16 @@ class SqlRegistry:
         ]
 
     # ── Collecting ───────────────────────────────────────────────────────────────────────────────────────────────────
+    async def garbage(self, *, now: datetime) -> Garbage:
+        """Two counts, each on a snapshot of its own: nothing is decided by them."""
+        link = repository_blobs.c
+        named = content.is_named(link.repository_id, link.digest)
+        links = sa.select(sa.func.count()).join(blobs, blobs.c.digest == link.digest).where(blobs.c.lease_until <= now, ~named)
+        is_kept = sa.select(sa.literal(1)).where(link.digest == blobs.c.digest, named).correlate(blobs).exists()
+        gone = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(blobs.c.size_bytes), 0))
+        [(count, size_bytes)] = await self._read(gone.where(blobs.c.lease_until <= now, ~is_kept))
+        return Garbage(links=(await self._read(links))[0][0], blobs=count, size_bytes=int(size_bytes))
+
     async def unnamed_links(self, *, now: datetime, limit: int) -> int:
         """Looked for on a snapshot, decided again in the transaction: a manifest may have come in between."""
         link = repository_blobs.c
@@ -434,7 +448,7 @@ def _is_named(namespace: str, name: str) -> sa.ColumnElement[bool]:
 
 
 def _repository_of(row: Sequence[Any]) -> Repository:
-    repository_id, namespace, name, visibility, created_at, updated_at, quota_bytes, readme = row
+    repository_id, namespace, name, visibility, created_at, updated_at, quota_bytes, readme, mirrored_from = row
     return Repository(
         id=repository_id,
         namespace=namespace,
@@ -444,4 +458,5 @@ def _repository_of(row: Sequence[Any]) -> Repository:
         updated_at=updated_at,
         quota_bytes=quota_bytes,
         readme=readme,
+        mirrored_from=mirrored_from,
     )
