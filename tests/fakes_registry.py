@@ -4,6 +4,7 @@ Every verb of the store runs without waiting for anything, so each is a transact
 """
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from datetime import datetime, timedelta
 from corral.core.ports import Clock
 from corral.core.registry import (
     Collaborator,
+    Garbage,
     NewManifest,
     Referrer,
     Repository,
@@ -277,6 +279,13 @@ class FakeRegistryStore:
         ]
 
     # ── Collecting ───────────────────────────────────────────────────────────────────────────────────────────────────
+    async def garbage(self, *, now: datetime) -> Garbage:
+        kept = {digest for content in self._contents.values() for digest in content.blobs if content.names(digest)}
+        free = {digest: blob for digest, blob in self._blobs.items() if blob.lease_until <= now}
+        links = [digest for content in self._contents.values() for digest in content.blobs if not content.names(digest)]
+        gone = [blob.size_bytes for digest, blob in free.items() if digest not in kept]
+        return Garbage(links=sum(digest in free for digest in links), blobs=len(gone), size_bytes=sum(gone))
+
     async def unnamed_links(self, *, now: datetime, limit: int) -> int:
         links = [
             (content, digest)
@@ -318,18 +327,34 @@ def _missing(digest: Digest) -> CorralError:
 
 @dataclass
 class _Writing:
-    """An upload. scope: of the writer that is at it."""
+    """An upload. turns: how many ever wanted it to themselves. scope: of the writer that is at it."""
 
     content: bytearray = field(default_factory=bytearray)
     scope: asyncio.Timeout | None = None
+    turns: int = 0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     placed: Digest | None = None
+
+    @contextlib.asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """The later wins: whoever is at it, or waits, gets conflict."""
+        self.turns += 1
+        turn = self.turns
+        self.interrupt()
+        async with self.lock:
+            if turn != self.turns:
+                raise _superseded()
+            yield
 
     def interrupt(self) -> None:
         """End the writer that is at it, with conflict."""
         if self.scope is not None:
             self.scope.reschedule(asyncio.get_running_loop().time())
             self.scope = None
+
+
+def _superseded() -> CorralError:
+    return CorralError("conflict", "another request writes to this upload")
 
 
 class FakeRegistryFiles:
@@ -361,8 +386,7 @@ class FakeRegistryFiles:
             if offset_bytes:
                 raise CorralError("blob_upload_unknown")
             writing = self._uploads[upload_id] = _Writing()
-        writing.interrupt()
-        async with writing.lock:
+        async with writing.alone():
             if writing.placed is not None or len(writing.content) < offset_bytes:
                 raise CorralError("blob_upload_unknown")
             del writing.content[offset_bytes:]
@@ -380,7 +404,8 @@ class FakeRegistryFiles:
 
     async def _receive(self, writing: _Writing, chunks: AsyncIterator[bytes], max_bytes: int) -> None:
         try:
-            async with asyncio.timeout(None) as writing.scope:
+            async with asyncio.timeout(None) as scope:
+                writing.scope = scope
                 async for chunk in chunks:
                     if len(writing.content) + len(chunk) > max_bytes:
                         raise CorralError("too_large", f"the upload is longer than {max_bytes} bytes")
@@ -389,7 +414,9 @@ class FakeRegistryFiles:
                     self.free -= len(chunk)
                     writing.content += chunk
         except TimeoutError as error:
-            raise CorralError("conflict", "another request writes to this upload") from error
+            if not scope.expired():
+                raise
+            raise _superseded() from error
 
     async def commit(self, upload_id: str, size_bytes: int, expected: Digest) -> None:
         writing = self._uploads.get(upload_id)
@@ -397,8 +424,7 @@ class FakeRegistryFiles:
             writing = self._uploads[upload_id] = _Writing()
         if writing is None:
             raise CorralError("blob_upload_unknown")
-        writing.interrupt()
-        async with writing.lock:
+        async with writing.alone():
             if writing.placed is not None and writing.placed == expected and expected in self.blobs:
                 return
             if writing.placed is not None or len(writing.content) < size_bytes:

@@ -127,6 +127,16 @@ class Tag:
     updated_at: datetime
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Garbage:
+    """What could be collected. links: of blobs that no manifest of their repository names. blobs: which then nobody has any more,
+    with those that are being deleted. size_bytes: of those blobs."""
+
+    links: int = 0
+    blobs: int = 0
+    size_bytes: int = 0
+
+
 class RegistryStore(Protocol):
     """Repositories, links, manifests, tags and uploads. Every verb that changes something is one durable transaction. Names
     compare without regard to case."""
@@ -248,6 +258,10 @@ class RegistryStore(Protocol):
         ...
 
     # ── Collecting ───────────────────────────────────────────────────────────────────────────────────────────────────
+    async def garbage(self, *, now: datetime) -> Garbage:
+        """What `unnamed_links` and `condemn_blobs` would find. Changes nothing."""
+        ...
+
     async def unnamed_links(self, *, now: datetime, limit: int) -> int:
         """Remove links of blobs that no manifest of their repository names and whose lease is past; how many those were."""
         ...
