@@ -108,8 +108,8 @@ class BlobFiles:
             return await in_thread(partial(writer.commit, expected))
 
     def place(self, temporary: Path, blob: Blob) -> None:
-        """Give a synced, verified file of the store's directory its name, durably; it may be left when the blob was there already.
-        Raises: OSError."""
+        """Give a synced, verified file of the store's directory its name, durably; it may be left when the blob was there
+        already. Raises: OSError."""
         _place(temporary, self.path(blob.digest), blob.size_bytes)
 
     def known(self, path: Path) -> Digest | None:
@@ -140,7 +140,7 @@ class BlobFiles:
         """Remove what processes left that were killed while writing; how many files that were."""
         limit = (now - STALE_AFTER).timestamp()
         removed = 0
-        for entry in _entries(self._root):
+        for entry in entries_of(self._root):
             # ctime, because a hard link has the mtime of its origin. Others may be done with theirs meanwhile.
             with contextlib.suppress(FileNotFoundError):
                 if entry.name.endswith(_TEMPORARY) and entry.stat(follow_symlinks=False).st_ctime < limit:
@@ -160,7 +160,7 @@ class BlobFiles:
     def older_than(self, now: datetime) -> Iterator[Digest]:
         """Blobs that were placed more than an hour ago; a younger one may be about to be named by a manifest."""
         limit = (now - STALE_AFTER).timestamp()
-        for entry in _entries(self._root):
+        for entry in entries_of(self._root):
             with contextlib.suppress(CorralError, FileNotFoundError):
                 digest = parse_digest(entry.name.replace("-", ":", 1))
                 # Both, because a hard link has the mtime of its origin, and Ollama counts on touching a blob to keep it.
@@ -186,7 +186,7 @@ class BlobFiles:
 
     def rename_old(self) -> None:
         """Give blobs the names they have today: early releases of Ollama wrote `sha256:<hex>`. Raises: unavailable."""
-        for entry in _entries(self._root):
+        for entry in entries_of(self._root):
             with contextlib.suppress(CorralError), disk_errors("the model store"):
                 digest = parse_digest(entry.name)
                 Path(entry).replace(self.path(digest))
@@ -207,7 +207,7 @@ class BlobFiles:
 
     def _remove_spoiled(self, found: os.stat_result, digest: Digest) -> None:
         """Remove blobs that are the very file just hashed under another digest: somebody wrote into it after it was linked."""
-        for entry in _entries(self._root):
+        for entry in entries_of(self._root):
             is_other = entry.name != digest.file_name and not entry.name.endswith(_TEMPORARY)
             with contextlib.suppress(FileNotFoundError):
                 if is_other and entry.inode() == found.st_ino and entry.stat(follow_symlinks=False).st_dev == found.st_dev:
@@ -347,7 +347,7 @@ def write_atomically(path: Path, content: bytes, *, beside: Path) -> None:
             _write_all(target, content)
             os.fsync(target)
             temporary.replace(path)
-            _sync_dir(path.parent)
+            sync_dir(path.parent)
 
 
 def write_note(path: Path, content: bytes) -> None:
@@ -390,7 +390,7 @@ def _place(temporary: Path, path: Path, size_bytes: int) -> None:
         if path.stat().st_size == size_bytes:
             return
     temporary.replace(path)
-    _sync_dir(path.parent)
+    sync_dir(path.parent)
 
 
 def _clone(source: BinaryIO, target: int) -> bool:
@@ -452,7 +452,8 @@ def _write_all(target: int, content: bytes) -> None:
         rest = rest[os.write(target, rest) :]
 
 
-def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
+def entries_of(directory: Path) -> Iterator[os.DirEntry[str]]:
+    """What is in the directory; nothing when there is none."""
     try:
         with os.scandir(directory) as entries:
             yield from entries
@@ -460,7 +461,8 @@ def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
         return
 
 
-def _sync_dir(path: Path) -> None:
+def sync_dir(path: Path) -> None:
+    """Have names that were given or taken in the directory survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
