@@ -301,12 +301,15 @@ class MemoryCredentials(_Failing):
         kept = self._keys.get(old.id, (None, b"", ""))[0]
         if kept is None or kept.account_id != old.account_id or kept.revoked_at or kept.expires_at != old.expires_at:
             return False
+        if kept.successor_id:
+            return False
         is_over = old_ends_at <= new.created_at
         self._add_key(new, hmac, pepper_id, max_live, (old.id,) if is_over else ())
         if is_over:
-            self._change_key(old.account_id, old.id, revoked_at=old_ends_at)
-        elif old.expires_at is None or old_ends_at < old.expires_at:
-            self._change_key(old.account_id, old.id, expires_at=old_ends_at)
+            self._change_key(old.account_id, old.id, successor_id=new.id, revoked_at=old_ends_at)
+        else:
+            ends_at = min(old_ends_at, old.expires_at or old_ends_at)
+            self._change_key(old.account_id, old.id, successor_id=new.id, expires_at=ends_at)
         return True
 
     async def revoke_api_key(self, account_id: str, key_id: str, *, now: datetime) -> bool:

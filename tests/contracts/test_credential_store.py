@@ -178,7 +178,7 @@ async def test_t064_key_is_replaced_by_its_successor_and_revoked(stores: Stores,
     old, new = api_key(ada), api_key(ada, "k2", created_at=LATER)
     await stores.credentials.add_api_key(old, hmac=bytes(32), pepper_id="p1")
     assert await stores.credentials.replace_api_key(old, new, hmac=b"n" * 32, pepper_id="p2", old_ends_at=LATER)
-    assert await stores.credentials.api_keys_of(ada.id) == [replace(old, revoked_at=LATER), new]
+    assert await stores.credentials.api_keys_of(ada.id) == [replace(old, revoked_at=LATER, successor_id="k2"), new]
     found = await stores.credentials.api_key("k2")
     assert found is not None
     assert (found.hmac, found.pepper_id) == (b"n" * 32, "p2")
@@ -192,7 +192,23 @@ async def test_t064_key_replaced_with_an_overlap_expires_and_never_later_than_be
         await stores.credentials.add_api_key(old, hmac=bytes(32), pepper_id="p1")
         assert await stores.credentials.replace_api_key(old, new, hmac=bytes(32), pepper_id="p1", old_ends_at=much_later)
     kept = {key.id: key for key in await stores.credentials.api_keys_of(ada.id)}
-    assert (kept["k1"], kept["k2"]) == (replace(free, expires_at=much_later), bound)
+    assert kept["k1"] == replace(free, expires_at=much_later, successor_id="new0")
+    assert kept["k2"] == replace(bound, successor_id="new1")
+
+
+async def test_key_that_has_a_successor_is_not_replaced_again(stores: Stores, ada: Account) -> None:
+    await stores.credentials.add_api_key(api_key(ada), hmac=bytes(32), pepper_id="p1")
+    overlap_ends = LATER + timedelta(days=1)
+    old = api_key(ada)
+    for number, is_replaced in enumerate((True, False)):
+        new = api_key(ada, f"new{number}", created_at=LATER)
+        outcome = await stores.credentials.replace_api_key(old, new, hmac=bytes(32), pepper_id="p1", old_ends_at=overlap_ends)
+        assert outcome is is_replaced
+        found = await stores.credentials.api_key("k1")
+        assert found is not None
+        assert found.key.successor_id == "new0"
+        old = found.key
+    assert len(await stores.credentials.api_keys_of(ada.id)) == 2
 
 
 async def test_t064_key_replaced_by_twelve_at_once_is_replaced_by_one(stores: Stores, ada: Account) -> None:

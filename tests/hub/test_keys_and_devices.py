@@ -570,6 +570,16 @@ async def test_t064_rotation_by_twelve_at_once_makes_one_successor(hub: Identity
     assert len(refused) == hub.audit.actions.count("key.rotate") - 1
 
 
+async def test_t064_key_is_not_rotated_again_while_it_overlaps_with_its_successor(hub: IdentityHub, ada: Account) -> None:
+    key_id, text = await hub.key(ada)
+    successor, _ = await hub.credentials.rotate_key(ada, key_id, overlap_s=3600)
+    for overlap_s in (0, 3600):
+        assert (await error_of(hub.credentials.rotate_key(ada, key_id, overlap_s=overlap_s))).code == "conflict"
+    assert hub.audit.actions.count("key.rotate") == 1
+    assert (await hub.who(bearer(text))).credential_id == key_id
+    await hub.credentials.rotate_key(ada, successor.id, overlap_s=0)
+
+
 async def test_rotation_with_an_overlap_is_within_the_limit_of_live_keys(hub: IdentityHub, ada: Account) -> None:
     ids = [(await hub.key(ada))[0] for _ in range(MAX_LIVE_KEYS)]
     assert (await error_of(hub.credentials.rotate_key(ada, ids[0], overlap_s=3600))).code == "conflict"

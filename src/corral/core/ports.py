@@ -152,8 +152,8 @@ class CredentialStore(Protocol):
         self, old: ApiKey, new: ApiKey, *, hmac: bytes, pepper_id: str, old_ends_at: datetime, max_live: int | None = None
     ) -> bool:
         """Add the successor of a key and end the old one, both or neither: revoked when old_ends_at is the successor's birth,
-        else expiring then, or earlier if it did before. False when the old key is no longer live as it was read: of two who
-        replace it at once, one does. Raises: conflict as `add_api_key`."""
+        else expiring then, or earlier if it did before. False when the old key is no longer live as it was read, or has a
+        successor already: of two who replace it at once, one does. Raises: conflict as `add_api_key`."""
         ...
 
     async def revoke_api_key(self, account_id: str, key_id: str, *, now: datetime) -> bool:

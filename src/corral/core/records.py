@@ -62,7 +62,8 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """A stored API key: everything but the secret. id: the public id inside the key's text. prefix: what listings show."""
+    """A stored API key: everything but the secret. id: the public id inside the key's text. prefix: what listings show.
+    successor_id: of the key that it was rotated into, else empty."""
 
     id: str
     account_id: str
@@ -73,6 +74,7 @@ class ApiKey:
     expires_at: datetime | None = None
     last_used_at: datetime | None = None
     revoked_at: datetime | None = None
+    successor_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -364,11 +364,13 @@ class Credentials:
     ) -> tuple[ApiKey, Secret]:
         """A successor with the same name, scopes and lifetime. The old key lives on for the overlap; at 0 it is revoked
         before this returns. Raises: not_found, invalid for an overlap above seven days, forbidden for a key with scopes
-        beyond the actor's, conflict when the account has very many."""
+        beyond the actor's, conflict for one that has a successor already and when the account has very many."""
         if not 0 <= overlap_s <= MAX_OVERLAP_S:
             raise CorralError("invalid", "the overlap of a rotation is between 0 and 7 days")
         old = await self._own_live_key(acting, key_id, network)
         _check_within(acting, old.scopes)
+        if old.successor_id:
+            raise CorralError("conflict", "this API key was rotated already; rotate the one that took its place")
         now = self._clock.now()
         expires_at = None if old.expires_at is None else now + min(old.expires_at - old.created_at, MAX_KEY_LIFE)
         key, made = self._new_key(acting, old.name, old.scopes, expires_at)

@@ -21,7 +21,8 @@ _DEVICE_BY_KEY = (
 )
 _API_KEY_BY_ID = (
     f"SELECT {ACCOUNT_COLUMNS}, k.id, k.name, k.prefix, k.scopes, k.created_at, k.expires_at, k.last_used_at, k.revoked_at,"  # noqa: S608
-    " k.hmac, k.pepper_id FROM api_keys k JOIN accounts a ON a.id = k.account_id WHERE k.id = ? AND a.deleted_at IS NULL"
+    " k.successor_id, k.hmac, k.pepper_id"
+    " FROM api_keys k JOIN accounts a ON a.id = k.account_id WHERE k.id = ? AND a.deleted_at IS NULL"
 )
 # An expired nonce counts as a new one; a live one is left as it is, which changes no row.
 _USE_NONCE = sa.text(
@@ -110,11 +111,13 @@ class SqlCredentials:
         self, old: ApiKey, new: ApiKey, *, hmac: bytes, pepper_id: str, old_ends_at: datetime, max_live: int | None = None
     ) -> bool:
         """One transaction; the old row is changed under the condition that it is still as it was read."""
-        as_read = _live_api_key(old.account_id, old.id).where(api_keys.c.expires_at.is_not_distinct_from(old.expires_at))
+        as_read = _live_api_key(old.account_id, old.id).where(
+            api_keys.c.expires_at.is_not_distinct_from(old.expires_at), api_keys.c.successor_id == ""
+        )
         if old_ends_at <= new.created_at:
-            end = as_read.values(revoked_at=old_ends_at)
+            end = as_read.values(successor_id=new.id, revoked_at=old_ends_at)
         else:
-            end = as_read.values(expires_at=min(old_ends_at, old.expires_at or old_ends_at))
+            end = as_read.values(successor_id=new.id, expires_at=min(old_ends_at, old.expires_at or old_ends_at))
         row = _new_api_key(new, hmac, pepper_id)
 
         def work(connection: sa.Connection) -> bool:
@@ -241,7 +244,7 @@ def _device_of(row: Sequence[Any]) -> Device:
 
 
 def _api_key_of(row: Sequence[Any]) -> ApiKey:
-    key_id, name, prefix, scopes, created_at, expires_at, last_used_at, revoked_at, _hmac, _pepper_id = row[ACCOUNT_WIDTH:]
+    key_id, name, prefix, scopes, created_at, expires_at, last_used_at, revoked_at, successor_id = row[ACCOUNT_WIDTH:-2]
     return ApiKey(
         id=key_id,
         account_id=row[0],
@@ -252,4 +255,5 @@ def _api_key_of(row: Sequence[Any]) -> ApiKey:
         expires_at=_time(expires_at),
         last_used_at=_time(last_used_at),
         revoked_at=_time(revoked_at),
+        successor_id=successor_id,
     )

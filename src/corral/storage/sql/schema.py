@@ -29,7 +29,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 
 #: The newest migration. Read at start without loading Alembic when there is nothing to migrate; a test holds it to the scripts.
-HEAD = "0003"
+HEAD = "0004"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -158,6 +158,7 @@ api_keys = sa.Table(
     sa.Column("last_used_at", UtcTime),
     sa.Column("last_network", sa.Text, nullable=False),
     sa.Column("revoked_at", UtcTime),
+    sa.Column("successor_id", sa.Text, nullable=False, server_default=""),
 )
 
 nonces = sa.Table(
