@@ -13,7 +13,8 @@ from corral.core.records import HostedModel, Visitor
 from corral.core.registry import Right, StoredManifest, Visibility
 from corral.core.transfer_ports import BlobToSend, RemoteManifest, RemoteRepository
 from corral.hub.accounts import AccountRules, Accounts
-from corral.hub.mirror import Mirror, MirroredRegistry, MirrorLimits
+from corral.hub.mirror import Mirror, MirroredRegistry
+from corral.hub.mirror_blobs import MirrorLimits
 from corral.hub.sharing import SharedWork, shared_work
 from corral.wire.errors import CorralError
 from corral.wire.manifest import MANIFEST_TYPE

@@ -19,17 +19,15 @@ pushed to this hub is fetched all the same, so that no upstream can publish it b
 """
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
-from urllib.parse import urlsplit
 
 from corral.core.ports import AccountStore, Clock, Entropy
 from corral.core.registry import NewManifest, RegistryFiles, RegistryStore, Repository, StoredManifest, Visibility
 from corral.core.transfer_ports import RegistryGateway, RemoteManifest, RemoteRepository
 from corral.hub.links import BlobLinks
+from corral.hub.mirror_blobs import Kept, MirrorBlobs, MirrorLimits, Question, told, trouble, url_of
 from corral.hub.quotas import Quotas
 from corral.hub.registry import BlobFacts, Registry, new_manifest
 from corral.hub.repositories import Caller, Repositories, is_hub_namespace
@@ -39,39 +37,15 @@ from corral.hub.uploads import Uploads
 from corral.wire.errors import CorralError
 from corral.wire.mirrors import MirrorRule, upstream_of
 from corral.wire.names import Digest, parse_content_digest
-from corral.wire.registry import ByteRange, RepositoryName, is_reserved_tag, is_tag, parts
-from corral.wire.text import one_line
+from corral.wire.registry import RepositoryName, is_reserved_tag, is_tag
 
 _ID_BYTES = 12
-_UPLOAD_ID_BYTES = 16
 #: Indexes of indexes that are followed.
 _MAX_LEVELS = 3
 #: What the registry says of something that a mirror may have.
 _ABSENCES = frozenset({"manifest_unknown", "name_unknown", "unauthorized"})
-#: What goes wrong on this side and is told as it is.
-_OWN_TROUBLE = frozenset({"storage_full", "forbidden", "busy", "unavailable", "upstream_failed", "name_unknown"})
 
 _log = logging.getLogger("corral.mirror")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MirrorLimits:
-    """How often upstreams are asked, and how much is taken from them. fresh_s, absent_s, failed_s: for how long an answer holds
-    that something is so, that it does not exist, and that it cannot be had. lease: of a blob whose manifest is not stored yet.
-    max_manifests, max_index_bytes: below an index. keep_free_bytes: of the disk, for what people push."""
-
-    fresh_s: float = 900
-    absent_s: float = 60
-    failed_s: float = 30
-    max_blob_bytes: int = 1 << 40
-    max_manifest_bytes: int = 4 << 40
-    max_manifests: int = 200
-    max_index_bytes: int = 32 << 20
-    keep_free_bytes: int = 5 << 30
-    models_at_once: int = 8
-    blobs_at_once: int = 4
-    questions_at_once: int = 16
-    lease: timedelta = timedelta(hours=48)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,27 +55,6 @@ class _Place:
     name: RepositoryName
     remote: RemoteRepository
     repository: Repository | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """Something that was asked of an upstream."""
-
-    about: str
-    wanted: str
-
-    @property
-    def when_fresh(self) -> tuple[str, "_Question"]:
-        """Under which it is remembered that what is kept is what upstream has."""
-        return "fresh", self
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """A place whose repository exists."""
-
-    repository: Repository
-    remote: RemoteRepository
 
 
 @dataclass(slots=True)
@@ -133,8 +86,6 @@ class Mirror:
         self._rules = rules
         self._gateway = gateway
         self._store = store
-        self._files = files
-        self._quotas = quotas
         self._accounts = accounts
         self._clock = clock
         self._entropy = entropy
@@ -142,8 +93,16 @@ class Mirror:
         self._shared = background
         self._remembered = Remembered(clock)
         self._arrivals: dict[tuple[str, Digest], _Arrival] = {}
-        self._questions = asyncio.Semaphore(self._limits.questions_at_once)
-        self._streams = asyncio.Semaphore(self._limits.blobs_at_once)
+        self._blobs = MirrorBlobs(
+            gateway=gateway,
+            store=store,
+            files=files,
+            quotas=quotas,
+            clock=clock,
+            entropy=entropy,
+            background=background,
+            limits=self._limits,
+        )
 
     # ── What is asked of it ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -168,14 +127,14 @@ class Mirror:
         place = await self._place_of(name)
         if place is None or place.repository is None:
             return
-        kept = _Kept(place.repository, place.remote)
-        if await self._is_here(kept, digest):
+        kept = Kept(place.repository, place.remote)
+        if await self._blobs.is_here(kept, digest):
             return
         size_bytes = self._arriving_size(kept, digest)
         if size_bytes is None:
-            size_bytes = await self._ask_size(kept, digest)
+            size_bytes = await self._blobs.size_of(kept, digest)
         if size_bytes is not None:
-            await self._need_blob(kept, digest, size_bytes)
+            await self._blobs.need(kept, digest, size_bytes)
 
     async def _place_of(self, name: RepositoryName) -> _Place | None:
         if upstream_of(self._rules, name) is None or await self._is_somebodys(name.namespace):
@@ -202,7 +161,7 @@ class Mirror:
         found = (arrival.answers.get(reference) for arrival in self._arrivals_of(place.repository))
         return next((manifest for manifest in found if manifest is not None), None)
 
-    def _arriving_size(self, kept: _Kept, digest: Digest) -> int | None:
+    def _arriving_size(self, kept: Kept, digest: Digest) -> int | None:
         sizes = (arrival.sizes.get(digest) for arrival in self._arrivals_of(kept.repository))
         return next((size_bytes for size_bytes in sizes if size_bytes is not None), None)
 
@@ -213,7 +172,7 @@ class Mirror:
 
     async def _current(self, place: _Place, wanted: str | Digest, kept: StoredManifest | None) -> StoredManifest | None:
         """What upstream says now or said lately, and what is kept where it says nothing."""
-        question = _Question(str(place.name), str(wanted))
+        question = Question(str(place.name), str(wanted))
         try:
             # That something does not exist upstream is remembered as well, and does not make away with what is kept.
             if self._remembered.holds(question) or (kept is not None and self._remembered.holds(question.when_fresh)):
@@ -225,14 +184,14 @@ class Mirror:
             _log.warning("%s is served as it was kept: %s", place.name, error.message)
             return kept
 
-    async def _ask(self, place: _Place, wanted: str | Digest, question: _Question) -> StoredManifest | None:
+    async def _ask(self, place: _Place, wanted: str | Digest, question: Question) -> StoredManifest | None:
         """What upstream has under that reference now. It is kept from here on, or on its way to be."""
         try:
             new = await self._fetch_manifest(place.remote, str(wanted))
             if new is None:
                 self._remembered.note(question, self._limits.absent_s)
                 return None
-            kept = _Kept(place.repository or await self._make_repository(place), place.remote)
+            kept = Kept(place.repository or await self._make_repository(place), place.remote)
             await self._welcome(kept, new, wanted, question)
         except CorralError as error:
             self._remembered.note(question, self._limits.failed_s, error)
@@ -241,10 +200,9 @@ class Mirror:
         return new.manifest
 
     async def _fetch_manifest(self, remote: RemoteRepository, reference: str) -> NewManifest | None:
-        async with self._questions:
-            with _upstream_trouble(remote):
-                sent = await self._gateway.manifest(remote, reference)
-                return None if sent is None else await asyncio.to_thread(_read, sent, reference)
+        async with self._blobs.asking(remote):
+            sent = await self._gateway.manifest(remote, reference)
+            return None if sent is None else await asyncio.to_thread(_read, sent, reference)
 
     async def _make_repository(self, place: _Place) -> Repository:
         now = self._clock.now()
@@ -256,14 +214,14 @@ class Mirror:
                 visibility=Visibility.PUBLIC,
                 created_at=now,
                 updated_at=now,
-                mirrored_from=_url_of(place.remote),
+                mirrored_from=url_of(place.remote),
             )
         )
         if not _is_kept_from(repository, place.remote):
             raise CorralError("busy", f"{place.name} is being pushed here just now; try again", retry_after_s=1)
         return repository
 
-    async def _welcome(self, kept: _Kept, new: NewManifest, wanted: str | Digest, question: _Question) -> None:
+    async def _welcome(self, kept: Kept, new: NewManifest, wanted: str | Digest, question: Question) -> None:
         """Begin to keep a manifest, unless it is kept already and only its tag has to be set."""
         tags = [wanted] if isinstance(wanted, str) else []
         digest = new.manifest.digest
@@ -285,22 +243,22 @@ class Mirror:
         arrival = self._arrivals[kept.repository.id, digest] = _Arrival(answers, dict(new.blobs))
         self._shared.begin(("arrival", kept.repository.id, digest), lambda: self._keep(kept, new, arrival, question))
 
-    async def _keep(self, kept: _Kept, new: NewManifest, arrival: _Arrival, question: _Question) -> None:
+    async def _keep(self, kept: Kept, new: NewManifest, arrival: _Arrival, question: Question) -> None:
         """Fetch all that a manifest names, and store it with the tags it was asked for by."""
         try:
             below: dict[Digest, NewManifest] = {}
             await self._fetch_below(kept.remote, new, below, arrival)
             arrival.sizes |= {digest: size_bytes for one in below.values() for digest, size_bytes in one.blobs}
-            await self._need_blobs(kept, arrival.sizes)
+            await self._blobs.need_all(kept, arrival.sizes)
             for one in below.values():
                 await self._store.put_manifest(kept.repository.id, one, [], now=self._clock.now())
             tags = [reference for reference in arrival.answers if is_tag(reference)]
             await self._store.put_manifest(kept.repository.id, new, tags, now=self._clock.now())
         except CorralError as error:
-            told = _told(error, kept.remote)
-            _log.warning("%s cannot be kept: %s", kept.repository.path, told.message)
+            shown = told(error, kept.remote)
+            _log.warning("%s cannot be kept: %s", kept.repository.path, shown.message)
             self._remembered.forget(question.when_fresh)
-            self._remembered.note(question, self._limits.failed_s, told)
+            self._remembered.note(question, self._limits.failed_s, shown)
         finally:
             del self._arrivals[kept.repository.id, new.manifest.digest]
 
@@ -309,15 +267,15 @@ class Mirror:
     ) -> None:
         """The manifests below an index, each before the one that names it. They are answered from then on."""
         if new.children and level > _MAX_LEVELS:
-            raise _trouble(remote, f"it is an index of more than {_MAX_LEVELS} levels")
+            raise trouble(remote, f"it is an index of more than {_MAX_LEVELS} levels")
         if len(found) + len(new.children) > self._limits.max_manifests:
-            raise _trouble(remote, f"it is an index of more than {self._limits.max_manifests} manifests")
+            raise trouble(remote, f"it is an index of more than {self._limits.max_manifests} manifests")
         for digest in new.children:
             if digest in found:
                 continue
             child = await self._fetch_manifest(remote, str(digest))
             if child is None:
-                raise _trouble(remote, "a manifest that its index names is not there")
+                raise trouble(remote, "a manifest that its index names is not there")
             await self._fetch_below(remote, child, found, arrival, level=level + 1)
             found[digest] = child
             arrival.answers[str(digest)] = child.manifest
@@ -328,117 +286,9 @@ class Mirror:
         sizes = {digest: size_bytes for new in manifests for digest, size_bytes in new.blobs}
         index_bytes = sum(len(new.manifest.body) for new in manifests)
         if sum(sizes.values()) > limits.max_manifest_bytes:
-            raise _trouble(remote, f"it claims to have more than {limits.max_manifest_bytes} bytes")
+            raise trouble(remote, f"it claims to have more than {limits.max_manifest_bytes} bytes")
         if index_bytes > limits.max_index_bytes:
-            raise _trouble(remote, f"its manifests have more than {limits.max_index_bytes} bytes")
-
-    # ── Blobs ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _is_here(self, kept: _Kept, digest: Digest) -> bool:
-        size_bytes = await self._store.blob_size(kept.repository.id, digest)
-        # A file that was lost is fetched anew.
-        return size_bytes is not None and self._files.size_of(digest) == size_bytes
-
-    async def _ask_size(self, kept: _Kept, digest: Digest) -> int | None:
-        """How long a blob is of which nothing is known here: after a restart, clients go on where they were."""
-        question = _Question(kept.repository.id, f"size of {digest}")
-        if self._remembered.holds(question):
-            return None
-        return await self._shared.do(question, lambda: self._fetch_size(kept.remote, digest, question))
-
-    async def _fetch_size(self, remote: RemoteRepository, digest: Digest, question: _Question) -> int | None:
-        try:
-            async with self._questions:
-                with _upstream_trouble(remote):
-                    size_bytes = await self._gateway.blob_size(remote, digest)
-        except CorralError as error:
-            self._remembered.note(question, self._limits.failed_s, error)
-            raise
-        if size_bytes is None:
-            self._remembered.note(question, self._limits.absent_s)
-        return size_bytes
-
-    async def _need_blobs(self, kept: _Kept, sizes: Mapping[Digest, int]) -> None:
-        """Wait until all of them are here, a few at a time and in order; the first failure ends it."""
-        waiting = iter(list(sizes.items()))
-        failures: list[CorralError] = []
-
-        async def work() -> None:
-            for digest, size_bytes in waiting:
-                try:
-                    await self._need_blob(kept, digest, size_bytes)
-                except CorralError as error:
-                    failures.append(error)
-                if failures:
-                    return
-
-        async with asyncio.TaskGroup() as workers:
-            for _ in range(self._limits.blobs_at_once):
-                workers.create_task(work())
-        if failures:
-            raise failures[0]
-
-    async def _need_blob(self, kept: _Kept, digest: Digest, size_bytes: int) -> None:
-        """Wait until the blob is here, fetched by us or by somebody who began before."""
-        if await self._is_here(kept, digest) or await self._take_mirrored(kept, digest, size_bytes):
-            return
-        # Per repository: what one of them fails to give must not be held against another.
-        question = _Question(_url_of(kept.remote), str(digest))
-        self._remembered.holds(question)
-        await self._shared.do(question, lambda: self._fetch_blob(kept, digest, size_bytes, question))
-
-    async def _take_mirrored(self, kept: _Kept, digest: Digest, size_bytes: int) -> bool:
-        """Link a blob that another mirrored repository has. What people pushed here is not taken: an upstream that knows its
-        digest would make it public."""
-        if self._files.size_of(digest) != size_bytes:
-            return False
-        sources = await self._store.sources_of(digest)
-        if not any(source.mirrored_from and source.visibility is Visibility.PUBLIC for source in sources):
-            return False
-        return await self._store.link_blob(kept.repository.id, digest, until=self._clock.now() + self._limits.lease)
-
-    async def _fetch_blob(self, kept: _Kept, digest: Digest, size_bytes: int, question: _Question) -> None:
-        try:
-            if size_bytes > self._limits.max_blob_bytes:
-                raise _trouble(kept.remote, f"a blob of {size_bytes} bytes is more than this hub takes")
-            async with self._streams:
-                if await self._files.free_bytes() - size_bytes < self._limits.keep_free_bytes:
-                    raise CorralError("storage_full", "the mirror stops before this hub's disk is full")
-                async with self._quotas.reserved(kept.repository, size_bytes) as room:
-                    await self._receive(kept, digest, size_bytes)
-                    room.keep()
-        except CorralError as error:
-            told = _told(error, kept.remote)
-            self._remembered.note(question, self._limits.failed_s, told)
-            raise told from error
-
-    async def _receive(self, kept: _Kept, digest: Digest, size_bytes: int) -> None:
-        upload_id = self._entropy.bytes(_UPLOAD_ID_BYTES).hex()
-        try:
-            # In parts: each is on the disk before the next is asked for.
-            for part in parts(size_bytes):
-                async with contextlib.aclosing(self._bytes_of(kept.remote, digest, part)) as chunks:
-                    end = await self._files.append(upload_id, part.first, chunks, max_bytes=part.last + 1)
-                if end != part.last + 1:
-                    raise _trouble(kept.remote, "a blob is shorter than its manifest says")
-            until = self._clock.now() + self._limits.lease
-            await self._store.lease_blob(digest, size_bytes, until=until)
-            await self._files.commit(upload_id, size_bytes, digest)
-            if not await self._store.link_blob(kept.repository.id, digest, until=until, size_bytes=size_bytes):
-                raise CorralError("busy", "that content is being deleted; try again", retry_after_s=1)
-        finally:
-            await self._files.discard(upload_id)
-
-    async def _bytes_of(self, remote: RemoteRepository, digest: Digest, part: ByteRange) -> AsyncGenerator[bytes, None]:
-        chunks = self._gateway.read_blob(remote, digest, first=part.first, count=part.length)
-        try:
-            with _upstream_trouble(remote):
-                async for chunk in chunks:
-                    yield chunk
-        finally:
-            # Left open, its connection would stay until the collector finds it.
-            if isinstance(chunks, AsyncGenerator):
-                await chunks.aclose()
+            raise trouble(remote, f"its manifests have more than {limits.max_index_bytes} bytes")
 
 
 class MirroredRegistry(Registry):
@@ -495,31 +345,7 @@ def _read(sent: RemoteManifest, reference: str) -> NewManifest:
         return new_manifest(sent.body, sent.media_type, digest)
 
 
-def _url_of(remote: RemoteRepository) -> str:
-    return f"{remote.base_url}/{remote.path}"
-
-
 def _is_kept_from(repository: Repository, remote: RemoteRepository) -> bool:
     """Whether the mirror made the repository, and still keeps it: its owner may have closed it, its rule may have changed."""
-    is_same = repository.mirrored_from.lower() == _url_of(remote).lower()
+    is_same = repository.mirrored_from.lower() == url_of(remote).lower()
     return is_same and repository.visibility is Visibility.PUBLIC
-
-
-def _trouble(remote: RemoteRepository, reason: str) -> CorralError:
-    host = urlsplit(remote.base_url).netloc
-    return CorralError("upstream_failed", f"the registry {host}, which this hub mirrors, failed: {one_line(reason)[:300]}")
-
-
-@contextlib.contextmanager
-def _upstream_trouble(remote: RemoteRepository) -> Iterator[None]:
-    # A 401 of ours would send stock clients for a token again and again, a 404 would deny what is only out of reach.
-    try:
-        yield
-    except CorralError as error:
-        raise _trouble(remote, error.message) from error
-
-
-def _told(error: CorralError, remote: RemoteRepository) -> CorralError:
-    """What a failure of fetching is to whoever waits for it: their own trouble as it is, ours with upstream's content as
-    upstream's."""
-    return error if error.code in _OWN_TROUBLE else _trouble(remote, error.message)
