@@ -11,6 +11,7 @@ import pytest
 
 from corral.core.ports import AccountStore
 from corral.core.registry import (
+    Garbage,
     NewManifest,
     RegistryStore,
     Repository,
@@ -654,6 +655,20 @@ async def test_f12_blob_is_condemned_when_nobody_links_it_and_its_lease_is_past(
     await store.lease_blob(OTHER, 5, until=NOON)
     assert list(await store.condemn_blobs(now=NOON, limit=9)) == [(OTHER, 5)]
     assert list(await store.condemn_blobs(now=LATER, limit=9)) == sorted([(OTHER, 5), (CONFIG, 6)], key=lambda one: str(one[0]))
+
+
+async def test_garbage_is_what_collecting_would_find(store: RegistryStore, tiny: Repository, foreign: Repository) -> None:
+    await give(store, tiny, (WEIGHTS, 7), (CONFIG, 6), (OTHER, 5), until=NOON)
+    await give(store, foreign, (WEIGHTS, 7), (CONFIG, 6), until=NOON)
+    await store.lease_blob(digest_of(b"leased"), 50, until=LATER)
+    await store.lease_blob(digest_of(b"loose"), 3, until=NOON)
+    await store.put_manifest(tiny.id, manifest(b"m", (WEIGHTS, 7)), [], now=NOON)
+    found = await store.garbage(now=NOON)
+    assert (found.links, found.blobs, found.size_bytes) == (4, 3, 14)
+    assert await store.unnamed_links(now=NOON, limit=99) == found.links
+    assert sum(size for _, size in await store.condemn_blobs(now=NOON, limit=99)) == found.size_bytes
+    # What is being deleted counts until it is.
+    assert await store.garbage(now=NOON) == Garbage(blobs=3, size_bytes=14)
 
 
 async def test_blobs_are_condemned_so_many_at_once(store: RegistryStore) -> None:

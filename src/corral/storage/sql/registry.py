@@ -395,9 +395,10 @@ class SqlRegistry:
         """Two counts, each on a snapshot of its own: nothing is decided by them."""
         link = repository_blobs.c
         named = content.is_named(link.repository_id, link.digest)
-        links = sa.select(sa.func.count()).join(blobs, blobs.c.digest == link.digest).where(blobs.c.lease_until <= now, ~named)
-        is_kept = sa.select(sa.literal(1)).where(link.digest == blobs.c.digest, named).correlate(blobs).exists()
-        gone = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(blobs.c.size_bytes), 0))
+        is_free = sa.select(sa.literal(1)).where(blobs.c.digest == link.digest, blobs.c.lease_until <= now).exists()
+        links = sa.select(sa.func.count()).select_from(repository_blobs).where(is_free, ~named)
+        is_kept = sa.select(sa.literal(1)).select_from(repository_blobs).where(link.digest == blobs.c.digest, named).exists()
+        gone = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(blobs.c.size_bytes), 0)).select_from(blobs)
         [(count, size_bytes)] = await self._read(gone.where(blobs.c.lease_until <= now, ~is_kept))
         return Garbage(links=(await self._read(links))[0][0], blobs=count, size_bytes=int(size_bytes))
 
