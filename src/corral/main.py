@@ -24,18 +24,24 @@ from corral.wire.errors import CorralError
 if TYPE_CHECKING:
     from corral.clients.hub import HubClient
     from corral.core.ports import AuditLog, HubMemory, UsageStore
-    from corral.edges.asgi import App
+    from corral.edges.asgi import App, Endpoint
     from corral.engines.upstream import UpstreamEngine
     from corral.hub.accounts import Accounts
     from corral.hub.credentials import Credentials
     from corral.hub.inference import HostedInference
+    from corral.hub.registry import Registry
+    from corral.hub.repositories import Repositories
+    from corral.hub.tickets import Tickets
     from corral.hub.tokens import RegistryTokens
+    from corral.hub.uploads import Uploads
     from corral.local.creating import Pull
     from corral.local.library import Library
     from corral.serving.runners import Runners
     from corral.storage.home import HomeModels
     from corral.storage.sql.engine import Database
     from corral.storage.sql.hosting import SqlHosting
+    from corral.storage.sql.registry import SqlRegistry
+    from corral.storage.uploads import UploadFiles
     from corral.wire.tokens import TokenKeys
 
 _FLUSH_USES_EVERY_S = 60.0
@@ -215,6 +221,58 @@ async def open_hub_services(settings: Settings) -> AsyncIterator[HubServices]:
         await database.close()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryServices:
+    """The hub's registry without its HTTP."""
+
+    repositories: "Repositories"
+    registry: "Registry"
+    uploads: "Uploads"
+    tickets: "Tickets"
+    store: "SqlRegistry"
+    files: "UploadFiles"
+
+
+def registry_services(settings: Settings, services: HubServices) -> RegistryServices:
+    """The registry over a hub's services; what it keeps is among their data."""
+    from corral.hub.links import BlobLinks
+    from corral.hub.quotas import Quotas
+    from corral.hub.registry import Registry
+    from corral.hub.repositories import Repositories
+    from corral.hub.stubs import Stubs
+    from corral.hub.tickets import Tickets
+    from corral.hub.uploads import Uploads
+    from corral.storage.sql.accounts import SqlAccounts
+    from corral.storage.sql.credentials import SqlCredentials
+    from corral.storage.sql.registry import SqlRegistry
+    from corral.storage.uploads import UploadFiles
+
+    clock, entropy, home = services.clock, SystemEntropy(), settings.corral_home
+    store = SqlRegistry(services.database, clock=clock)
+    files = UploadFiles(home / "blobs", home / "cache")
+    repositories = Repositories(
+        store=store, accounts=SqlAccounts(services.database), audit=services.audit, clock=clock, entropy=entropy
+    )
+    quotas = Quotas(store, files)
+    links = BlobLinks(repositories=repositories, quotas=quotas, store=store, files=files, clock=clock)
+    uploads = Uploads(
+        repositories=repositories, links=links, quotas=quotas, store=store, files=files, clock=clock, entropy=entropy
+    )
+    registry = Registry(
+        repositories=repositories,
+        uploads=uploads,
+        links=links,
+        stubs=Stubs(services.hosted, public_url=settings.public_url, clock=clock),
+        store=store,
+        files=files,
+        clock=clock,
+    )
+    tickets = Tickets(services.token_keys.ticket_secret, credentials=SqlCredentials(services.database), clock=clock)
+    return RegistryServices(
+        repositories=repositories, registry=registry, uploads=uploads, tickets=tickets, store=store, files=files
+    )
+
+
 async def offer_upstream(services: HubServices, name: str, *, url: str, model: str, is_public: bool) -> str:
     """Offer a model that another server runs. url: its base, without `/v1`. Returns the name it is offered under."""
     from corral.core.records import HostedModel
@@ -288,6 +346,7 @@ async def build_hub(settings: Settings) -> AsyncIterator[Built]:
     from corral.edges.hub_api import HubApi
     from corral.edges.inference_api import inference_endpoints
     from corral.edges.pages import error_page, security_headers
+    from corral.edges.registry_door import REGISTRY_PREFIX, registry_challenge, registry_guard
     from corral.edges.web import web_endpoints
 
     async with (
@@ -320,16 +379,38 @@ async def build_hub(settings: Settings) -> AsyncIterator[Built]:
         )
         await services.hosted.remove_stale()
         may_run = Access(CLIENT_PROOFS, Scope.INFERENCE)
+
+        def fallback(path: str) -> Dialect:
+            if path.startswith(REGISTRY_PREFIX):
+                return Dialect.REGISTRY
+            return Dialect.NATIVE if path.startswith(("/api/", "/v1/")) else Dialect.HTML
+
         options = AppOptions(
             authenticate=services.credentials.authenticate,
+            guard=registry_guard(settings.public_url),
+            challenge=registry_challenge(settings.public_url, services.tokens.service),
             error_page=error_page,
-            fallback=lambda path: Dialect.NATIVE if path.startswith(("/api/", "/v1/", "/v2/")) else Dialect.HTML,
+            fallback=fallback,
             trusted_proxies=settings.trusted_proxies,
             response_headers=security_headers(settings.public_url),
         )
-        rows = [*api.endpoints(), *inference_endpoints(inference, may_run, PUBLIC, upstreams=inference), *web]
+        inference_rows = inference_endpoints(inference, may_run, PUBLIC, upstreams=inference)
+        # The pages come last: the path of a model's page fits nearly everything.
+        rows = [*api.endpoints(), *inference_rows, *_registry_endpoints(settings, services), *web]
         async with _repeated(services.credentials.flush_uses, every_s=_FLUSH_USES_EVERY_S):
             yield Built(app=App(rows, options), facts=lambda: _hub_facts(settings, services), release=release)
+
+
+def _registry_endpoints(settings: Settings, services: HubServices) -> "list[Endpoint]":
+    from corral.edges.registry_api import RegistryApi
+    from corral.edges.token_api import token_endpoints
+
+    built = registry_services(settings, services)
+    api = RegistryApi(
+        registry=built.registry, repositories=built.repositories, tickets=built.tickets, public_url=settings.public_url
+    )
+    tokens = token_endpoints(tokens=services.tokens, credentials=services.credentials, grantable=built.repositories.grantable)
+    return [*tokens, *api.endpoints()]
 
 
 @contextlib.asynccontextmanager
