@@ -44,7 +44,8 @@ def refusal(text: str) -> str:
 def test_every_instruction_is_read_in_any_case_and_order() -> None:
     text = (
         "# how it is made\n\n  system You are brief.\nFrom ./tiny.gguf\nADAPTER lora.gguf\nDRAFT small.gguf\n"
-        "Template {{ .Prompt }}\n\tPARAMETER temperature 0.5\nPARAMETER\tstop\t<|end|>\nLICENSE MIT\nMESSAGE user hi there\nRENDERER r\nPARSER p\n"
+        "Template {{ .Prompt }}\n\tPARAMETER temperature 0.5\nPARAMETER\tstop\t<|end|>\nLICENSE MIT\n"
+        "MESSAGE user hi there\nRENDERER r\nPARSER p\n"
         "REQUIRES v0.14.0"
     )
     assert read(text) == (
@@ -202,7 +203,8 @@ def test_recipe_holds_what_create_takes() -> None:
     recipe = recipe_of(
         read(
             "FROM a.gguf\nFROM mmproj.gguf\nADAPTER lora\nDRAFT d\nSYSTEM one\nSYSTEM two\nTEMPLATE t\nLICENSE MIT\n"
-            "LICENSE Apache\nPARAMETER stop a\nPARAMETER stop b\nPARAMETER temperature 1\nPARAMETER temperature 2\nPARAMETER num_ctx 4096\n"
+            "LICENSE Apache\nPARAMETER stop a\nPARAMETER stop b\nPARAMETER temperature 1\nPARAMETER temperature 2\n"
+            "PARAMETER num_ctx 4096\n"
             "PARAMETER use_mmap false\nPARAMETER mirostat 1\nMESSAGE user hi\nMESSAGE assistant hello\nREQUIRES v1.2\nRENDERER r"
             "\nPARSER p"
         )

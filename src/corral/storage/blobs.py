@@ -165,7 +165,7 @@ class BlobFiles:
                 digest = parse_digest(entry.name.replace("-", ":", 1))
                 # Both, because a hard link has the mtime of its origin, and Ollama counts on touching a blob to keep it.
                 found = entry.stat(follow_symlinks=False)
-                if max(found.st_ctime, found.st_mtime) < limit:
+                if stat.S_ISREG(found.st_mode) and max(found.st_ctime, found.st_mtime) < limit:
                     yield digest
 
     def lay_out(self, digest: Digest, directory: Path, name: str) -> None:
