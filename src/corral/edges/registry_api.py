@@ -228,7 +228,7 @@ class RegistryApi:
         name, upload_id, stream = _name(request), request.path_params["upload_id"], body_stream(request)
         caller = await self._tickets.redeem(request.query_params.get("t", ""), TicketKind.UPLOAD, name, upload_id)
         length = stream.declared_bytes
-        # Of an empty blob, stock clients do not say the length. Of any other, and so it can be sent again from its beginning.
+        # Of an empty blob, stock clients do not say the length. Of any other they do, so that it can be sent again from its beginning.
         whole = ByteRange(0, length - 1) if length else None
         await self._registry.append(upload_id, name, caller, stream, byte_range=whole, length=length, may_repeat=True)
         return bare_response(201, {})
