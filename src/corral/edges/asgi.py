@@ -11,8 +11,8 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import random
 import re
-import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,6 +54,9 @@ _BAD_PATH = re.compile(rb"//|/\.\.?(?:/|$)|%00|[\x00-\x20#\\\x7f-\xff]|" + _NEED
 _JSON = b"application/json; charset=utf-8"
 
 _NO_STORE = (b"cache-control", b"no-store")
+
+#: Ids name a request in logs and are no secret. Asking the kernel would hand the interpreter to another thread each time.
+_request_ids = random.Random()  # noqa: S311
 
 access_log = logging.getLogger("corral.access")
 server_log = logging.getLogger("corral.server")
@@ -434,7 +437,7 @@ class _Sender:
 
     def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
         self._send = send
-        self.request_id = secrets.token_hex(8)
+        self.request_id = f"{_request_ids.getrandbits(64):016x}"
         self.extra = headers.copy()
         self.status = 499
         self.has_started = False
