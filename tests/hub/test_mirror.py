@@ -250,6 +250,28 @@ async def test_many_who_ask_for_one_tag_cause_one_question(hub: Mirrored, upstre
     assert upstream.asked["library/tiny:latest"] == 1
 
 
+async def test_manifest_asked_for_by_digest_and_then_by_tag_is_kept_under_both(hub: Mirrored, upstream: FakeUpstream) -> None:
+    upstream.hold = asyncio.Event()
+    digest = digest_of(a_manifest(WEIGHTS, MORE))
+    assert (await hub.mirrored.manifest(TINY, str(digest), None)).digest == digest
+    assert (await hub.mirrored.manifest(TINY, "latest", None)).digest == digest
+    upstream.hold.set()
+    await hub.settle()
+    kept = await hub.kept()
+    assert kept is not None
+    assert kept == await hub.mirror.manifest(TINY, str(digest))
+    await hub.mirror.have_blob(TINY, digest_of(WEIGHTS))
+    assert upstream.asked[str(digest_of(WEIGHTS))] == 1
+
+
+async def test_repository_is_asked_for_in_the_spelling_that_was_found(hub: Mirrored, upstream: FakeUpstream) -> None:
+    await hub.pull()
+    await hub.settle()
+    hub.clock.advance(901)
+    assert (await hub.pull("Library/TINY"))[0] == WEIGHTS
+    assert upstream.asked["library/tiny:latest"] == 2
+
+
 async def test_fetch_goes_on_when_whoever_asked_has_gone(hub: Mirrored, upstream: FakeUpstream) -> None:
     upstream.hold = asyncio.Event()
     await hub.mirrored.manifest(TINY, "latest", None)
@@ -521,6 +543,18 @@ async def test_t093_index_of_many_manifests_is_refused(hub: Mirrored, upstream: 
     assert upstream.asked.total() == 1
 
 
+async def test_t093_index_of_large_manifests_is_refused(upstream: FakeUpstream) -> None:
+    hub = Mirrored()
+    children = [a_manifest(WEIGHTS, annotations={"n": "x" * 400 + str(number)}) for number in range(3)]
+    for child in children:
+        upstream.push("library/wide", child, WEIGHTS, CONFIG, tag="x")
+    upstream.push("library/wide", an_index(children), media_type=OCI_INDEX_TYPE)
+    async with hub.opened(upstream, RULES, MirrorLimits(max_index_bytes=2000, keep_free_bytes=0)):
+        await hub.mirrored.manifest(parse_repository("library/wide"), "latest", None)
+        await hub.settle()
+    assert await hub.kept("library/wide") is None
+
+
 async def test_index_that_names_what_is_not_there_is_not_kept(hub: Mirrored, upstream: FakeUpstream) -> None:
     upstream.push("library/hole", an_index([b"missing"]), media_type=OCI_INDEX_TYPE)
     await hub.mirrored.manifest(parse_repository("library/hole"), "latest", None)
@@ -563,6 +597,42 @@ async def test_r003_mirror_stops_before_the_disk_is_full(hub: Mirrored) -> None:
     assert await code_of(hub.pull()) == "storage_full"
     await hub.settle()
     assert digest_of(WEIGHTS) not in hub.files.blobs
+
+
+async def test_size_that_upstream_cannot_tell_is_502(upstream: FakeUpstream) -> None:
+    hub = Mirrored()
+    async with hub.opened(upstream, RULES, MirrorLimits(keep_free_bytes=0)):
+        await hub.pull()
+        await hub.settle()
+        upstream.error = CorralError("unauthorized", "401: sign in")
+        for _ in range(2):
+            assert await code_of(hub.blob("library/tiny", digest_of(b"unknown"))) == "upstream_failed"
+    assert upstream.asked[f"size {digest_of(b'unknown')}"] == 1
+
+
+async def test_repository_that_is_pushed_while_upstream_answers_is_left_alone(
+    hub: Mirrored, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = await hub.add("root", is_admin=True)
+    ask = upstream.manifest
+
+    async def manifest(repository: RemoteRepository, reference: str) -> RemoteManifest | None:
+        await hub.push(TINY, root, b"our own")
+        return await ask(repository, reference)
+
+    # No other seam lies between the question and its answer.
+    monkeypatch.setattr(upstream, "manifest", manifest)
+    assert await code_of(hub.mirrored.manifest(TINY, "latest", None)) == "busy"
+    assert await code_of(hub.blob("library/tiny", digest_of(WEIGHTS))) == "unauthorized"
+
+
+async def test_blob_of_what_is_not_mirrored_is_unknown(hub: Mirrored, upstream: FakeUpstream) -> None:
+    alice = await hub.add("alice")
+    await hub.push(parse_repository("alice/tiny"), alice, WEIGHTS)
+    await hub.repositories.set_visibility(parse_repository("alice/tiny"), alice, Visibility.PUBLIC)
+    assert await code_of(hub.blob("alice/tiny", digest_of(b"unknown"))) == "blob_unknown"
+    assert await code_of(hub.mirrored.manifest(parse_repository("alice/tiny"), str(digest_of(b"x")), None)) == "manifest_unknown"
+    assert upstream.asked.total() == 0
 
 
 async def test_failure_of_our_own_is_told_as_such(hub: Mirrored, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,15 +137,14 @@ class Mirror:
             await self._blobs.need(kept, digest, size_bytes)
 
     async def _place_of(self, name: RepositoryName) -> _Place | None:
-        if upstream_of(self._rules, name) is None or await self._is_somebodys(name.namespace):
+        found = upstream_of(self._rules, name)
+        if found is None or await self._is_somebodys(name.namespace):
             return None
         repository = await self._store.repository(name.namespace, name.name)
         if repository is not None:
             # In the spelling that it was first asked for in: there may be only one that upstream understands.
             name = RepositoryName(repository.namespace, repository.name)
-        found = upstream_of(self._rules, name)
-        if found is None:
-            return None
+            found = upstream_of(self._rules, name) or found
         remote = RemoteRepository(*found)
         if repository is not None and not _is_kept_from(repository, remote):
             return None
@@ -225,10 +224,6 @@ class Mirror:
         """Begin to keep a manifest, unless it is kept already and only its tag has to be set."""
         tags = [wanted] if isinstance(wanted, str) else []
         digest = new.manifest.digest
-        for other in self._arrivals_of(kept.repository):
-            # What the tag pointed at before is kept too, but no longer under that tag.
-            for tag in tags:
-                other.answers.pop(tag, None)
         if await self._store.manifest(kept.repository.id, digest) is not None:
             await self._store.put_manifest(kept.repository.id, new, tags, now=self._clock.now())
             return
