@@ -46,7 +46,8 @@ def test_t023_called_url_of_another_name_is_none(public: str, host: str) -> None
 @pytest.mark.parametrize(
     ("url", "other"),
     [
-        ("http://localhost:11435", "http://127.0.0.1:11435"),
+        ("http://localhost:11435", "http://Localhost:11435"),
+        ("http://localhost", "http://Localhost"),
         ("http://127.0.0.1:11435", "http://localhost:11435"),
         ("https://hub.example.org", "https://Hub.example.org"),
         ("https://Hub.example.org:443", "https://hub.example.org:443"),

@@ -26,14 +26,10 @@ def called_url(public_url: str, host: str) -> str | None:
 
 
 def other_spelling(base_url: str) -> str | None:
-    """The same place by a host that stock clients take for another: `localhost` and 127.0.0.1 for each other, of any other name
-    its first letter in the other case. None for an address, which has one spelling. base_url: from `called_url`."""
+    """The same place by a host that stock clients take for another: a name with its first letter in the other case, which every
+    resolver and every certificate check takes for the same; `localhost` for 127.0.0.1. None for other addresses, which have one
+    spelling. base_url: from `called_url`."""
     scheme, _, authority = base_url.partition("://")
-    host, colon, port = authority.partition(":")
-    if host.lower() == "localhost":
-        return f"{scheme}://127.0.0.1{colon}{port}"
-    if host == "127.0.0.1":
-        return f"{scheme}://localhost{colon}{port}"
-    if not host[:1].isalpha():
-        return None
-    return f"{scheme}://{host[0].swapcase()}{host[1:]}{colon}{port}"
+    if authority.partition(":")[0] == "127.0.0.1":
+        return f"{scheme}://{authority.replace('127.0.0.1', 'localhost', 1)}"
+    return f"{scheme}://{authority[0].swapcase()}{authority[1:]}" if authority[:1].isalpha() else None
