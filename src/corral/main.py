@@ -7,6 +7,7 @@ never loads the cloud relay, and an administration command loads neither HTTP se
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -14,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from corral.edges.asgi import App, Endpoint
     from corral.engines.upstream import UpstreamEngine
     from corral.hub.accounts import Accounts
+    from corral.hub.collector import Collected, Collector
     from corral.hub.credentials import Credentials
     from corral.hub.inference import HostedInference
     from corral.hub.registry import Registry
@@ -228,6 +231,7 @@ class RegistryServices:
     repositories: "Repositories"
     registry: "Registry"
     uploads: "Uploads"
+    collector: "Collector"
     tickets: "Tickets"
     store: "SqlRegistry"
     files: "UploadFiles"
@@ -235,6 +239,7 @@ class RegistryServices:
 
 def registry_services(settings: Settings, services: HubServices) -> RegistryServices:
     """The registry over a hub's services; what it keeps is among their data."""
+    from corral.hub.collector import Collector
     from corral.hub.links import BlobLinks
     from corral.hub.quotas import Quotas
     from corral.hub.registry import Registry
@@ -242,6 +247,7 @@ def registry_services(settings: Settings, services: HubServices) -> RegistryServ
     from corral.hub.stubs import Stubs
     from corral.hub.tickets import Tickets
     from corral.hub.uploads import Uploads
+    from corral.storage.locks import held_alone
     from corral.storage.sql.accounts import SqlAccounts
     from corral.storage.sql.credentials import SqlCredentials
     from corral.storage.sql.registry import SqlRegistry
@@ -268,9 +274,24 @@ def registry_services(settings: Settings, services: HubServices) -> RegistryServ
         clock=clock,
     )
     tickets = Tickets(services.token_keys.ticket_secret, credentials=SqlCredentials(services.database), clock=clock)
+    alone = partial(held_alone, home / "collect.lock", otherwise="another collection is under way; try again when it is done")
     return RegistryServices(
-        repositories=repositories, registry=registry, uploads=uploads, tickets=tickets, store=store, files=files
+        repositories=repositories,
+        registry=registry,
+        uploads=uploads,
+        collector=Collector(store=store, files=files, uploads=uploads, clock=clock, alone=alone),
+        tickets=tickets,
+        store=store,
+        files=files,
     )
+
+
+async def collect_garbage(settings: Settings, *, is_dry_run: bool) -> "Collected":
+    """Remove what nobody needs any more from this machine's hub, whether or not it runs; or only look. Raises: conflict while
+    the hub itself is at it."""
+    async with open_hub_services(settings) as services:
+        collector = registry_services(settings, services).collector
+        return await (collector.survey() if is_dry_run else collector.collect())
 
 
 async def offer_upstream(services: HubServices, name: str, *, url: str, model: str, is_public: bool) -> str:
@@ -378,6 +399,7 @@ async def build_hub(settings: Settings) -> AsyncIterator[Built]:
             sign_up_open=settings.is_signup_open,
         )
         await services.hosted.remove_stale()
+        registry = registry_services(settings, services)
         may_run = Access(CLIENT_PROOFS, Scope.INFERENCE)
 
         def fallback(path: str) -> Dialect:
@@ -396,21 +418,45 @@ async def build_hub(settings: Settings) -> AsyncIterator[Built]:
         )
         inference_rows = inference_endpoints(inference, may_run, PUBLIC, upstreams=inference)
         # The pages come last: the path of a model's page fits nearly everything.
-        rows = [*api.endpoints(), *inference_rows, *_registry_endpoints(settings, services), *web]
-        async with _repeated(services.credentials.flush_uses, every_s=_FLUSH_USES_EVERY_S):
+        rows = [*api.endpoints(), *inference_rows, *_registry_endpoints(settings, services, registry), *web]
+        flushing = _repeated(services.credentials.flush_uses, every_s=_FLUSH_USES_EVERY_S)
+        async with flushing, _collecting(registry.collector):
             yield Built(app=App(rows, options), facts=lambda: _hub_facts(settings, services), release=release)
 
 
-def _registry_endpoints(settings: Settings, services: HubServices) -> "list[Endpoint]":
+def _registry_endpoints(settings: Settings, services: HubServices, built: RegistryServices) -> "list[Endpoint]":
     from corral.edges.registry_api import RegistryApi
     from corral.edges.token_api import token_endpoints
 
-    built = registry_services(settings, services)
     api = RegistryApi(
         registry=built.registry, repositories=built.repositories, tickets=built.tickets, public_url=settings.public_url
     )
     tokens = token_endpoints(tokens=services.tokens, credentials=services.credentials, grantable=built.repositories.grantable)
     return [*tokens, *api.endpoints()]
+
+
+@contextlib.asynccontextmanager
+async def _collecting(collector: "Collector") -> AsyncIterator[None]:
+    """Collect now and then while the block runs. Not once more at its end: nobody should wait for that."""
+    from corral.hub.collector import COLLECT_EVERY_S
+
+    async def collect() -> None:
+        try:
+            collected = await collector.collect()
+        except CorralError as error:
+            # Somebody runs `corral hub gc`, which does the same.
+            if error.code != "conflict":
+                raise
+            return
+        if not collected.is_empty:
+            _log.info("collected %d blobs of %d bytes, %d uploads", collected.blobs, collected.size_bytes, collected.uploads)
+
+    async with asyncio.TaskGroup() as background:
+        task = background.create_task(_repeat(collect, every_s=COLLECT_EVERY_S))
+        try:
+            yield
+        finally:
+            task.cancel()
 
 
 @contextlib.asynccontextmanager
@@ -595,6 +641,8 @@ async def _run(
     check_free(address.host, address.port)
     async with building as built:
         facts = await built.facts()
+        # What was made until now stays for as long as the process, so the collector need not walk it again and again.
+        gc.freeze()
         await serve(built.app, address.host, address.port, on_ready=lambda: on_ready(facts), release=built.release, stop=stop)
 
 

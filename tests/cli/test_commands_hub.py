@@ -2,12 +2,15 @@
 
 import io
 import json
+import os
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from corral.cli.app import run
+from corral.storage.locks import held_alone
 from fakes_local import FakeDeviceKeys
 
 KEY = FakeDeviceKeys().key.public.authorized_key
@@ -44,3 +47,26 @@ def test_credentials_for_a_disabled_account_are_refused_with_the_next_step(
 def test_unhost_of_what_is_not_offered_says_where_to_look(env: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["hub", "unhost", "x"], env) == 1
     assert "→ http://localhost:11435/library shows what is" in capsys.readouterr().err
+
+
+def test_gc_says_what_went_and_what_could_go(env: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    orphan = tmp_path / ".corral" / "blobs" / f"sha256-{'0' * 64}"
+    orphan.parent.mkdir(mode=0o700, exist_ok=True)
+    stray = orphan.parent / "uploads" / "left"
+    stray.parent.mkdir(mode=0o700)
+    stray.write_bytes(b"xyz")
+    os.utime(stray, (0, 0))
+    assert run(["hub", "gc", "--dry-run", "--json"], env) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"uploads": 0, "links": 0, "blobs": 0, "size_bytes": 0, "files": 0, "dry_run": True}
+    assert stray.exists()
+    assert run(["hub", "gc"], env) == 0
+    assert re.fullmatch(
+        r"REMOVED +COUNT +SIZE *\nblobs +0 +0 B *\nlinks +0 *\nuploads +0 *\nfiles +\d+ *\n", capsys.readouterr().out
+    )
+
+
+def test_gc_beside_another_says_so(env: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with held_alone(tmp_path / ".corral" / "collect.lock", otherwise=""):
+        assert run(["hub", "gc"], env) == 1
+    assert "another collection is under way" in capsys.readouterr().err

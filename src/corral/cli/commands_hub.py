@@ -1,4 +1,4 @@
-"""hub user, key, device, host, and install: administration on the hub's own data, while the hub runs or while it does not.
+"""hub user, key, device, host, gc, and install: administration on the hub's own data, while the hub runs or while it does not.
 
 These commands are for whoever may read CORRAL_HOME, which is why they ask for no password. They use the same services as the
 hub's pages, so every change is audited (as `console`) and takes effect with the next request.
@@ -6,6 +6,7 @@ hub's pages, so every change is audited (as `console`) and takes effect with the
 
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -257,6 +258,28 @@ def unhost(environment: Environment, name: str) -> None:
     if not _with_hub(environment, lambda hub: hub.hosted.withdraw(name)):
         raise Failed(f'"{name}" is not offered', f"{environment.settings.public_url}/library shows what is")
     render.say(f"{render.plain(name)} is no longer offered.")
+
+
+@click.command("gc")
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+@json_option
+@pass_environment
+def collect(environment: Environment, dry_run: bool, as_json: bool) -> None:
+    """Remove blobs that no repository has any more, uploads that were given up, and what killed processes left behind. A running
+    hub does so every hour by itself."""
+    from corral.main import collect_garbage
+
+    collected = wait_for(collect_garbage(environment.settings, is_dry_run=dry_run))
+    if as_json:
+        sys.stdout.write(render.as_json({**asdict(collected), "dry_run": dry_run}))
+        return
+    rows = [
+        ("blobs", str(collected.blobs), render.size(collected.size_bytes)),
+        ("links", str(collected.links), ""),
+        ("uploads", str(collected.uploads), ""),
+        ("files", str(collected.files), ""),
+    ]
+    sys.stdout.write(render.table(("COULD GO" if dry_run else "REMOVED", "COUNT", "SIZE"), rows))
 
 
 @click.command(hidden=True)
