@@ -11,7 +11,7 @@ from pathlib import Path
 from corral.core.records import HostedModel, Model, ModelDetails
 from corral.wire.errors import CorralError
 from corral.wire.manifest import CONFIG_TYPE, MANIFEST_TYPE, MODEL_LAYER
-from corral.wire.names import Digest, parse_name
+from corral.wire.names import Digest, ModelName, parse_name
 from fakes import NOON
 
 U32, F32, BOOL, STRING, ARRAY, U64 = 4, 6, 7, 8, 9, 10
@@ -187,6 +187,12 @@ class MemoryHosting:
             if stored is None:
                 raise CorralError("not_found")
         self._offered[name.key.short] = replace(model, name=name.short, model=stored)
+
+    async def offer_stored(self, name: ModelName, *, is_public: bool, now: datetime) -> None:
+        stored = self._repository.get(name.key)
+        if stored is None:
+            raise CorralError("not_found")
+        self._offered[name.key.short] = HostedModel(name=name.short, model=stored, is_public=is_public, created_at=now)
 
     async def withdraw(self, name: str) -> bool:
         return self._offered.pop(parse_name(name).key.short, None) is not None

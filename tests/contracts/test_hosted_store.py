@@ -79,6 +79,16 @@ async def test_weights_of_a_repository_are_offered_under_any_name(stable: Stable
     assert found.model == stable.model
 
 
+async def test_weights_of_a_repository_are_offered_by_their_own_name(stable: Stable) -> None:
+    await stable.store.offer_stored(parse_name("TEAM/tiny:1B"), is_public=False, now=NOON)
+    found = await stable.store.get("team/tiny:1b")
+    assert found == hosted("TEAM/tiny:1B", model=stable.model, upstream_url="", upstream_model="", is_public=False)
+    with pytest.raises(CorralError) as caught:
+        await stable.store.offer_stored(parse_name("team/tiny:other"), is_public=True, now=NOON)
+    assert caught.value.code == "not_found"
+    assert len(await stable.store.list()) == 1
+
+
 async def test_weights_of_no_repository_are_refused(stable: Stable) -> None:
     stranger = replace(stable.model, name=parse_name("team/other:1b"))
     with pytest.raises(CorralError) as caught:

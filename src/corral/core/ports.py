@@ -217,6 +217,10 @@ class HostedStore(Protocol):
         """Add or replace."""
         ...
 
+    async def offer_stored(self, name: ModelName, *, is_public: bool, now: datetime) -> None:
+        """Offer what a repository of this hub has under that name, by that name. Raises: not_found."""
+        ...
+
     async def withdraw(self, name: str) -> bool: ...
 
 

@@ -10,10 +10,11 @@ A table of another module that refers to repositories or manifests declares its 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
+from typing import Any
 
 import sqlalchemy as sa
 
-from corral.core.registry import NewManifest
+from corral.core.registry import NewManifest, Repository, Visibility
 from corral.storage.sql.schema import (
     accounts,
     blobs,
@@ -51,6 +52,48 @@ def require_repository(connection: sa.Connection, repository_id: str) -> None:
     """Raises: name_unknown when it was removed while somebody worked in it."""
     if connection.execute(sa.select(sa.literal(1)).where(repositories.c.id == repository_id)).first() is None:
         raise CorralError("name_unknown")
+
+
+# ── Repositories ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+#: The columns of a repository, in the order `repository_of` reads them.
+REPOSITORY_FIELDS = [
+    getattr(repositories.c, name)
+    for name in ("id", "namespace", "name", "visibility", "created_at", "updated_at", "quota_bytes", "readme", "mirrored_from")
+]
+
+
+def repository_of(row: Sequence[Any]) -> Repository:
+    """The repository of a row of `REPOSITORY_FIELDS`."""
+    repository_id, namespace, name, visibility, created_at, updated_at, quota_bytes, readme, mirrored_from = row
+    return Repository(
+        id=repository_id,
+        namespace=namespace,
+        name=name,
+        visibility=Visibility(visibility),
+        created_at=created_at,
+        updated_at=updated_at,
+        quota_bytes=quota_bytes,
+        readme=readme,
+        mirrored_from=mirrored_from,
+    )
+
+
+def repository_named(connection: sa.Connection, namespace: str, name: str) -> Repository | None:
+    """By the unique index of names."""
+    is_named = (repositories.c.namespace_key == namespace.lower()) & (repositories.c.name_key == name.lower())
+    row = connection.execute(sa.select(*REPOSITORY_FIELDS).where(is_named)).one_or_none()
+    return repository_of(row) if row else None
+
+
+def add_repository(connection: sa.Connection, repository: Repository) -> Repository:
+    """Store it unless one of that name is there; which one it is now."""
+    there = repository_named(connection, repository.namespace, repository.name)
+    if there is None:
+        shown = {column.name: getattr(repository, column.name) for column in REPOSITORY_FIELDS}
+        keys = {"namespace_key": repository.namespace.lower(), "name_key": repository.name.lower()}
+        connection.execute(sa.insert(repositories).values({**shown, **keys}))
+    return there or repository
 
 
 # ── Blobs ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,7 +1,7 @@
 """The models a hub offers, and the manifests and blobs behind them.
 
-Blobs are files (blobs.py), everything else are rows. A blob is durable before a row names it, and all rows of one model appear in
-one transaction: a crash leaves at most a blob that nobody names.
+Blobs are files (blobs.py), everything else are rows. A blob is durable before a row links it, and all rows of one model appear in
+one transaction, made of the same functions as a push: a crash leaves at most a blob that nobody links, which is collected.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -20,24 +20,21 @@ from sqlalchemy.dialects import sqlite
 
 from corral.core.ports import Clock, Entropy
 from corral.core.records import HostedModel, Model
+from corral.core.registry import NewManifest, Repository, StoredManifest, Visibility
 from corral.storage.blobs import CLOSED, BlobFiles, Progress, disk_errors, in_thread_reporting
 from corral.storage.models import ModelBlobs
+from corral.storage.sql import content
 from corral.storage.sql.engine import Database
-from corral.storage.sql.schema import (
-    blobs,
-    from_micros,
-    hosted_models,
-    manifests,
-    repositories,
-    repository_blobs,
-    repository_manifests,
-    tags,
-)
+from corral.storage.sql.schema import from_micros, hosted_models, manifests, repositories, tags
 from corral.wire.errors import CorralError
-from corral.wire.manifest import MANIFEST_TYPE, Manifest, parse_manifest
+from corral.wire.manifest import MANIFEST_TYPE, parse_manifest
 from corral.wire.names import DEFAULT_HOST, Digest, ModelName, parse_digest, parse_name
 
 _ID_BYTES = 16
+#: How long blobs wait for the transaction that names them.
+_LEASE = timedelta(hours=1)
+#: Deleting a blob takes the milliseconds of one file's removal.
+_TRIES, _PAUSE_S = 20, 0.05
 
 #: A hosted model with the tag it stands for; nothing in the columns of the tag for an upstream.
 _HOSTED = (
@@ -113,6 +110,10 @@ class SqlHosting:
         """Raises: bad_request for a name that is none, not_found when the model is in no repository of this hub."""
         await self._database.write(partial(_offer, hosted=model))
 
+    async def offer_stored(self, name: ModelName, *, is_public: bool, now: datetime) -> None:
+        """Looked up and offered in one transaction."""
+        await self._database.write(partial(_offer_stored, name=name, is_public=is_public, now=now))
+
     async def withdraw(self, name: str) -> bool:
         """Offer it no longer. What is in the repository stays."""
         query = sa.delete(hosted_models).where(hosted_models.c.name == _key_of(name))
@@ -128,16 +129,62 @@ class SqlHosting:
         current = await self._database.read(partial(_manifest_of, name=name))
         if current is not None and not await asyncio.to_thread(self._is_readable, name, current):
             current = None
-        body = await in_thread_reporting(partial(self._models.import_gguf, path, current=current), progress)
+        body = await self._place(path, current, progress)
         hosted = await self.get(name.short)
         if body != current or hosted is None or hosted.model is None or hosted.is_public != is_public:
-            repository_id = self._entropy.bytes(_ID_BYTES).hex()
-            new = _New(name, body, parse_manifest(body), is_public, repository_id, self._clock.now())
-            await self._database.write(partial(_publish, new=new))
+            await self._database.write(partial(_publish, new=self._new(name, body, is_public=is_public)))
             hosted = await self.get(name.short)
         if hosted is None:
             raise CorralError("conflict", f"model '{name.short}' was withdrawn while it was being published")
         return hosted
+
+    async def _place(self, path: Path, current: bytes | None, progress: Progress) -> bytes:
+        """Have the file's blobs in the store, leased; the manifest.
+
+        Their digests are known only when they are there, so they are leased then, and put there once more if they were collected
+        just before. Raises: as publish_gguf.
+        """
+        for _ in range(_TRIES):
+            body = await in_thread_reporting(partial(self._models.import_gguf, path, current=current), progress)
+            sizes = {blob.digest: blob.size_bytes for blob in parse_manifest(body).blobs}
+            if await self._lease(sizes) and await asyncio.to_thread(self._has, sizes):
+                return body
+            await asyncio.sleep(_PAUSE_S)
+        raise CorralError("unavailable", "the model's files are being removed; try again", retry_after_s=1)
+
+    async def _lease(self, sizes: Mapping[Digest, int]) -> bool:
+        """False while one of them is being deleted."""
+        now = self._clock.now()
+
+        def work(connection: sa.Connection) -> None:
+            for digest, size_bytes in sizes.items():
+                content.lease_blob(connection, digest, size_bytes, until=now + _LEASE, now=now)
+
+        try:
+            await self._database.write_relaxed(work)
+        except CorralError as error:
+            if error.code != "busy":
+                raise
+            return False
+        return True
+
+    def _has(self, sizes: Mapping[Digest, int]) -> bool:
+        return all(self._blobs.size_of(digest) == size_bytes for digest, size_bytes in sizes.items())
+
+    def _new(self, name: ModelName, body: bytes, *, is_public: bool) -> "_New":
+        now = self._clock.now()
+        visibility = Visibility.PUBLIC if is_public else Visibility.PRIVATE
+        repository = Repository(
+            id=self._entropy.bytes(_ID_BYTES).hex(),
+            namespace=name.namespace,
+            name=name.model,
+            visibility=visibility,
+            created_at=now,
+            updated_at=now,
+        )
+        stored = StoredManifest(digest=Digest(sha256(body).hexdigest()), media_type=MANIFEST_TYPE, body=body)
+        named = tuple((blob.digest, blob.size_bytes) for blob in parse_manifest(body).blobs)
+        return _New(name, repository, NewManifest(manifest=stored, blobs=named), is_public, now)
 
     async def remove_stale(self) -> None:
         """Remove what killed processes left behind. For the start of a server."""
@@ -188,113 +235,80 @@ def _key_of(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _New:
-    """A model about to be published. repository_id: used if it is the first of its repository."""
+    """A model about to be published. repository: stored if it is the first of its name."""
 
     name: ModelName
-    body: bytes
-    document: Manifest
+    repository: Repository
+    manifest: NewManifest
     is_public: bool
-    repository_id: str
     now: datetime
-
-    @property
-    def digest(self) -> str:
-        """Of the manifest."""
-        return str(Digest(sha256(self.body).hexdigest()))
-
-
-def _is_repository(name: ModelName) -> sa.ColumnElement[bool]:
-    return (repositories.c.namespace_key == name.key.namespace) & (repositories.c.name_key == name.key.model)
 
 
 def _manifest_of(connection: sa.Connection, *, name: ModelName) -> bytes | None:
-    query = (
-        sa.select(manifests.c.body)
-        .join(tags, tags.c.manifest_digest == manifests.c.digest)
-        .join(repositories, repositories.c.id == tags.c.repository_id)
-        .where(_is_repository(name), tags.c.tag_key == name.key.tag)
-    )
-    return connection.execute(query).scalar_one_or_none()
+    found = _tag_of(connection, name)
+    if found is None:
+        return None
+    query = sa.select(manifests.c.body).where(manifests.c.digest == found.manifest_digest)
+    return bytes(connection.execute(query).scalar_one())
+
+
+class _Tag(NamedTuple):
+    """A tag of a repository, spelled as it is there."""
+
+    repository_id: str
+    tag: str
+    manifest_digest: str
+
+
+def _tag_of(connection: sa.Connection, name: ModelName) -> _Tag | None:
+    repository = content.repository_named(connection, name.namespace, name.model)
+    found = content.tag_named(connection, repository.id, name.tag) if repository else None
+    return _Tag(repository.id, *found) if repository and found else None
 
 
 def _offer(connection: sa.Connection, *, hosted: HostedModel) -> None:
     if (hosted.model is None) == (not hosted.upstream_url):
         raise CorralError("invalid", f"model '{hosted.name}' needs either weights of this hub or an upstream")
-    repository_id = tag = None
-    if hosted.model is not None:
-        repository_id, tag = _tag_of(connection, hosted.model.name)
-    upstream = {"upstream_url": hosted.upstream_url, "upstream_model": hosted.upstream_model, "upstream_key_id": ""}
-    source = {"repository_id": repository_id, "tag": tag, **upstream}
-    shown = {"shown_name": parse_name(hosted.name).short, "is_public": hosted.is_public, "created_at": hosted.created_at}
-    _put(connection, hosted_models, {"name": _key_of(hosted.name)}, {**source, **shown})
+    _put_hosted(connection, hosted, _require_tag(connection, hosted.model.name) if hosted.model else None)
 
 
-def _tag_of(connection: sa.Connection, name: ModelName) -> tuple[str, str]:
-    query = (
-        sa.select(tags.c.repository_id, tags.c.tag)
-        .join(repositories, repositories.c.id == tags.c.repository_id)
-        .where(_is_repository(name), tags.c.tag_key == name.key.tag)
-    )
-    row = connection.execute(query).one_or_none()
-    if row is None:
+def _offer_stored(connection: sa.Connection, *, name: ModelName, is_public: bool, now: datetime) -> None:
+    tag = _require_tag(connection, name)
+    _put_hosted(connection, HostedModel(name=name.short, is_public=is_public, created_at=now), tag)
+
+
+def _require_tag(connection: sa.Connection, name: ModelName) -> _Tag:
+    tag = _tag_of(connection, name)
+    if tag is None:
         raise CorralError("not_found", f"model '{name.short}' is in no repository of this hub")
-    return row.repository_id, row.tag
+    return tag
+
+
+def _put_hosted(connection: sa.Connection, hosted: HostedModel, tag: _Tag | None) -> None:
+    row = {
+        "shown_name": parse_name(hosted.name).short,
+        "repository_id": tag.repository_id if tag else None,
+        "tag": tag.tag if tag else None,
+        "upstream_url": hosted.upstream_url,
+        "upstream_model": hosted.upstream_model,
+        "upstream_key_id": "",
+        "is_public": hosted.is_public,
+        "created_at": hosted.created_at,
+    }
+    content.put_row(connection, hosted_models, {"name": _key_of(hosted.name)}, row)
 
 
 def _publish(connection: sa.Connection, *, new: _New) -> None:
-    repository_id = _put_repository(connection, new)
-    for blob in new.document.blobs:
-        digest = str(blob.digest)
-        _add(connection, blobs, {"digest": digest}, {"size_bytes": blob.size_bytes, "created_at": new.now})
-        _add(connection, repository_blobs, {"repository_id": repository_id, "digest": digest}, {})
-    described = {"media_type": MANIFEST_TYPE, "body": new.body, "created_at": new.now}
-    _add(connection, manifests, {"digest": new.digest}, described)
-    _add(connection, repository_manifests, {"repository_id": repository_id, "digest": new.digest}, {})
-    _put_tag(connection, new, repository_id)
-    source = {
-        "repository_id": repository_id,
-        "tag": new.name.tag,
-        "upstream_url": "",
-        "upstream_model": "",
-        "upstream_key_id": "",
-    }
-    shown = {"shown_name": new.name.short, "is_public": new.is_public, "created_at": new.now}
-    _put(connection, hosted_models, {"name": new.name.key.short}, {**source, **shown})
-
-
-def _put_repository(connection: sa.Connection, new: _New) -> str:
-    """The repository's id, made if need be."""
-    visibility = "public" if new.is_public else "private"
-    changed = connection.execute(sa.update(repositories).where(_is_repository(new.name)).values(visibility=visibility))
-    if not changed.rowcount:
-        row = {
-            "id": new.repository_id,
-            "namespace": new.name.namespace,
-            "name": new.name.model,
-            "namespace_key": new.name.key.namespace,
-            "name_key": new.name.key.model,
-            "visibility": visibility,
-            "created_at": new.now,
-        }
-        connection.execute(sa.insert(repositories).values(row))
-    return str(connection.execute(sa.select(repositories.c.id).where(_is_repository(new.name))).scalar_one())
-
-
-def _put_tag(connection: sa.Connection, new: _New, repository_id: str) -> None:
-    """Point the tag at the manifest. A tag that does so already keeps its time."""
-    key = {"repository_id": repository_id, "tag_key": new.name.key.tag}
-    query = sa.select(tags.c.manifest_digest).filter_by(**key)
-    if connection.execute(query).scalar_one_or_none() != new.digest:
-        _put(connection, tags, key, {"tag": new.name.tag, "manifest_digest": new.digest, "updated_at": new.now})
-
-
-def _put(connection: sa.Connection, table: sa.Table, key: Mapping[str, object], row: Mapping[str, object]) -> None:
-    """Replace the row of that key, or add it. Writers take turns, so that nothing comes between the two statements."""
-    if not connection.execute(sa.update(table).filter_by(**key).values(row)).rowcount:
-        connection.execute(sa.insert(table).values({**key, **row}))
-
-
-def _add(connection: sa.Connection, table: sa.Table, key: Mapping[str, object], row: Mapping[str, object]) -> None:
-    """Add the row unless its key is there."""
-    if connection.execute(sa.select(sa.literal(1)).select_from(table).filter_by(**key)).first() is None:
-        connection.execute(sa.insert(table).values({**key, **row}))
+    repository = content.add_repository(connection, new.repository)
+    if repository.visibility is not new.repository.visibility:
+        change = sa.update(repositories).where(repositories.c.id == repository.id)
+        connection.execute(change.values(visibility=new.repository.visibility))
+    for digest, size_bytes in new.manifest.blobs:
+        if not content.link_blob(connection, repository.id, digest, until=new.now + _LEASE, size_bytes=size_bytes):
+            raise CorralError("unavailable", "the model's files were removed meanwhile; try again", retry_after_s=1)
+    found = content.tag_named(connection, repository.id, new.name.tag)
+    # Another spelling of a tag that is there is that tag: Ollama's names have no case.
+    tag = found[0] if found else new.name.tag
+    content.put_manifest(connection, repository.id, new.manifest, [tag], now=new.now)
+    hosted = HostedModel(name=new.name.short, is_public=new.is_public, created_at=new.now)
+    _put_hosted(connection, hosted, _Tag(repository.id, tag, str(new.manifest.manifest.digest)))

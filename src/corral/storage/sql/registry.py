@@ -57,10 +57,6 @@ _UPLOAD = (
     "SELECT u.id, u.repository_id, u.account_id, u.offset_bytes, u.created_at, u.touched_at, u.expected, u.finished_as"
     " FROM uploads u WHERE u.id = ?"
 )
-_REPOSITORY_COLUMNS = [
-    getattr(repositories.c, name)
-    for name in ("id", "namespace", "name", "visibility", "created_at", "updated_at", "quota_bytes", "readme", "mirrored_from")
-]
 
 
 class SqlRegistry:
@@ -78,32 +74,11 @@ class SqlRegistry:
             return None
         *head, created_at, updated_at, quota_bytes, readme, mirrored_from = row
         times = (from_micros(created_at), from_micros(updated_at))
-        return _repository_of((*head, *times, quota_bytes, readme, mirrored_from))
+        return content.repository_of((*head, *times, quota_bytes, readme, mirrored_from))
 
     async def add_repository(self, repository: Repository) -> Repository:
         """The unique index of names decides between two who create one at once."""
-        row = {
-            "id": repository.id,
-            "namespace": repository.namespace,
-            "name": repository.name,
-            "namespace_key": repository.namespace.lower(),
-            "name_key": repository.name.lower(),
-            "visibility": repository.visibility,
-            "created_at": repository.created_at,
-            "updated_at": repository.updated_at,
-            "quota_bytes": repository.quota_bytes,
-            "readme": repository.readme,
-            "mirrored_from": repository.mirrored_from,
-        }
-
-        def work(connection: sa.Connection) -> Repository:
-            there = sa.select(*_REPOSITORY_COLUMNS).where(_is_named(repository.namespace, repository.name))
-            found = connection.execute(there).one_or_none()
-            if found is None:
-                connection.execute(sa.insert(repositories).values(row))
-            return repository if found is None else _repository_of(found)
-
-        return await self._database.write(work)
+        return await self._database.write(partial(content.add_repository, repository=repository))
 
     async def change_repository(
         self, repository_id: str, *, visibility: Visibility | None = None, readme: str | None = None
@@ -128,11 +103,11 @@ class SqlRegistry:
     async def repositories_of(self, namespace: str) -> Sequence[Repository]:
         """By the unique index of names."""
         query = (
-            sa.select(*_REPOSITORY_COLUMNS)
+            sa.select(*content.REPOSITORY_FIELDS)
             .where(repositories.c.namespace_key == namespace.lower())
             .order_by(repositories.c.name_key)
         )
-        return [_repository_of(row) for row in await self._read(query)]
+        return [content.repository_of(row) for row in await self._read(query)]
 
     async def right_of(self, repository_id: str, account_id: str) -> Right | None:
         """One inline read by primary key."""
@@ -198,13 +173,13 @@ class SqlRegistry:
     async def sources_of(self, digest: Digest, *, limit: int = 50) -> Sequence[Repository]:
         """Public ones first, which anybody may mount from."""
         query = (
-            sa.select(*_REPOSITORY_COLUMNS)
+            sa.select(*content.REPOSITORY_FIELDS)
             .join(repository_blobs, repository_blobs.c.repository_id == repositories.c.id)
             .where(repository_blobs.c.digest == str(digest))
             .order_by(repositories.c.visibility != Visibility.PUBLIC, repositories.c.id)
             .limit(limit)
         )
-        return [_repository_of(row) for row in await self._read(query)]
+        return [content.repository_of(row) for row in await self._read(query)]
 
     async def stored_bytes(self, namespace: str, *, repository_id: str = "") -> int:
         """Two sums on one snapshot."""
@@ -399,7 +374,7 @@ class SqlRegistry:
         links = sa.select(sa.func.count()).select_from(repository_blobs).where(is_free, ~named)
         is_kept = sa.select(sa.literal(1)).select_from(repository_blobs).where(link.digest == blobs.c.digest, named).exists()
         gone = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(blobs.c.size_bytes), 0)).select_from(blobs)
-        [(count, size_bytes)] = await self._read(gone.where(blobs.c.lease_until <= now, ~is_kept))
+        count, size_bytes = tuple((await self._read(gone.where(blobs.c.lease_until <= now, ~is_kept)))[0])
         return Garbage(links=(await self._read(links))[0][0], blobs=count, size_bytes=int(size_bytes))
 
     async def unnamed_links(self, *, now: datetime, limit: int) -> int:
@@ -442,22 +417,3 @@ class SqlRegistry:
 
     async def _read(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
         return await self._database.read(lambda connection: connection.execute(query).all())
-
-
-def _is_named(namespace: str, name: str) -> sa.ColumnElement[bool]:
-    return (repositories.c.namespace_key == namespace.lower()) & (repositories.c.name_key == name.lower())
-
-
-def _repository_of(row: Sequence[Any]) -> Repository:
-    repository_id, namespace, name, visibility, created_at, updated_at, quota_bytes, readme, mirrored_from = row
-    return Repository(
-        id=repository_id,
-        namespace=namespace,
-        name=name,
-        visibility=Visibility(visibility),
-        created_at=created_at,
-        updated_at=updated_at,
-        quota_bytes=quota_bytes,
-        readme=readme,
-        mirrored_from=mirrored_from,
-    )
