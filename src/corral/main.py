@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from corral.edges.asgi import App, Endpoint
     from corral.engines.upstream import UpstreamEngine
     from corral.hub.accounts import Accounts
+    from corral.hub.catalog import Catalog
     from corral.hub.collector import Collected, Collector
     from corral.hub.credentials import Credentials
+    from corral.hub.describing import Describing
     from corral.hub.inference import HostedInference
     from corral.hub.registry import Registry
     from corral.hub.repositories import Repositories
@@ -230,6 +232,8 @@ class RegistryServices:
 
     repositories: "Repositories"
     registry: "Registry"
+    catalog: "Catalog"
+    describing: "Describing"
     uploads: "Uploads"
     collector: "Collector"
     tickets: "Tickets"
@@ -239,7 +243,9 @@ class RegistryServices:
 
 def registry_services(settings: Settings, services: HubServices) -> RegistryServices:
     """The registry over a hub's services; what it keeps is among their data."""
+    from corral.hub.catalog import Catalog
     from corral.hub.collector import Collector
+    from corral.hub.describing import Describing
     from corral.hub.links import BlobLinks
     from corral.hub.quotas import Quotas
     from corral.hub.registry import Registry
@@ -247,14 +253,16 @@ def registry_services(settings: Settings, services: HubServices) -> RegistryServ
     from corral.hub.stubs import Stubs
     from corral.hub.tickets import Tickets
     from corral.hub.uploads import Uploads
+    from corral.storage.describe import BlobDescriber, BoundedReader
     from corral.storage.locks import held_alone
     from corral.storage.sql.accounts import SqlAccounts
+    from corral.storage.sql.catalog import SqlCatalog
     from corral.storage.sql.credentials import SqlCredentials
     from corral.storage.sql.registry import SqlRegistry
     from corral.storage.uploads import UploadFiles
 
     clock, entropy, home = services.clock, SystemEntropy(), settings.corral_home
-    store = SqlRegistry(services.database, clock=clock)
+    store, catalog = SqlRegistry(services.database, clock=clock), SqlCatalog(services.database)
     files = UploadFiles(home / "blobs", home / "cache")
     repositories = Repositories(
         store=store, accounts=SqlAccounts(services.database), audit=services.audit, clock=clock, entropy=entropy
@@ -278,6 +286,8 @@ def registry_services(settings: Settings, services: HubServices) -> RegistryServ
     return RegistryServices(
         repositories=repositories,
         registry=registry,
+        catalog=Catalog(store=catalog, registry=store, repositories=repositories),
+        describing=Describing(catalog, BlobDescriber(home / "blobs", home / "cache", BoundedReader())),
         uploads=uploads,
         collector=Collector(store=store, files=files, uploads=uploads, clock=clock, alone=alone),
         tickets=tickets,
@@ -388,10 +398,14 @@ async def build_hub(settings: Settings) -> AsyncIterator[Built]:
             public_url=settings.public_url,
             is_ready=services.is_ready,
         )
+        registry = registry_services(settings, services)
         web = web_endpoints(
             accounts=services.accounts,
             credentials=services.credentials,
             hosting=services.hosted,
+            repositories=registry.repositories,
+            registry=registry.registry,
+            catalog=registry.catalog,
             usage=services.usage,
             audit=services.audit,
             public_url=settings.public_url,
@@ -399,7 +413,6 @@ async def build_hub(settings: Settings) -> AsyncIterator[Built]:
             sign_up_open=settings.is_signup_open,
         )
         await services.hosted.remove_stale()
-        registry = registry_services(settings, services)
         may_run = Access(CLIENT_PROOFS, Scope.INFERENCE)
 
         def fallback(path: str) -> Dialect:
@@ -420,7 +433,7 @@ async def build_hub(settings: Settings) -> AsyncIterator[Built]:
         # The pages come last: the path of a model's page fits nearly everything.
         rows = [*api.endpoints(), *inference_rows, *_registry_endpoints(settings, services, registry), *web]
         flushing = _repeated(services.credentials.flush_uses, every_s=_FLUSH_USES_EVERY_S)
-        async with flushing, _collecting(registry.collector):
+        async with flushing, _collecting(registry.collector), _cataloguing(registry):
             yield Built(app=App(rows, options), facts=lambda: _hub_facts(settings, services), release=release)
 
 
@@ -429,7 +442,12 @@ def _registry_endpoints(settings: Settings, services: HubServices, built: Regist
     from corral.edges.token_api import token_endpoints
 
     api = RegistryApi(
-        registry=built.registry, repositories=built.repositories, tickets=built.tickets, public_url=settings.public_url
+        registry=built.registry,
+        repositories=built.repositories,
+        tickets=built.tickets,
+        public_url=settings.public_url,
+        on_pull=built.catalog.count_pull,
+        on_push=built.describing.notify,
     )
     tokens = token_endpoints(tokens=services.tokens, credentials=services.credentials, grantable=built.repositories.grantable)
     return [*tokens, *api.endpoints()]
@@ -453,6 +471,19 @@ async def _collecting(collector: "Collector") -> AsyncIterator[None]:
 
     async with asyncio.TaskGroup() as background:
         task = background.create_task(_repeat(collect, every_s=COLLECT_EVERY_S))
+        try:
+            yield
+        finally:
+            task.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _cataloguing(registry: RegistryServices) -> AsyncIterator[None]:
+    """Describe what is pushed, and write down what is pulled, while the block runs."""
+    from corral.hub.catalog import FLUSH_EVERY_S
+
+    async with _repeated(registry.catalog.flush, every_s=FLUSH_EVERY_S), asyncio.TaskGroup() as background:
+        task = background.create_task(registry.describing.run())
         try:
             yield
         finally:
