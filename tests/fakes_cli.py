@@ -34,8 +34,9 @@ class FakeServer:
     def handle(self, request: BaseHTTPRequestHandler) -> None:
         length = int(request.headers.get("Content-Length") or 0)
         text = request.rfile.read(length)
-        body = json.loads(text) if text else None
         headers = {name.lower(): value for name, value in request.headers.items()}
+        is_raw = headers.get("content-type") == "application/octet-stream"
+        body = text if is_raw else json.loads(text) if text else None
         self.seen.append(Seen(request.command, request.path, headers, body))
         status, answer = self.answers.get(f"{request.command} {request.path}", (404, {"error": "404 page not found"}))
         lines = answer if isinstance(answer, list) else [answer]
@@ -43,7 +44,8 @@ class FakeServer:
         request.send_response(status)
         request.send_header("Content-Length", str(len(content)))
         request.end_headers()
-        request.wfile.write(content)
+        if request.command != "HEAD":
+            request.wfile.write(content)
 
 
 @contextmanager
@@ -55,7 +57,7 @@ def fake_server(answers: dict[str, tuple[int, Any]]) -> Iterator[FakeServer]:
         def do(self) -> None:
             fake.handle(self)
 
-        do_GET = do_POST = do_DELETE = do  # noqa: N815 - the names that http.server looks for
+        do_GET = do_HEAD = do_POST = do_DELETE = do  # noqa: N815 - the names that http.server looks for
 
         def log_message(self, *_: object) -> None:
             pass
