@@ -1,30 +1,45 @@
 """A whole hub in memory as a browser sees it: real services on fake stores, and a browser that fills in the forms it is shown."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from asgi_client import Answer, Caller
+from corral.core.catalog import Description, Facts, Kind
 from corral.core.policy import CLIENT_PROOFS, Access
-from corral.core.records import Account, Capability, HostedModel, Model, ModelDetails
+from corral.core.records import Account, Capability, HostedModel, Model, ModelDetails, Principal, Proof, Scope
+from corral.core.registry import Right, Visibility
 from corral.edges.asgi import App, AppOptions, Dialect, caller_of, endpoint, json_response
 from corral.edges.pages import error_page, security_headers
 from corral.edges.web import web_endpoints
 from corral.hub.accounts import AccountRules, Accounts
+from corral.hub.catalog import Catalog
 from corral.hub.credentials import Credentials
+from corral.hub.links import BlobLinks
 from corral.hub.passwords import PasswordCost
+from corral.hub.quotas import Quotas
+from corral.hub.registry import Registry
+from corral.hub.repositories import Repositories
 from corral.hub.sightings import MemorySightings
+from corral.hub.stubs import Stubs
 from corral.hub.tokens import RegistryTokens
+from corral.hub.uploads import Uploads
 from corral.wire.apikeys import Peppers
 from corral.wire.browser import session_cookie_name
+from corral.wire.manifest import MANIFEST_TYPE
 from corral.wire.names import Digest, parse_name
+from corral.wire.registry import parse_repository
 from corral.wire.signing import DevicePrivateKey, authorization_header, request_challenge, signed_target
 from fakes import NOON, FakeClock, MemoryAccounts, MemoryAudit, MemoryCredentials, MemorySessions, MemoryUsage, SeededEntropy
+from fakes_catalog import MemoryCatalog
 from fakes_models import MemoryHosting
+from fakes_registry import FakeRegistryFiles, FakeRegistryStore
 from identity_hub import TOKEN_KEYS
 
 PASSWORD = "seven lamps over a quiet river"
@@ -34,6 +49,18 @@ QUICK = PasswordCost(time_cost=1, memory_kib=8)
 
 #: What the hub's repository holds; `Site.host` offers them.
 MODELS = ("smollm2:135m", "gemma3:270m", "alice/tiny:latest", "alice/tiny:big")
+
+
+#: What is told of a model that is pushed.
+FACTS = Facts(
+    kind=Kind.MODEL,
+    size_bytes=91_739_413,
+    family="llama",
+    parameter_size="134.52M",
+    quantization="Q4_1",
+    context_length=8192,
+    capabilities=frozenset({Capability.COMPLETION}),
+)
 
 
 def _model(name: str) -> Model:
@@ -82,10 +109,14 @@ class Site:
             tokens=RegistryTokens(TOKEN_KEYS, issuer=public_url, clock=self.clock, entropy=entropy),
             public_url=public_url,
         )
+        self._build_registry(entropy)
         self.rows = web_endpoints(
             accounts=self.accounts,
             credentials=self.credentials,
             hosting=self.hosting,
+            repositories=self.repositories,
+            registry=self.registry,
+            catalog=self.catalog,
             usage=self.usage,
             audit=self.audit,
             public_url=public_url,
@@ -99,6 +130,40 @@ class Site:
             fallback=lambda path: Dialect.NATIVE if path.startswith(("/api/", "/v1/", "/v2/")) else Dialect.HTML,
         )
         self.app = App([endpoint("POST", "/api/me", _me, Access(CLIENT_PROOFS)), *self.rows], options)
+
+    def _build_registry(self, entropy: SeededEntropy) -> None:
+        """A registry in memory. What is pushed to it is described by nobody but the test."""
+        store = self.registry_store = FakeRegistryStore(self.account_store)
+        self.registry_files = FakeRegistryFiles(self.clock)
+        self.catalog_store = MemoryCatalog(store, self.account_store)
+        self.repositories = Repositories(
+            store=store, accounts=self.account_store, audit=self.audit, clock=self.clock, entropy=entropy
+        )
+        common = {"repositories": self.repositories, "store": store, "files": self.registry_files, "clock": self.clock}
+        quotas = Quotas(store, self.registry_files)
+        links = BlobLinks(quotas=quotas, **common)
+        uploads = Uploads(links=links, quotas=quotas, entropy=entropy, **common)
+        stubs = Stubs(self.hosting, public_url=self.public_url, clock=self.clock)
+        self.registry = Registry(uploads=uploads, links=links, stubs=stubs, **common)
+        self.catalog = Catalog(store=self.catalog_store, registry=store, repositories=self.repositories)
+
+    async def push(
+        self, path: str, tag: str = "latest", *, is_public: bool = False, facts: Facts | None = FACTS, **texts: Any
+    ) -> Digest:
+        """A model in a repository, described unless there are no facts; the digest of its manifest. texts: of the description."""
+        name = parse_repository(path)
+        owner = await self.account_store.by_name(name.namespace)
+        account = owner or (await self.signed_in("root", is_admin=True) and await self.account_store.by_name("root"))
+        assert account is not None
+        caller = Principal(account=account, proof=Proof.API_KEY, credential_id="k", scopes=frozenset(Scope))
+        repository = await self.repositories.find(name, Right.PUSH, caller)
+        body = json.dumps({"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "path": path, "tag": tag, "layers": []}).encode()
+        digest, _ = await self.registry.put_manifest(name, tag, caller, body, MANIFEST_TYPE)
+        if is_public:
+            await self.registry_store.change_repository(repository.id, visibility=Visibility.PUBLIC)
+        if facts is not None:
+            await self.catalog_store.describe(Description(digest=digest, facts=facts, **texts))
+        return digest
 
     async def host(self, name: str, *, is_public: bool = True) -> None:
         """Offer one of `MODELS`."""

@@ -22,6 +22,7 @@ from corral.edges.pages import (
     shorten_fingerprint,
     static_files,
 )
+from corral.edges.web_models import Entry
 from corral.wire.errors import CODES, CorralError
 from fakes import NOON, FakeClock
 from fakes_web import device_key
@@ -111,7 +112,7 @@ def test_static_file_is_named_by_its_content_and_kept_for_ever() -> None:
 
 def test_page_without_personal_matter_may_be_kept_but_is_checked_each_time() -> None:
     pages = Pages(public_url="http://localhost:11435", clock=FakeClock(), sign_up_open=False)
-    answer = pages.render("models.html", caller=None, title="Library", query="", models=[])
+    answer = pages.render("hosted.html", caller=None, entry=Entry(title="x", path="/x/y", summary="", is_public=True), tags=[])
     assert (answer.headers["cache-control"], answer.headers["vary"]) == ("no-cache", "Cookie")
     assert int(answer.headers["content-length"]) == len(bytes(answer.body))
 

@@ -53,7 +53,7 @@ async def test_model_page_shows_facts_and_tags(site: Site) -> None:
     await site.host("alice/tiny:big")
     page = await (await site.signed_in("alice")).get("/alice/tiny")
     assert "llama, 134.52M parameters, Q4_1 · 92 MB · 8k context · completion" in page.text
-    assert "latest 3f9a1c000000 134.52M 8k 92 MB" in page.text
+    assert "latest 3f9a1c000000 134.52M Q4_1 8k 92 MB" in page.text
     assert "big 3f9a1c000000" in page.text
     assert (await Browser(site).get("/Library/SmolLM2")).status == 200
     assert (await Browser(site).get("/library/smollm2:135m")).status == 200

@@ -13,6 +13,7 @@ from typing import Protocol
 from corral.core.records import Capability, Principal
 from corral.core.registry import StoredManifest, Visibility
 from corral.wire.names import DEFAULT_NAMESPACE, Digest
+from corral.wire.registry import RepositoryName
 
 #: Grows when more is told of a manifest than before; whatever has an older description is then described again.
 DESCRIPTION_VERSION = 1
@@ -144,8 +145,8 @@ class CatalogStore(Protocol):
         """Bring the search index up to date with repositories that changed; how many those were, at most limit."""
         ...
 
-    async def add_pulls(self, counts: Mapping[str, int]) -> None:
-        """repository id -> how many more."""
+    async def add_pulls(self, counts: Mapping[RepositoryName, int]) -> None:
+        """How many more, by name in any case. One that is gone by now is passed over."""
         ...
 
     async def pulls(self, repository_id: str) -> int: ...

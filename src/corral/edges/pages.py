@@ -187,6 +187,7 @@ def _environment() -> Environment:
         ago=format_ago,
         ahead=format_ahead,
         browser=format_browser,
+        context=format_context,
         count=format_count,
         day=format_day,
         moment=format_moment,
@@ -244,6 +245,13 @@ def format_size(size_bytes: int) -> str:
 def format_count(number: int) -> str:
     """`940`, `12 k`, `1.2 M`."""
     return _scaled(number, ("", "k", "M", "G", "T")).rstrip()
+
+
+def format_context(tokens: int | None) -> str:
+    """`8k`, `512`, and nothing for what is not known."""
+    if not tokens:
+        return ""
+    return f"{tokens // 1024}k" if tokens >= 1024 else str(tokens)
 
 
 def _scaled(number: float, units: tuple[str, ...]) -> str:

@@ -5,7 +5,7 @@ takes what is left. Whoever gets an address from us gets it absolute and with th
 Sources: distribution-spec 1.1, "Endpoints" (end-1 … end-14); ollama server/{upload,download}.go and x/transfer, fb30760.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from urllib.parse import quote
 
@@ -44,9 +44,20 @@ _MAX_COUNT_DIGITS = 18
 
 
 class RegistryApi:
-    """Handlers over the registry's services."""
+    """Handlers over the registry's services. on_pull, on_push: told of each manifest that was fetched, or stored."""
 
-    def __init__(self, *, registry: Registry, repositories: Repositories, tickets: Tickets, public_url: str) -> None:
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        repositories: Repositories,
+        tickets: Tickets,
+        public_url: str,
+        on_pull: Callable[[RepositoryName], None] = lambda name: None,
+        on_push: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._on_pull = on_pull
+        self._on_push = on_push
         self._registry = registry
         self._repositories = repositories
         self._tickets = tickets
@@ -147,7 +158,10 @@ class RegistryApi:
             "ETag": f'"{found.digest}"',
             "Cache-Control": "private, no-cache",
         }
-        return bare_response(200, headers, b"" if request.method == "HEAD" else found.body)
+        if request.method == "HEAD":
+            return bare_response(200, headers)
+        self._on_pull(_name(request))
+        return bare_response(200, headers, found.body)
 
     async def put_manifest(self, request: Request) -> Response:
         """Store a manifest, under a tag or its digest and under every `?tag=`; our own client says who may see the repository."""
@@ -160,6 +174,7 @@ class RegistryApi:
         reference, tags = request.path_params["reference"], query_of(request).fields.get("tag", ())
         content_type = facts_of(request).headers.get("content-type", [""])[0]
         digest, subject = await self._registry.put_manifest(name, reference, caller, body, content_type, tags)
+        self._on_push()
         if visibility is Visibility.PUBLIC:
             await self._set_visibility(request, name, caller, visibility)
         headers = {"Location": f"{self._repository_url(request)}/manifests/{reference}", "Docker-Content-Digest": str(digest)}

@@ -19,10 +19,14 @@ from corral.edges.web_admin import AdminPages
 from corral.edges.web_connect import ConnectPages
 from corral.edges.web_keys import KeyPages
 from corral.edges.web_models import ModelPages, Shelf
+from corral.edges.web_repository import RepositoryPages
 from corral.edges.web_settings import SettingsPages
 from corral.hub.accounts import Accounts
+from corral.hub.catalog import Catalog
 from corral.hub.credentials import Credentials
 from corral.hub.hosting import Hosting
+from corral.hub.registry import Registry
+from corral.hub.repositories import Repositories
 
 
 def web_endpoints(
@@ -30,13 +34,16 @@ def web_endpoints(
     accounts: Accounts,
     credentials: Credentials,
     hosting: HostedStore,
+    repositories: Repositories,
+    registry: Registry,
+    catalog: Catalog,
     usage: UsageStore,
     audit: AuditLog,
     public_url: str,
     clock: Clock,
     sign_up_open: bool,
 ) -> list[Endpoint]:
-    """Every route a browser uses. Goes behind the other route lists: its last row matches any two-part path."""
+    """Every route a browser uses. Goes behind the other route lists: its last rows match nearly any path."""
     pages = Pages(public_url=public_url, clock=clock, sign_up_open=sign_up_open)
     cookies = Cookies(public_url=public_url, clock=clock)
     step_up = StepUp(accounts=accounts, cookies=cookies, clock=clock)
@@ -48,6 +55,9 @@ def web_endpoints(
         pages=pages, accounts=accounts, credentials=credentials, usage=usage, cookies=cookies, clock=clock
     )
     key_pages = KeyPages(pages=pages, credentials=credentials, usage=usage, shelf=shelf, step_up=step_up, clock=clock)
+    repository_pages = RepositoryPages(
+        pages=pages, repositories=repositories, registry=registry, catalog=catalog, step_up=step_up
+    )
     return [
         *(endpoint("GET,HEAD", file.path, _sender(file), PUBLIC, dialect=Dialect.TEXT) for file in static_files().values()),
         *account_pages.endpoints(),
@@ -55,7 +65,8 @@ def web_endpoints(
         *settings_pages.endpoints(),
         *key_pages.endpoints(),
         *AdminPages(pages=pages, accounts=accounts, audit=audit, step_up=step_up).endpoints(),
-        *ModelPages(pages=pages, shelf=shelf).endpoints(),
+        *repository_pages.endpoints(),
+        *ModelPages(pages=pages, shelf=shelf, catalog=catalog, public_url=public_url).endpoints(),
     ]
 
 

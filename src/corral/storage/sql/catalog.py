@@ -43,6 +43,7 @@ from corral.storage.sql.schema import (
 )
 from corral.wire.errors import CorralError
 from corral.wire.names import DEFAULT_NAMESPACE, Digest, parse_content_digest
+from corral.wire.registry import RepositoryName
 
 #: A search by most pulled sorts this many of the newest that match.
 _WINDOW = 500
@@ -84,6 +85,7 @@ _ENTRY = (
 _is_alive = sa.or_(
     repositories.c.namespace_key == DEFAULT_NAMESPACE,
     repositories.c.namespace_key.contains(".", autoescape=True),
+    repositories.c.mirrored_from != "",
     sa.exists().where(
         accounts.c.name_key == repositories.c.namespace_key, accounts.c.disabled_at.is_(None), accounts.c.deleted_at.is_(None)
     ),
@@ -152,11 +154,17 @@ class SqlCatalog:
         """Relaxed: what a power cut takes back is stale again as well."""
         return await self._database.write_relaxed(partial(_refresh, limit=limit))
 
-    async def add_pulls(self, counts: Mapping[str, int]) -> None:
+    async def add_pulls(self, counts: Mapping[RepositoryName, int]) -> None:
         """Relaxed: a count may be lost in a power cut."""
-        key, more = sa.bindparam("repository", type_=sa.Text), sa.bindparam("more", type_=sa.BigInteger)
-        query = sa.update(repositories).where(repositories.c.id == key).values(pulls=repositories.c.pulls + more)
-        rows = [{"repository": repository_id, "more": count} for repository_id, count in counts.items()]
+        namespace, name = sa.bindparam("in_namespace", type_=sa.Text), sa.bindparam("named", type_=sa.Text)
+        query = (
+            sa.update(repositories)
+            .where(repositories.c.namespace_key == namespace, repositories.c.name_key == name)
+            .values(pulls=repositories.c.pulls + sa.bindparam("more", type_=sa.BigInteger))
+        )
+        rows = [
+            {"in_namespace": pulled.key.namespace, "named": pulled.key.name, "more": count} for pulled, count in counts.items()
+        ]
         if rows:
             await self._database.write_relaxed(lambda connection: connection.execute(query, rows))
 
