@@ -226,3 +226,25 @@ def test_mirror_rules_are_read_in_order() -> None:
 
 def test_mirror_is_off_by_default() -> None:
     assert settings().mirrors == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", 0),
+        ("0", 0),
+        ("123", 123),
+        ("500MB", 500_000_000),
+        ("1.5 tb", 1_500_000_000_000),
+        ("20G", 20_000_000_000),
+        ("1kB", 1000),
+    ],
+)
+def test_quota_is_a_size(text: str, expected: int) -> None:
+    assert settings(CORRAL_QUOTA=text).quota_bytes == expected
+
+
+@pytest.mark.parametrize("text", ["-1", "lots", "1e9", "5 PB", "1,5GB", "9" * 20, ".5GB"])
+def test_quota_that_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(BadSetting, match="CORRAL_QUOTA"):
+        settings(CORRAL_QUOTA=text)

@@ -267,7 +267,7 @@ def registry_services(settings: Settings, services: HubServices) -> RegistryServ
     repositories = Repositories(
         store=store, accounts=SqlAccounts(services.database), audit=services.audit, clock=clock, entropy=entropy
     )
-    quotas = Quotas(store, files)
+    quotas = Quotas(store, files, default_bytes=settings.quota_bytes)
     links = BlobLinks(repositories=repositories, quotas=quotas, store=store, files=files, clock=clock)
     uploads = Uploads(
         repositories=repositories, links=links, quotas=quotas, store=store, files=files, clock=clock, entropy=entropy
@@ -294,6 +294,16 @@ def registry_services(settings: Settings, services: HubServices) -> RegistryServ
         store=store,
         files=files,
     )
+
+
+async def set_quota(settings: Settings, name: str, quota_bytes: int | None) -> str:
+    """How much one repository may hold; None leaves that to its account. Returns its name. Raises: name_invalid, name_unknown."""
+    from corral.wire.registry import parse_repository
+
+    repository = parse_repository(name)
+    async with open_hub_services(settings) as services:
+        await registry_services(settings, services).repositories.set_quota(repository, quota_bytes)
+    return str(repository)
 
 
 async def collect_garbage(settings: Settings, *, is_dry_run: bool) -> "Collected":

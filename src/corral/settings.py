@@ -74,9 +74,9 @@ class Settings:
     """What the environment asked for. Zero, empty and None mean: not set, let the part that uses it decide.
 
     keep_alive_s: below zero is for ever. debug: 0, 1 or 2. hub: a base URL without trailing slash, empty when nothing was said.
-    public_url: without trailing slash. mirrors: which repositories the hub fetches from other registries; none by default.
-    search_path: where programs are looked for. engine_environ: all variables, of which an
-    engine gets those that tell where its libraries and devices are. warnings: sentences to show once when a server starts.
+    public_url: without trailing slash. quota_bytes: of each account's repositories. mirrors: which repositories the hub fetches
+    from other registries; none by default. search_path: where programs are looked for. engine_environ: all variables, of which
+    an engine gets those that tell where its libraries and devices are. warnings: sentences to show once when a server starts.
     """
 
     home: Path
@@ -100,6 +100,7 @@ class Settings:
     public_url: str
     database_url: str = ""
     is_signup_open: bool = False
+    quota_bytes: int = 0
     mirrors: tuple[MirrorRule, ...] = ()
     llama_server: str = ""
     is_public_allowed: bool = False
@@ -138,6 +139,7 @@ class Settings:
             public_url=public_url,
             database_url=_database_url(read.text("CORRAL_DATABASE_URL")),
             is_signup_open=read.choice("CORRAL_SIGNUP", ("closed", "open")) == "open",
+            quota_bytes=read.size("CORRAL_QUOTA", 0),
             mirrors=tuple(_mirror_rule(word) for word in read.words("CORRAL_MIRROR")),
             llama_server=read.text("CORRAL_LLAMA_SERVER"),
             is_public_allowed=read.truth("CORRAL_ALLOW_PUBLIC"),
@@ -174,6 +176,15 @@ class _Reader:
             raise BadSetting(f"{name} is {text!r}; it takes a whole number, 0 or more")
         return int(text)
 
+    def size(self, name: str, default: int) -> int:
+        text = self.text(name)
+        if not text:
+            return default
+        count = parse_size(text)
+        if count is None:
+            raise BadSetting(f"{name} is {text!r}; it takes bytes or a size such as 500MB or 1.5TB")
+        return count
+
     def choice(self, name: str, choices: tuple[str, ...]) -> str:
         text = self.text(name).lower() or choices[0]
         if text not in choices:
@@ -199,6 +210,12 @@ def parse_duration(text: str) -> float | None:
         return None
     total = sum((Decimal(amount) * Decimal(_UNIT_S[unit]) for amount, unit in _GO_PART.findall(match["body"])), Decimal(0))
     return float(-total if match["sign"] == "-" else total)
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes of `500`, `500MB` or `1.5 TB`, in powers of 1000 as sizes are shown; None when it is no size."""
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([KMGT]?)B?", text.strip().upper())
+    return None if match is None else int(Decimal(match[1]) * 1000 ** " KMGT".index(match[2] or " "))
 
 
 def parse_ollama_host(text: str, *, warn: Callable[[str], None] = lambda _: None) -> Address:

@@ -70,3 +70,13 @@ def test_gc_beside_another_says_so(env: dict[str, str], tmp_path: Path, capsys: 
     with held_alone(tmp_path / ".corral" / "collect.lock", otherwise=""):
         assert run(["hub", "gc"], env) == 1
     assert "another collection is under way" in capsys.readouterr().err
+
+
+def test_quota_of_a_repository_is_set_by_an_existing_name_and_a_size(
+    env: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["hub", "quota", "alice/tiny", "lots"], env) == 2
+    assert "'lots' is no size" in capsys.readouterr().err
+    assert run(["hub", "quota", "alice/tiny", "20GB"], env) == 1
+    assert "repository unknown" in capsys.readouterr().err
+    assert run(["hub", "quota", "alice", "none"], env) == 1

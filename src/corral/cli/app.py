@@ -48,6 +48,7 @@ _HUB = {
     "device": ("app", "hub_device", "Manage an account's devices"),
     "host": ("commands_hub", "host", "Offer a model to signed-in devices and API keys"),
     "unhost": ("commands_hub", "unhost", "Stop offering a model"),
+    "quota": ("commands_hub", "quota", "Say how much a repository may hold"),
     "gc": ("commands_hub", "collect", "Remove content that nobody needs any more"),
 }
 _HUB_USER = {

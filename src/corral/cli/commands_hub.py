@@ -1,4 +1,4 @@
-"""hub user, key, device, host, gc, and install: administration on the hub's own data, while the hub runs or while it does not.
+"""hub user, key, device, host, quota, gc and install: administration on the hub's own data, whether or not the hub runs.
 
 These commands are for whoever may read CORRAL_HOME, which is why they ask for no password. They use the same services as the
 hub's pages, so every change is audited (as `console`) and takes effect with the next request.
@@ -258,6 +258,23 @@ def unhost(environment: Environment, name: str) -> None:
     if not _with_hub(environment, lambda hub: hub.hosted.withdraw(name)):
         raise Failed(f'"{name}" is not offered', f"{environment.settings.public_url}/library shows what is")
     render.say(f"{render.plain(name)} is no longer offered.")
+
+
+@click.command()
+@click.argument("name")
+@click.argument("size")
+@pass_environment
+def quota(environment: Environment, name: str, size: str) -> None:
+    """Say how much the repository NAME (`NAMESPACE/MODEL`) may hold: a SIZE such as 20GB, or none of its own."""
+    from corral.main import set_quota
+    from corral.settings import parse_size
+
+    quota_bytes = None if size == "none" else parse_size(size)
+    if quota_bytes is None and size != "none":
+        raise Failed(f"{size!r} is no size", "give bytes, or a size such as 500MB or 1.5TB", status=2)
+    shown = wait_for(set_quota(environment.settings, name, quota_bytes))
+    limit = "as much as its account may" if quota_bytes is None else f"at most {render.size(quota_bytes)}"
+    render.say(f"{render.plain(shown)} may hold {limit}.")
 
 
 @click.command("gc")
