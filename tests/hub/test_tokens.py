@@ -11,7 +11,7 @@ from joserfc.jwk import OctKey, OKPKey
 from nacl import bindings
 
 from corral.core.policy import ALL_SCOPES
-from corral.core.records import Account, Device, Proof, Scope, Visitor
+from corral.core.records import Account, Device, Proof, Scope, Sighting, Visitor
 from corral.core.registry import Grant
 from corral.hub.tokens import RegistryTokens
 from corral.wire.errors import CorralError
@@ -71,6 +71,10 @@ async def test_token_names_hub_account_credential_and_grants(hub: IdentityHub, d
     assert (claims["iat"], claims["nbf"], claims["exp"]) == (now, now, now + LIFETIME_S)
     assert claims["access"] == [{"type": "repository", "name": "Ada/Tiny", "actions": ["pull", "push"]}]
     assert claims["corral"] == {"kind": "device", "id": device.id, "key": base64.b64encode(LAPTOP.public.raw).decode()}
+
+
+def test_service_is_the_one_that_challenges_name(hub: IdentityHub) -> None:
+    assert hub.tokens.service == "corral"
 
 
 async def test_two_tokens_of_one_moment_differ(hub: IdentityHub) -> None:
@@ -330,6 +334,14 @@ async def test_unknown_devices_of_one_network_cannot_fill_the_store_of_nonces(hu
         await hub.visitor(hub.token(nonce=number.to_bytes(16)))
     assert (await hub.refusal(hub.token(nonce=b"n" * 16))).code == "rate_limited"
     await hub.visitor(hub.token(nonce=b"n" * 16, network=CAFE))
+
+
+async def test_unknown_device_that_cannot_be_remembered_for_another_reason_gets_no_token(hub: IdentityHub) -> None:
+    async def failing(_: object) -> Sighting:
+        raise CorralError("unavailable")
+
+    hub.sightings.record = failing  # type: ignore[method-assign]
+    assert (await hub.refusal(hub.token())).code == "unavailable"
 
 
 async def test_unknown_device_over_plain_http_is_forbidden(hub: IdentityHub) -> None:

@@ -118,9 +118,8 @@ def _holder(caller: Principal | Visitor | None) -> dict[str, str]:
 def _grants(claims: TokenClaims) -> dict[str, frozenset[str]]:
     grants: dict[str, frozenset[str]] = {}
     for entry in claims.access:
-        if entry.type == "repository":
-            name = entry.name.lower()
-            grants[name] = grants.get(name, frozenset()) | frozenset(entry.actions)
+        name = entry.name.lower()
+        grants[name] = grants.get(name, frozenset()) | frozenset(entry.actions)
     return grants
 
 
