@@ -1,5 +1,6 @@
 """The identity services on a real database file: what holds between processes, on the disk, and while it is locked."""
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
@@ -8,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from corral.core.policy import ALL_SCOPES
-from corral.core.records import Account, RequestFacts
+from corral.core.records import Account, Principal, RequestFacts, Visitor
 from corral.storage.sql import engine as engine_module
 from corral.storage.sql.engine import Database, open_database
+from corral.wire.errors import CorralError
 from fakes import FakeClock
-from identity_hub import HOME, LAPTOP, PASSWORD, IdentityHub, bearer, browser, error_of
+from identity_hub import HOME, LAPTOP, PASSWORD, IdentityHub, basic, bearer, browser, error_of
 from identity_stores import sql_stores
 
 Open = Callable[[], IdentityHub]
@@ -78,6 +80,29 @@ async def test_t062_account_disabled_elsewhere_is_refused_on_its_next_request(op
     await (console.accounts.set_disabled("Ada", True) if change == "disable" else console.accounts.remove("Ada"))
     assert [(await hub.refusal(requests[form]())).code for form in ("key", "stock", "strong")] == ["unauthorized"] * 3
     assert await hub.credentials.authenticate(requests["session"]()) is None
+
+
+@pytest.mark.parametrize("is_connected", [True, False])
+async def test_t024_of_fifty_token_requests_with_one_nonce_at_two_workers_one_is_let_in(
+    open_hub: Open, *, is_connected: bool
+) -> None:
+    one, two = open_hub(), open_hub()
+    if is_connected:
+        await one.link(await one.add("Ada"))
+    asking = (hub.credentials.authenticate(hub.token()) for hub in [one, two] * 25)
+    outcomes = await asyncio.gather(*asking, return_exceptions=True)
+    assert sum(isinstance(outcome, Principal if is_connected else Visitor) for outcome in outcomes) == 1
+    assert {outcome.code for outcome in outcomes if isinstance(outcome, CorralError)} == {"unauthorized"}
+
+
+async def test_t062_token_of_a_key_revoked_at_one_worker_is_refused_at_every_other(open_hub: Open) -> None:
+    one, two = open_hub(), open_hub()
+    ada = await one.add("Ada")
+    key_id, key = await one.key(ada)
+    token = one.tokens.issue(await one.who(basic("ada", key)), []).text.reveal()
+    assert (await two.who(bearer(token, "GET", "/v2/"))).account == ada
+    await one.credentials.revoke_key(ada, key_id)
+    assert (await two.refusal(bearer(token, "GET", "/v2/"))).code == "unauthorized"
 
 
 async def test_t019_nonce_used_at_one_worker_is_used_at_every_other(open_hub: Open) -> None:
