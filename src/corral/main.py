@@ -26,6 +26,7 @@ from corral.wire.errors import CorralError
 if TYPE_CHECKING:
     from corral.clients.hub import HubClient
     from corral.core.ports import AuditLog, HubMemory, UsageStore
+    from corral.core.transfer_ports import RegistryGateway
     from corral.edges.asgi import App, Endpoint
     from corral.engines.upstream import UpstreamEngine
     from corral.hub.accounts import Accounts
@@ -34,8 +35,11 @@ if TYPE_CHECKING:
     from corral.hub.credentials import Credentials
     from corral.hub.describing import Describing
     from corral.hub.inference import HostedInference
+    from corral.hub.mirror import Mirror
+    from corral.hub.quotas import Quotas
     from corral.hub.registry import Registry
     from corral.hub.repositories import Repositories
+    from corral.hub.sharing import SharedWork
     from corral.hub.tickets import Tickets
     from corral.hub.tokens import RegistryTokens
     from corral.hub.uploads import Uploads
@@ -195,7 +199,10 @@ async def open_hub_services(settings: Settings) -> AsyncIterator[HubServices]:
             audit=audit,
             clock=clock,
             entropy=entropy,
-            rules=AccountRules(sign_up_open=settings.is_signup_open),
+            rules=AccountRules(
+                sign_up_open=settings.is_signup_open,
+                reserved_names=frozenset(rule.namespace for rule in settings.mirrors),
+            ),
         )
         token_keys = load_or_create_token_keys(home / "registry-keys.json", entropy, now=clock.now())
         tokens = RegistryTokens(token_keys, issuer=settings.public_url, clock=clock, entropy=entropy)
@@ -241,12 +248,14 @@ class RegistryServices:
     files: "UploadFiles"
 
 
-def registry_services(settings: Settings, services: HubServices) -> RegistryServices:
-    """The registry over a hub's services; what it keeps is among their data."""
+def registry_services(settings: Settings, services: HubServices, mirroring: "Mirroring | None" = None) -> RegistryServices:
+    """The registry over a hub's services; what it keeps is among their data. mirroring: how other registries are reached, None
+    where only what is here counts."""
     from corral.hub.catalog import Catalog
     from corral.hub.collector import Collector
     from corral.hub.describing import Describing
     from corral.hub.links import BlobLinks
+    from corral.hub.mirror import MirroredRegistry
     from corral.hub.quotas import Quotas
     from corral.hub.registry import Registry
     from corral.hub.repositories import Repositories
@@ -272,7 +281,10 @@ def registry_services(settings: Settings, services: HubServices) -> RegistryServ
     uploads = Uploads(
         repositories=repositories, links=links, quotas=quotas, store=store, files=files, clock=clock, entropy=entropy
     )
-    registry = Registry(
+    build: Callable[..., Registry] = Registry
+    if mirroring is not None:
+        build = partial(MirroredRegistry, _mirror(settings, services, mirroring, store=store, files=files, quotas=quotas))
+    registry = build(
         repositories=repositories,
         uploads=uploads,
         links=links,
@@ -304,6 +316,57 @@ async def set_quota(settings: Settings, name: str, quota_bytes: int | None) -> s
     async with open_hub_services(settings) as services:
         await registry_services(settings, services).repositories.set_quota(repository, quota_bytes)
     return str(repository)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mirroring:
+    """What a mirror reaches other registries by, and the work that it does in the background."""
+
+    gateway: "RegistryGateway"
+    work: "SharedWork"
+
+
+@contextlib.asynccontextmanager
+async def _mirroring(settings: Settings) -> "AsyncIterator[Mirroring | None]":
+    """Connections to the registries that are mirrored, which are never told who this hub is; None where none is."""
+    if not settings.mirrors:
+        yield None
+        return
+    from corral.clients.reach import GuardedResolver
+    from corral.clients.registry import RegistryClient
+    from corral.clients.registry_transport import RegistryTransport, open_registry_session
+    from corral.hub.sharing import shared_work
+
+    clock, entropy, resolver = SystemClock(), SystemEntropy(), GuardedResolver()
+    user_agent = f"corral/{corral.__version__} (mirror)"
+    async with open_registry_session(resolver) as session, shared_work() as work:
+        transport = RegistryTransport(session, resolver, keys=None, clock=clock, entropy=entropy, user_agent=user_agent)
+        yield Mirroring(gateway=RegistryClient(transport, sleep=asyncio.sleep, entropy=entropy), work=work)
+
+
+def _mirror(
+    settings: Settings,
+    services: HubServices,
+    mirroring: Mirroring,
+    *,
+    store: "SqlRegistry",
+    files: "UploadFiles",
+    quotas: "Quotas",
+) -> "Mirror":
+    from corral.hub.mirror import Mirror
+    from corral.storage.sql.accounts import SqlAccounts
+
+    return Mirror(
+        settings.mirrors,
+        gateway=mirroring.gateway,
+        store=store,
+        files=files,
+        quotas=quotas,
+        accounts=SqlAccounts(services.database),
+        clock=services.clock,
+        entropy=SystemEntropy(),
+        background=mirroring.work,
+    )
 
 
 async def collect_garbage(settings: Settings, *, is_dry_run: bool) -> "Collected":
@@ -395,11 +458,14 @@ async def build_hub(settings: Settings) -> AsyncIterator[Built]:
         _runners(settings) as runners,
         _upstreams() as upstreams,
         _hosted(services, runners, upstreams) as inference,
+        _mirroring(settings) as mirroring,
     ):
 
         async def release() -> None:
             await runners.close()
             await upstreams.close()
+            if mirroring is not None:
+                mirroring.work.cancel()
 
         api = HubApi(
             credentials=services.credentials,
@@ -408,7 +474,7 @@ async def build_hub(settings: Settings) -> AsyncIterator[Built]:
             public_url=settings.public_url,
             is_ready=services.is_ready,
         )
-        registry = registry_services(settings, services)
+        registry = registry_services(settings, services, mirroring)
         web = web_endpoints(
             accounts=services.accounts,
             credentials=services.credentials,

@@ -73,6 +73,16 @@ async def test_work_goes_on_when_nobody_waits_and_ends_with_the_block() -> None:
     assert ended.is_set()
 
 
+async def test_whoever_waits_when_all_work_ends_is_told_so() -> None:
+    async with shared_work() as shared:
+        waiting = asyncio.create_task(shared.do("a", asyncio.Event().wait))
+        await asyncio.sleep(0)
+        shared.cancel()
+        with pytest.raises(CorralError) as caught:
+            await waiting
+    assert caught.value.code == "unavailable"
+
+
 def test_answer_holds_for_its_time() -> None:
     clock = FakeClock()
     remembered = Remembered(clock)

@@ -27,8 +27,14 @@ class SharedWork:
 
     async def do(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
         """What the work gives; done once for all who ask while it runs. key: the same for the same work. Raises: what the work
-        does, each caller an error of its own."""
-        result = await asyncio.shield(self.begin(key, work))
+        does, each caller an error of its own; unavailable when it is canceled."""
+        task, caller = self.begin(key, work), asyncio.current_task()
+        try:
+            result = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.cancelled() or (caller is not None and caller.cancelling()):
+                raise
+            raise CorralError("unavailable", "this server is stopping; try again") from None
         if isinstance(result, CorralError):
             raise again(result)
         return result

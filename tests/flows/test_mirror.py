@@ -1,0 +1,156 @@
+"""One hub mirrors another: what a stock client gets from the second while the first is there, when it lies, when it is gone."""
+
+import hashlib
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from nacl.signing import SigningKey
+
+from flows.stack import Running, Stack, answers, call, wait_until
+from flows.stock_ollama import MANIFEST_TYPE, DeviceKey, Refused, StockOllama, model_of
+
+pytestmark = pytest.mark.flow
+
+ALICE, NOBODY = (DeviceKey(SigningKey(bytes([number]) * 32)) for number in (1, 3))
+
+
+@dataclass
+class Hub:
+    """A hub process that can be ended and started again on the same data."""
+
+    stack: Stack
+    running: Running | None = None
+
+    def start(self) -> None:
+        self.running = self.stack.begin("hub", "serve")
+        wait_until(lambda: answers(f"{self.stack.hub_url}/readyz"), "the hub to answer", watch=self.running)
+
+    def kill(self) -> None:
+        assert self.running is not None
+        self.running.end(signal.SIGKILL)
+
+    def as_(self, key: DeviceKey) -> StockOllama:
+        return StockOllama(base=self.stack.hub_url, key=key)
+
+    def blob_file(self, content: bytes) -> Path:
+        """Where the hub keeps it."""
+        name = f"sha256-{hashlib.sha256(content).hexdigest()}"
+        found = [path for path in (self.stack.home / ".corral" / "blobs").rglob("*") if path.name == name]
+        assert len(found) == 1
+        return found[0]
+
+    def keeps(self, repository: str, tag: str = "latest") -> bool:
+        """Whether the manifest is stored, which it is once all its blobs are."""
+        client = self.as_(NOBODY)
+        reply = client.once("GET", f"{client.base}/v2/{repository}/tags/list")
+        return reply.status == 200 and tag in json.loads(reply.body)["tags"]
+
+
+@pytest.fixture(scope="module")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A hub whose administrator alice pushes to its library."""
+    with Stack(tmp_path_factory.mktemp("upstream")) as stack:
+        hub = Hub(stack)
+        hub.start()
+        stack.add_account("alice")
+        scopes = [word for scope in ("models:pull", "models:push") for word in ("--scope", scope)]
+        stack.corral("hub", "device", "add", "alice", "--name", "laptop", "--key", ALICE.authorized, *scopes)
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def mirror(upstream: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    rules = f"library/*={upstream.stack.hub_url},friends/*={upstream.stack.hub_url}/alice"
+    with Stack(tmp_path_factory.mktemp("mirror"), CORRAL_MIRROR=rules) as stack:
+        hub = Hub(stack)
+        hub.start()
+        yield hub
+
+
+def publish(hub: Hub, repository: str, *layers: bytes, tag: str = "latest", visibility: str = "public") -> bytes:
+    """Push a model there as alice; its manifest."""
+    client = hub.as_(ALICE)
+    blobs, manifest = model_of(*layers)
+    for blob in blobs:
+        client.upload(repository, blob)
+    headers = {"Content-Type": MANIFEST_TYPE, "X-Corral-Visibility": visibility}
+    client.control("PUT", f"{client.base}/v2/{repository}/manifests/{tag}", headers, manifest)
+    return manifest
+
+
+def test_model_is_pulled_through_the_mirror_and_kept_when_its_registry_is_gone(upstream: Hub, mirror: Hub) -> None:
+    # Two parts for the client, and for the mirror.
+    weights = os.urandom(1 << 20) * 96
+    manifest = publish(upstream, "library/tiny", weights, b"adapter")
+    body, blobs = mirror.as_(NOBODY).pull("library/tiny", "latest")
+    assert body == manifest
+    assert set(blobs.values()) >= {weights, b"adapter"}
+    wait_until(lambda: mirror.keeps("library/tiny"), "the manifest to be kept")
+    upstream.kill()
+    try:
+        again, _ = mirror.as_(NOBODY).pull("library/tiny", "latest")
+        with pytest.raises(Refused, match=r"^502: .*which this hub mirrors"):
+            mirror.as_(NOBODY).pull("library/other", "latest")
+    finally:
+        upstream.start()
+    assert again == manifest
+
+
+def test_private_and_missing_models_of_the_registry_are_unknown_here(upstream: Hub, mirror: Hub) -> None:
+    publish(upstream, "library/secret", b"secret weights", visibility="private")
+    for name in ("library/secret", "library/none", "friends/none"):
+        with pytest.raises(Refused, match="file does not exist"):
+            mirror.as_(NOBODY).pull(name, "latest")
+        assert not mirror.keeps(name)
+
+
+def test_rule_with_a_path_fetches_from_another_namespace(upstream: Hub, mirror: Hub) -> None:
+    manifest = publish(upstream, "alice/tuned", b"tuned weights")
+    body, _ = mirror.as_(NOBODY).pull("friends/tuned", "latest")
+    assert body == manifest
+    wait_until(lambda: mirror.keeps("friends/tuned"), "the manifest to be kept")
+    with pytest.raises(Refused):
+        mirror.as_(NOBODY).pull("alice/tuned", "latest")
+
+
+def test_t094_content_that_was_changed_upstream_is_never_served(upstream: Hub, mirror: Hub) -> None:
+    weights = os.urandom(1 << 20)
+    publish(upstream, "library/rotten", weights)
+    file = upstream.blob_file(weights)
+    file.chmod(0o600)
+    file.write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    with pytest.raises(Refused, match=r"^502: "):
+        mirror.as_(NOBODY).pull("library/rotten", "latest")
+    assert not mirror.keeps("library/rotten")
+    assert not list((mirror.stack.home / ".corral" / "blobs").rglob(f"*{hashlib.sha256(weights).hexdigest()}*"))
+
+
+def test_r001_mirror_that_was_killed_goes_on_after_its_restart(upstream: Hub, mirror: Hub) -> None:
+    weights = os.urandom(1 << 20) * 32
+    manifest = publish(upstream, "library/large", weights)
+    client = mirror.as_(NOBODY)
+    assert client.control("GET", f"{client.base}/v2/library/large/manifests/latest").body == manifest
+    mirror.kill()
+    mirror.start()
+    body, blobs = mirror.as_(NOBODY).pull("library/large", "latest")
+    assert body == manifest
+    assert weights in blobs.values()
+    wait_until(lambda: mirror.keeps("library/large"), "the manifest to be kept")
+
+
+def test_manifest_and_blob_are_served_without_any_token(upstream: Hub, mirror: Hub) -> None:
+    manifest = publish(upstream, "library/open", b"open weights")
+    found = call("GET", f"{mirror.stack.hub_url}/v2/library/open/manifests/latest")
+    assert (found.status, found.body) == (200, manifest)
+    digest = json.loads(manifest)["layers"][0]["digest"]
+    assert call("GET", f"{mirror.stack.hub_url}/v2/library/open/blobs/{digest}").body == b"open weights"
+
+
+def test_nobody_can_take_the_name_of_a_mirrored_namespace(mirror: Hub) -> None:
+    refused = mirror.stack.corral("hub", "user", "add", "friends", "--password-stdin", given="correct horse\n", status=1)
+    assert "reserved" in refused.stderr
