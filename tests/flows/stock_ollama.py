@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import re
+import select
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 USER_AGENT = "ollama/0.33.0 (amd64 linux) Go/go1.26.0"
 #: base64 of the hex text of SHA-256 of nothing.
 _NOTHING = base64.b64encode(hashlib.sha256(b"").hexdigest().encode()).decode()
+_PIECE = 256 * 1024
 _PART_MIN, _PART_MAX, _PARTS = 100_000_000, 1_000_000_000, 16
 
 
@@ -98,7 +100,7 @@ def send(
             connection.putheader("Accept-Encoding", "gzip")
         connection.endheaders()
         if body:
-            connection.send(body if cut_after is None else body[:cut_after])
+            _send_body(connection, body if cut_after is None else body[:cut_after])
             if cut_after is not None:
                 raise ConnectionAbortedError
         response = connection.getresponse()
@@ -108,6 +110,14 @@ def send(
         return Reply(status=response.status, headers=got, body=response.read() if wants_body else b"", url=url)
     finally:
         connection.close()
+
+
+def _send_body(connection: http.client.HTTPConnection, body: bytes) -> None:
+    """Send until it is sent or an answer arrives: Go reads while it writes, and stops writing when it is answered."""
+    for start in range(0, len(body), _PIECE):
+        if select.select([connection.sock], [], [], 0)[0]:
+            return
+        connection.send(body[start : start + _PIECE])
 
 
 def go_query(pairs: list[tuple[str, str]]) -> str:
