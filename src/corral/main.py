@@ -25,6 +25,7 @@ from corral.wire.errors import CorralError
 
 if TYPE_CHECKING:
     from corral.clients.hub import HubClient
+    from corral.clients.registry import RegistryClient
     from corral.core.ports import AuditLog, HubMemory, UsageStore
     from corral.core.transfer_ports import RegistryGateway
     from corral.edges.asgi import App, Endpoint
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from corral.local.library import Library
     from corral.serving.runners import Runners
     from corral.storage.home import HomeModels
+    from corral.storage.partials import BlobInbox
     from corral.storage.sql.engine import Database
     from corral.storage.sql.hosting import SqlHosting
     from corral.storage.sql.registry import SqlRegistry
@@ -651,10 +653,12 @@ async def run_hub(settings: Settings, on_ready: OnReady, stop: asyncio.Event) ->
 async def build_local(settings: Settings) -> AsyncIterator[Built]:
     """The local server's application. Raises: forbidden when it would listen where others can reach it."""
     from corral.edges.create_api import CreateApi
+    from corral.edges.library_api import transfer_endpoints
     from corral.edges.local_api import LocalApi, local_app
     from corral.edges.local_guard import LocalGuard, require_safe_bind
     from corral.local.cloud import CloudAccess, CloudSwitch
     from corral.local.models import LocalModels
+    from corral.local.transfer import Transfer
     from corral.serving.inference import Inference
     from corral.storage.hubstate import is_cloud_off
     from corral.wire.discovery import OLLAMA_VERSION
@@ -665,8 +669,13 @@ async def build_local(settings: Settings) -> AsyncIterator[Built]:
     def hub_url() -> str:
         return settings.hub or memory.hub() or DEFAULT_HUB
 
-    async with hub_client(settings, hub_url) as gateway, _runners(settings) as runners:
+    async with (
+        hub_client(settings, hub_url) as gateway,
+        registry_client(settings) as registry,
+        _runners(settings) as runners,
+    ):
         store = _local_store(settings, runners.files_in_use)
+        transfer = Transfer(registry, _inbox(settings), store, hub_url=hub_url, is_pruning=not settings.is_prune_off)
         await _tidy(store, settings)
         switch = CloudSwitch(by_env=settings.is_cloud_off, by_config=lambda: is_cloud_off(ollama_home / "server.json"))
         api = LocalApi(
@@ -692,8 +701,34 @@ async def build_local(settings: Settings) -> AsyncIterator[Built]:
             await runners.close()
 
         _prepare_device_key(gateway)
-        changes = CreateApi(_library(settings, store, runners, hub_url))
-        yield Built(app=local_app(api, guard, changes.endpoints()), facts=tell, release=release)
+        changes = CreateApi(_library(settings, store, runners, hub_url, transfer.pull_name))
+        rows = [*changes.endpoints(), *transfer_endpoints(transfer)]
+        yield Built(app=local_app(api, guard, rows), facts=tell, release=release)
+
+
+@contextlib.asynccontextmanager
+async def registry_client(settings: Settings, *, is_anonymous: bool = False) -> "AsyncIterator[RegistryClient]":
+    """Any registry, as this device, or as nobody."""
+    from corral.clients.hub import user_agent
+    from corral.clients.reach import GuardedResolver
+    from corral.clients.registry import RegistryClient
+    from corral.clients.registry_transport import RegistryTransport, open_registry_session
+    from corral.storage.home import FileDeviceKeys
+
+    clock, entropy, resolver = SystemClock(), SystemEntropy(), GuardedResolver()
+    keys = None if is_anonymous else FileDeviceKeys(settings.home / ".ollama", entropy)
+    async with open_registry_session(resolver) as session:
+        transport = RegistryTransport(
+            session, resolver, keys=keys, clock=clock, entropy=entropy, user_agent=user_agent(corral.__version__)
+        )
+        yield RegistryClient(transport, sleep=asyncio.sleep, entropy=entropy)
+
+
+def _inbox(settings: Settings) -> "BlobInbox":
+    from corral.storage.blobs import BlobFiles
+    from corral.storage.partials import BlobInbox
+
+    return BlobInbox(BlobFiles(settings.models_dir / "blobs", settings.home / ".ollama" / "cache" / "corral"))
 
 
 def _library(

@@ -117,7 +117,7 @@ class HubClient:
             # A coded stream would wait for full blocks.
             ("accept-encoding", "identity"),
         )
-        self._user_agent = _user_agent(version)
+        self._user_agent = user_agent(version)
         self._negotiating = asyncio.Lock()
         self._clock_offset_s: dict[str, float] = {}
         self._rechecked_ns: dict[str, int] = {}
@@ -381,7 +381,8 @@ class HubResponse:
             self._response.close()
 
 
-def _user_agent(version: str) -> str:
+def user_agent(version: str) -> str:
+    """How our clients call themselves."""
     return f"corral/{version} ({platform.machine()} {platform.system().lower()}) Python/{platform.python_version()}"
 
 

@@ -5,7 +5,7 @@ without end. Whoever reads a range gets exactly those bytes or a coded error; wh
 tells, and checking that is the reader's business.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -62,7 +62,7 @@ class RegistryGateway(Protocol):
         """Bytes, or None when the registry does not have the blob there."""
         ...
 
-    def read_blob(self, repository: RemoteRepository, digest: Digest, *, first: int, count: int) -> AsyncIterator[bytes]:
+    def read_blob(self, repository: RemoteRepository, digest: Digest, *, first: int, count: int) -> AsyncGenerator[bytes, None]:
         """Exactly the bytes [first, first + count) as they arrive, not verified; goes on by itself after stalls and broken
         connections. Raises also: not_found."""
         ...

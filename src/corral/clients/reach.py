@@ -1,0 +1,99 @@
+"""How far inside an address lies, so that a stranger's redirect cannot use this machine to reach what only it can reach.
+
+A public registry may point to public addresses. One on a private network may point into private networks, one on this machine to
+this machine as well. Link-local addresses, where clouds keep the credentials of their machines, are never pointed to. What counts
+are the addresses a connection is really made to: names are judged when they are resolved for it, so a name that changes its mind
+gains nothing (T93, T98).
+"""
+
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Iterator
+from contextvars import ContextVar
+from enum import IntEnum
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
+
+from corral.wire.errors import CorralError
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class Reach(IntEnum):
+    """Where an address lies, or how far a connection may go: each includes those before it."""
+
+    PUBLIC = 0
+    PRIVATE = 1
+    LOOPBACK = 2
+    #: Link-local, multicast and whatever else is nobody's server.
+    ODD = 3
+    #: For the address that a person named.
+    ANY = 4
+
+
+def reach_of_address(text: str) -> Reach:
+    """Where an IP literal lies; that of the IPv4 address which an IPv6 one stands for."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if inner is None and address in _NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        address = inner or address
+    if address.is_loopback or address.is_unspecified:
+        return Reach.LOOPBACK
+    if address.is_link_local or address.is_multicast:
+        return Reach.ODD
+    return Reach.PUBLIC if address.is_global else Reach.PRIVATE
+
+
+_within: ContextVar[Reach] = ContextVar("_within", default=Reach.ANY)
+
+
+class GuardedResolver(AbstractResolver):
+    """Resolves names for connections, and refuses addresses beyond the reach that is set where the request is made."""
+
+    def __init__(self, resolver: AbstractResolver | None = None) -> None:
+        self._resolver = resolver or ThreadedResolver()
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
+        """The addresses, all of them within reach. Raises: upstream_failed."""
+        found = await self._resolver.resolve(host, port, family)
+        for address in found:
+            _check(address["host"], host)
+        return found
+
+    async def close(self) -> None:
+        """As the session ends."""
+        await self._resolver.close()
+
+    async def reach_of(self, host: str, port: int) -> Reach:
+        """How far a host may point: as far as the outermost of its addresses lies, since whoever says what a name means could
+        claim any. One that lies nowhere may point to public addresses."""
+        try:
+            reach = reach_of_address(host)
+        except ValueError:
+            found = await self._resolver.resolve(host, port, socket.AF_UNSPEC)
+            reach = min(reach_of_address(address["host"]) for address in found)
+        return Reach.PUBLIC if reach is Reach.ODD else reach
+
+    @contextlib.contextmanager
+    def within(self, reach: Reach) -> Iterator[None]:
+        """Connections that are made in the block go no further."""
+        token = _within.set(reach)
+        try:
+            yield
+        finally:
+            _within.reset(token)
+
+    def check_literal(self, host: str) -> None:
+        """Judge a host that is an address already: for those no resolver is asked. Raises: upstream_failed."""
+        with contextlib.suppress(ValueError):
+            ipaddress.ip_address(host)
+            _check(host, host)
+
+
+def _check(address: str, host: str) -> None:
+    if reach_of_address(address) > _within.get():
+        raise CorralError("upstream_failed", f"the registry points to {host}, an internal address, which is refused")
