@@ -246,7 +246,7 @@ class RegistryStore(Protocol):
         ...
 
     async def remove_tag(self, repository_id: str, tag: str) -> bool:
-        """Exactly as written."""
+        """Exactly as written. What is hosted by it is withdrawn."""
         ...
 
     async def remove_manifest(self, repository_id: str, digest: Digest) -> bool:
@@ -302,7 +302,7 @@ class RegistryFiles(Protocol):
 
     async def commit(self, upload_id: str, size_bytes: int, expected: Digest) -> None:
         """Verify, sync and place under its digest; a blob that is there already stays. The upload's file is gone afterwards; the
-        same commit again is answered the same until `discard`. A writer that is at it gets conflict.
+        same commit again is answered the same until `discard`, also by the next process. A writer that is at it gets conflict.
 
         Raises: digest_invalid (the file stays, for a retry), storage_full, unavailable, blob_upload_unknown when less than
         size_bytes is there (what lies behind is cut off)."""

@@ -245,10 +245,18 @@ def _put_tag(connection: sa.Connection, repository_id: str, tag: str, digest: st
         put_row(connection, tags, key, {"tag_key": tag.lower(), "manifest_digest": digest, "updated_at": now})
 
 
+def remove_tag(connection: sa.Connection, repository_id: str, tag: str) -> bool:
+    """Take a tag away, and withdraw what is hosted by it."""
+    here = {"repository_id": repository_id, "tag": tag}
+    connection.execute(sa.delete(hosted_models).filter_by(**here))
+    return connection.execute(sa.delete(tags).filter_by(**here)).rowcount > 0
+
+
 def remove_manifest(connection: sa.Connection, repository_id: str, digest: Digest) -> bool:
     """Take a manifest, and the tags that point at it, out of one repository."""
     here = {"repository_id": repository_id}
-    connection.execute(sa.delete(tags).filter_by(**here, manifest_digest=str(digest)))
+    for tag in connection.execute(sa.select(tags.c.tag).filter_by(**here, manifest_digest=str(digest))).scalars().all():
+        remove_tag(connection, repository_id, tag)
     removed = connection.execute(sa.delete(repository_manifests).filter_by(**here, digest=str(digest))).rowcount
     _remove_orphans(connection, {str(digest)})
     return removed > 0

@@ -337,9 +337,8 @@ class SqlRegistry:
         ]
 
     async def remove_tag(self, repository_id: str, tag: str) -> bool:
-        """By primary key."""
-        query = sa.delete(tags).where(tags.c.repository_id == repository_id, tags.c.tag == tag)
-        return await self._database.write(lambda connection: connection.execute(query).rowcount > 0)
+        """One transaction."""
+        return await self._database.write(partial(content.remove_tag, repository_id=repository_id, tag=tag))
 
     async def remove_manifest(self, repository_id: str, digest: Digest) -> bool:
         """One transaction."""
