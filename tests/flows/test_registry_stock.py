@@ -238,18 +238,28 @@ def test_push_goes_on_after_the_hub_was_killed(hub: Hub) -> None:
     assert alice.fetch("alice/killed", digest_of(BIG)) == BIG
 
 
-def test_mount_from_a_repository_of_ones_own_is_done_without_sending_anything(hub: Hub) -> None:
-    hub.as_(ALICE).upload("alice/source", b"to be mounted")
+def published(client: StockOllama, repository: str, *layers: bytes) -> tuple[list[bytes], bytes]:
+    """A model that everybody may pull."""
+    blobs, manifest = pushed(client, repository, *layers)
+    headers = {"Content-Type": MANIFEST_TYPE, "X-Corral-Visibility": "public"}
+    assert client.once("PUT", f"{client.base}/v2/{repository}/manifests/latest", headers, manifest).status == 201
+    return blobs, manifest
+
+
+def test_mount_from_a_public_repository_is_done_without_sending_anything(hub: Hub) -> None:
+    published(hub.as_(BOB), "bob/source", b"to be mounted")
     alice = hub.as_(ALICE)
-    alice.upload("alice/target", b"to be mounted", source="alice/source")
-    assert [(method, status) for method, target, status in alice.log if not target.startswith("/v2/token")] == [
-        ("HEAD", 401),
-        ("HEAD", 404),
-        # The first token was for the target alone; the challenge asks for one that is good for the source as well.
-        ("POST", 401),
-        ("POST", 201),
-    ]
+    alice.upload("alice/target", b"to be mounted", source="bob/source")
+    shown = [(method, status) for method, target, status in alice.log if not target.startswith("/v2/token")]
+    assert shown == [("HEAD", 401), ("HEAD", 404), ("POST", 201)]
     assert alice.has("alice/target", digest_of(b"to be mounted"))
+
+
+def test_t032_mount_from_a_private_repository_that_the_token_was_not_asked_for_begins_an_upload(hub: Hub) -> None:
+    hub.as_(ALICE).upload("alice/source", b"alice's own")
+    alice = hub.as_(ALICE)
+    alice.upload("alice/target", b"alice's own", source="alice/source")
+    assert [(method, status) for method, _, status in alice.log][-3:] == [("POST", 202), ("PATCH", 202), ("PUT", 201)]
 
 
 @pytest.mark.parametrize("source", ["bob/secret", "nobody/nothing", "library/x.gguf"])
@@ -262,9 +272,11 @@ def test_f23_mount_from_what_may_not_be_seen_begins_an_upload(hub: Hub, source: 
     assert not alice.has("alice/mounts", digest)
 
 
-def test_manifest_links_a_blob_that_the_pusher_can_pull_elsewhere(alice: StockOllama) -> None:
+def test_manifest_links_a_blob_that_was_not_sent_because_it_had_been_mounted_before(hub: Hub) -> None:
     """After a mount the real client forgets to upload the same blob to a third repository."""
-    blobs, manifest = pushed(alice, "alice/first", b"shared weights")
+    blobs, manifest = published(hub.as_(BOB), "bob/shared", b"shared weights")
+    alice = hub.as_(ALICE)
+    alice.has("alice/third", digest_of(b"x"))
     assert alice.put_manifest("alice/third", "latest", manifest).status == 201
     assert alice.pull("alice/third", "latest") == (manifest, {digest_of(blob): blob for blob in blobs})
 
