@@ -1,13 +1,18 @@
 """Answers with a blob: whole or a range of it, at the pace of whoever reads it.
 
 A whole file is handed to the HTTP server where that can send files by itself. A range is read in blocks, one at a time: what a
-slow reader has not taken yet is one block of ours and whatever the kernel holds, and a reader who stops is let go (R7). A blob
+slow reader has not taken yet is a few blocks of ours and whatever the kernel holds, and a reader who stops is let go (R7). A blob
 whose file is missing or has another size is unknown, for HEAD as well: a client that learns so pushes it again, and one that got
 the wrong bytes would only see its own check fail (fault case 24).
+
+Blocks are small because the HTTP server keeps two or three of them per stream besides: sixteen streams took 120 MB with blocks of
+1 MiB, 25 MB with these. What makes small blocks cheap is to take what the kernel has in memory without a thread: sixteen ranges
+came at 530 MB/s, and at 180 MB/s with a thread for each 1 MiB (on two busy cores).
 """
 
 import asyncio
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -22,7 +27,10 @@ from corral.wire.errors import CorralError
 from corral.wire.names import Digest
 from corral.wire.registry import ByteRange, parse_range
 
-BLOCK_BYTES = 1024 * 1024
+BLOCK_BYTES = 256 * 1024
+#: What the kernel is asked to have in memory by the time it is needed.
+_AHEAD_BYTES = 8 * BLOCK_BYTES
+_CAN_TELL = sys.platform == "linux"
 #: How long a reader may take nothing at all.
 STALL_S = 30.0
 
@@ -103,6 +111,25 @@ def _open(blob: Blob) -> int:
     return descriptor
 
 
+def _read_at_once(descriptor: int, count: int, position: int) -> bytes | None:
+    """What is in memory of these bytes, at least one, or none at the end of the file; None when the disk would have to be waited
+    for, or where the system cannot tell."""
+    if not _CAN_TELL:
+        return None
+    buffer = bytearray(count)
+    try:
+        return bytes(memoryview(buffer)[: os.preadv(descriptor, [buffer], position, os.RWF_NOWAIT)])
+    except OSError:
+        return None
+
+
+def _read(descriptor: int, count: int, position: int) -> bytes:
+    block = os.pread(descriptor, count, position)
+    if _CAN_TELL:
+        os.posix_fadvise(descriptor, position + len(block), _AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+    return block
+
+
 class _Bare(Response):
     """Sends what it is given, without the additions of the framework."""
 
@@ -146,7 +173,10 @@ class _FromFile(_Bare):
             await self._start(send)
             position, end = self._part.first, self._part.last + 1
             while position < end:
-                block = await asyncio.to_thread(os.pread, self._descriptor, min(BLOCK_BYTES, end - position), position)
+                count = min(BLOCK_BYTES, end - position)
+                block = _read_at_once(self._descriptor, count, position)
+                if block is None:
+                    block = await asyncio.to_thread(_read, self._descriptor, count, position)
                 position += len(block)
                 if not block:
                     # Cut short while it was read. The connection has to end early too, or this would be taken for the whole.
