@@ -22,7 +22,7 @@ from corral.core.ports import Clock, Entropy
 from corral.core.records import HostedModel, Model
 from corral.core.registry import NewManifest, Repository, StoredManifest, Visibility
 from corral.storage.blobs import CLOSED, BlobFiles, Progress, disk_errors, in_thread_reporting
-from corral.storage.models import ModelBlobs
+from corral.storage.models import ModelBlobs, ReadFacts
 from corral.storage.sql import content
 from corral.storage.sql.engine import Database
 from corral.storage.sql.schema import from_micros, hosted_models, manifests, repositories, tags
@@ -74,12 +74,22 @@ class _Hosted(NamedTuple):
 
 
 class SqlHosting:
-    """A HostedStore, and the way to put models of this machine into it. cache_dir: may be deleted at any time."""
+    """A HostedStore, and the way to put models of this machine into it. cache_dir: may be deleted at any time. read_facts: how
+    the headers of weights are read, which strangers may have pushed."""
 
-    def __init__(self, database: Database, blobs_dir: Path, cache_dir: Path, *, clock: Clock, entropy: Entropy) -> None:
+    def __init__(
+        self,
+        database: Database,
+        blobs_dir: Path,
+        cache_dir: Path,
+        *,
+        clock: Clock,
+        entropy: Entropy,
+        read_facts: ReadFacts | None = None,
+    ) -> None:
         self._database = database
         self._blobs = BlobFiles(blobs_dir, cache_dir, mode=CLOSED)
-        self._models = ModelBlobs(self._blobs, cache_dir)
+        self._models = ModelBlobs(self._blobs, cache_dir, read_facts)
         self._clock = clock
         self._entropy = entropy
 
