@@ -1,6 +1,7 @@
 """What the model store keeps and what it removes, and how it treats what others left in it."""
 
 import os
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import pytest
 
 from corral.storage.home import HomeModels
 from corral.wire.errors import CorralError
+from corral.wire.inventory import show_body, tags_entry
 from corral.wire.names import Digest, parse_name
 from fakes_library import WEIGHTS, digest_of
-from fakes_models import put_blob, put_model
+from fakes_models import LLAMA, gguf_bytes, put_blob, put_model
 
 TINY = parse_name("tiny:1b")
 #: Files get their ctime from the machine's clock, so the server's is ahead of it.
@@ -177,3 +179,24 @@ async def test_a_tool_cannot_spoil_a_blob_by_replacing_its_file(home: HomeModels
         Path(directory, "a").unlink()
         Path(directory, "a").write_bytes(b"spoiled")
     assert blob_path(root, digest).read_bytes() == b"abc"
+
+
+# ── Large vocabularies ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_vocabulary_of_250000_costs_nothing_once_it_is_known(root: Path, tmp_path: Path) -> None:
+    tokens = [f"token{number:06d}" for number in range(250_000)]
+    weights = gguf_bytes({**LLAMA, "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [1] * len(tokens)})
+    put_model(root, weights=weights)
+    assert len(await HomeModels(root, tmp_path / "cache").list()) == 1
+    known_ms = []
+    for _ in range(3):
+        # As after a start of the server: what is known lies on the disk.
+        home = HomeModels(root, tmp_path / "cache")
+        began = time.perf_counter()
+        (model,) = await home.list()
+        shown = show_body(model)
+        known_ms.append((time.perf_counter() - began) * 1000)
+        assert shown["model_info"]["tokenizer.ggml.tokens"] is None
+        assert tags_entry(model)["details"]["family"] == "llama"
+    assert min(known_ms) < 50
