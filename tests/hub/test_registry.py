@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from hashlib import sha256
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,8 @@ from corral.core.registry import Right, Visibility
 from corral.hub.links import LEASE
 from corral.hub.registry import MAX_TAG_PARAMETERS, MAX_TAGS, TagPage
 from corral.hub.repositories import Caller
+from corral.hub.uploads import Mounted
+from corral.wire.errors import CorralError
 from corral.wire.manifest import MANIFEST_TYPE, MAX_MANIFEST_BYTES, MODEL_LAYER
 from corral.wire.names import Digest
 from corral.wire.registry import OCI_INDEX_TYPE, OCI_MANIFEST_TYPE, RepositoryName
@@ -102,6 +105,44 @@ async def test_f12_blob_that_a_pusher_was_told_of_is_kept_for_the_time_of_a_push
     hub.clock.advance(LEASE.total_seconds())
     assert await hub.store.unnamed_links(now=hub.clock.now(), limit=10) == 1
     assert (await error_of(hub.registry.blob(TINY, digest, alice))).code == "blob_unknown"
+
+
+async def test_f12_blob_that_others_pull_is_not_kept_for_them(
+    hub: RegistryHub, alice: Principal, bob: Principal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = await hub.push_blob(TINY, alice, b"weights")
+    await hub.repositories.set_visibility(TINY, alice, Visibility.PUBLIC)
+    written: list[Digest] = []
+    link_blob = hub.store.link_blob
+
+    async def counting(repository_id: str, linked: Digest, **options: Any) -> bool:
+        written.append(linked)
+        return await link_blob(repository_id, linked, **options)
+
+    monkeypatch.setattr(hub.store, "link_blob", counting)
+    pulling = with_token(alice.account, {"alice/tiny": ["pull"]})
+    for caller in (None, Visitor(), bob, pulling):
+        await hub.registry.blob(TINY, digest, caller)
+    assert written == []
+    for _ in range(3):
+        await hub.registry.blob(TINY, digest, with_token(alice.account, {"alice/tiny": ["pull", "push"]}))
+    assert written == [digest]
+    hub.accounts.fails = CorralError("unavailable")
+    hub.clock.advance(3600)
+    assert (await error_of(hub.registry.blob(TINY, digest, bob))).code == "unavailable"
+
+
+async def test_f12_blob_that_was_collected_while_it_was_looked_at_is_unknown(
+    hub: RegistryHub, alice: Principal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = await hub.push_blob(TINY, alice, b"weights")
+
+    async def collected(*arguments: object, **options: object) -> bool:
+        return False
+
+    monkeypatch.setattr(hub.store, "link_blob", collected)
+    assert (await error_of(hub.registry.blob(TINY, digest, alice))).code == "blob_unknown"
+    assert not isinstance(await hub.registry.start_upload(TINY, alice, expected=digest), Mounted)
 
 
 # ── Manifests ────────────────────────────────────────────────────────────────────────────────────────────────────────

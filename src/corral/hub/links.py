@@ -53,12 +53,16 @@ class BlobLinks:
             return None
         return size_bytes
 
+    def is_renewal_due(self, repository: Repository, digest: Digest) -> bool:
+        """Whether `renew` would write anything."""
+        last = self._renewed.get((repository.id, digest))
+        return last is None or self._clock.now() - last >= _LEASE_GRAIN
+
     async def renew(self, repository: Repository, digest: Digest) -> bool:
         """Keep a blob that the repository has from being collected: somebody was told that it need not be sent. False when it
         was collected just now."""
         now, key = self._clock.now(), (repository.id, digest)
-        last = self._renewed.get(key)
-        if last is not None and now - last < _LEASE_GRAIN:
+        if not self.is_renewal_due(repository, digest):
             return True
         if not await self._store.link_blob(repository.id, digest, until=now + LEASE):
             return False

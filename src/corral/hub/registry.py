@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from corral.core.ports import Clock
-from corral.core.records import Principal, Scope
+from corral.core.records import Principal
 from corral.core.registry import NewManifest, RegistryFiles, RegistryStore, Repository, Right, StoredManifest
 from corral.hub.hosting import may_use
 from corral.hub.links import BlobLinks
@@ -95,10 +95,15 @@ class Registry:
             return BlobFacts(digest=digest, size_bytes=len(stub.config), content=stub.config)
         repository = await self._repositories.find_existing(name, Right.PULL, caller)
         size_bytes = await self._links.size_of(repository, digest)
-        may_push = isinstance(caller, Principal) and Scope.PUSH in caller.scopes
-        if size_bytes is None or (may_push and not await self._links.renew(repository, digest)):
+        if size_bytes is None or not await self._is_kept(repository, digest, caller):
             raise CorralError("blob_unknown")
         return BlobFacts(digest=digest, size_bytes=size_bytes, repository_id=repository.id, path=self._files.path_of(digest))
+
+    async def _is_kept(self, repository: Repository, digest: Digest, caller: Caller) -> bool:
+        """Whether the blob stays for as long as a push that counts on it. Nothing is promised to whoever only pulls."""
+        if not self._links.is_renewal_due(repository, digest) or not await self._repositories.may(repository, Right.PUSH, caller):
+            return True
+        return await self._links.renew(repository, digest)
 
     async def remove_blob(self, name: RepositoryName, digest: Digest, caller: Caller) -> None:
         """Take it out of this repository. Raises: blob_unknown; unsupported while a manifest here names it."""

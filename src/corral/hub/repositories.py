@@ -78,6 +78,16 @@ class Repositories:
                 raise
             return None
 
+    async def may(self, found: Repository, right: Right, caller: Caller) -> bool:
+        """Whether `find` would give the caller that repository for that right."""
+        name = RepositoryName(found.namespace, found.name)
+        try:
+            return await self._decide(name, right, caller) is not None
+        except CorralError as error:
+            if error.code not in REFUSALS:
+                raise
+            return False
+
     async def find_source(self, digest: Digest, caller: Principal) -> Repository | None:
         """A repository that has the blob and that the caller may pull from: one that is public or the caller's own.
 
