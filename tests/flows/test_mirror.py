@@ -1,11 +1,14 @@
 """One hub mirrors another: what a stock client gets from the second while the first is there, when it lies, when it is gone."""
 
+import gzip
 import hashlib
 import json
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,10 @@ class Hub:
         assert len(found) == 1
         return found[0]
 
+    def files(self) -> set[str]:
+        """All files of content, finished or not."""
+        return {path.name for folder in ("blobs", "cache") for path in (self.stack.home / ".corral" / folder).rglob("*")}
+
     def keeps(self, repository: str, tag: str = "latest") -> bool:
         """Whether the manifest is stored, which it is once all its blobs are."""
         client = self.as_(NOBODY)
@@ -63,9 +70,83 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         yield hub
 
 
+class Hostile(BaseHTTPRequestHandler):
+    """A registry that does something wrong in each repository, by its name."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self.answer(404, b"")
+
+    def do_GET(self) -> None:
+        # /v2/WHAT/manifests/REFERENCE
+        what, kind = self.path.split("/")[2:4]
+        if kind == "blobs":
+            self.endless() if what == "endless-blob" else self.answer(200, b"other content")
+            return
+        host = self.headers["Host"]
+        match what:
+            case "bomb":
+                self.answer(200, gzip.compress(bytes(1 << 26)), {"Content-Encoding": "gzip"})
+            case "endless":
+                self.endless()
+            case "huge":
+                self.answer(200, b"{", {"Content-Length": str(10 << 30)})
+            case "loop":
+                self.answer(302, b"", {"Location": self.path})
+            case "metadata":
+                self.answer(302, b"", {"Location": "http://169.254.169.254/latest/meta-data"})
+            case "forever":
+                self.answer(401, b"", {"WWW-Authenticate": f'Bearer realm="http://{host}/token/x/y",service="s",scope="x"'})
+            case "elsewhere":
+                self.answer(401, b"", {"WWW-Authenticate": 'Bearer realm="https://auth.example/token",service="s"'})
+            case "traversal":
+                self.answer(200, b'{"schemaVersion":2,"layers":[{"digest":"sha256:../../../x","size":1}]}')
+            case "digest":
+                self.answer(200, model_of(b"x")[1], {"Docker-Content-Digest": "sha256:" + "0" * 64})
+            case "wrong-blob" | "endless-blob":
+                self.answer(200, model_of(b"x" * 1000)[1])
+            case "x":
+                self.answer(200, b'{"token":"t"}')
+            case _:
+                self.answer(404, b"")
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), "Content-Type": MANIFEST_TYPE, **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+        if "Content-Length" in (headers or {}):
+            self.close_connection = True
+
+    def endless(self) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        try:
+            while True:
+                self.wfile.write(b"10000\r\n" + b" " * 65536 + b"\r\n")
+        except OSError:
+            self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        """Nothing: what fails is the test's affair."""
+
+
 @pytest.fixture(scope="module")
-def mirror(upstream: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    rules = f"library/*={upstream.stack.hub_url},friends/*={upstream.stack.hub_url}/alice"
+def hostile() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hostile) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def mirror(upstream: Hub, hostile: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    rules = f"library/*={upstream.stack.hub_url},friends/*={upstream.stack.hub_url}/alice,hostile/*={hostile}/"
     with Stack(tmp_path_factory.mktemp("mirror"), CORRAL_MIRROR=rules) as stack:
         hub = Hub(stack)
         hub.start()
@@ -141,6 +222,19 @@ def test_r001_mirror_that_was_killed_goes_on_after_its_restart(upstream: Hub, mi
     assert body == manifest
     assert weights in blobs.values()
     wait_until(lambda: mirror.keeps("library/large"), "the manifest to be kept")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["bomb", "endless", "huge", "loop", "metadata", "forever", "elsewhere", "traversal", "digest", "wrong-blob", "endless-blob"],
+)
+def test_t093_t120_registry_that_misbehaves_is_an_error_and_leaves_nothing(mirror: Hub, name: str) -> None:
+    before = mirror.files()
+    # With a token that is good: a mirror's trouble must never look like a lack of rights.
+    with pytest.raises(Refused, match=r"^502: |unexpected status code 502"):
+        mirror.as_(NOBODY).pull(f"hostile/{name}", "latest")
+    assert not mirror.keeps(f"hostile/{name}")
+    wait_until(lambda: mirror.files() == before, "what was fetched to be gone")
 
 
 def test_manifest_and_blob_are_served_without_any_token(upstream: Hub, mirror: Hub) -> None:

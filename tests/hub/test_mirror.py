@@ -35,7 +35,7 @@ WEIGHTS, MORE = b"weights" * 100, b"more weights"
 @dataclass
 class FakeUpstream:
     """A RegistryGateway before registries in memory. asked: how often for what. error: raised by everything. hold: what blobs
-    wait for before their first byte. spoil: sent in the place of blobs."""
+    wait for before their first byte; hold_answers: what everything else does. spoil: sent in the place of blobs."""
 
     manifests: dict[tuple[str, str], RemoteManifest] = field(default_factory=dict)
     blobs: dict[tuple[str, Digest], bytes] = field(default_factory=dict)
@@ -43,6 +43,7 @@ class FakeUpstream:
     error: CorralError | None = None
     blob_error: CorralError | None = None
     hold: asyncio.Event | None = None
+    hold_answers: asyncio.Event | None = None
     began: asyncio.Event = field(default_factory=asyncio.Event)
     spoil: dict[Digest, bytes] = field(default_factory=dict)
     open_reads: int = 0
@@ -63,6 +64,8 @@ class FakeUpstream:
         assert repository.base_url == UPSTREAM
         self.asked[f"{repository.path}:{reference}"] += 1
         await asyncio.sleep(0)
+        if self.hold_answers is not None:
+            await self.hold_answers.wait()
         if self.error is not None:
             raise self.error
         return self.manifests.get((repository.path, reference))
@@ -431,6 +434,36 @@ async def test_what_is_kept_is_served_while_upstream_fails(hub: Mirrored, upstre
     hub.clock.advance(901)
     assert await hub.pull() == [WEIGHTS, MORE, CONFIG]
     assert await code_of(hub.pull(reference="other")) == "upstream_failed"
+
+
+async def test_upstream_that_does_not_answer_is_not_waited_for(upstream: FakeUpstream) -> None:
+    hub = Mirrored()
+    async with hub.opened(upstream, RULES, MirrorLimits(answer_s=0.001, kept_answer_s=0.001, keep_free_bytes=0)):
+        upstream.hold_answers = asyncio.Event()
+        with pytest.raises(CorralError, match="does not answer") as caught:
+            await hub.mirrored.manifest(TINY, "latest", None)
+        assert caught.value.code == "upstream_failed"
+        # The question goes on, and what it brings is kept.
+        upstream.hold_answers.set()
+        await hub.settle()
+        assert await hub.kept() is not None
+
+
+async def test_what_is_kept_is_served_while_upstream_does_not_answer(upstream: FakeUpstream) -> None:
+    hub = Mirrored()
+    async with hub.opened(upstream, RULES, MirrorLimits(kept_answer_s=0.001, keep_free_bytes=0)):
+        await hub.pull()
+        await hub.settle()
+        hub.clock.advance(901)
+        new = upstream.push_model("library/tiny", b"new weights")
+        upstream.hold_answers = asyncio.Event()
+        assert [(await hub.pull())[0] for _ in range(3)] == [WEIGHTS] * 3
+        upstream.hold_answers.set()
+        await hub.settle()
+        kept = await hub.kept()
+    assert kept is not None
+    assert kept.digest == new
+    assert upstream.asked["library/tiny:latest"] == 2
 
 
 async def test_what_does_not_exist_upstream_is_asked_for_once(hub: Mirrored, upstream: FakeUpstream) -> None:

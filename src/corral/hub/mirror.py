@@ -27,7 +27,7 @@ from corral.core.ports import AccountStore, Clock, Entropy
 from corral.core.registry import NewManifest, RegistryFiles, RegistryStore, Repository, StoredManifest, Visibility
 from corral.core.transfer_ports import RegistryGateway, RemoteManifest, RemoteRepository
 from corral.hub.links import BlobLinks
-from corral.hub.mirror_blobs import Kept, MirrorBlobs, MirrorLimits, Question, told, trouble, url_of
+from corral.hub.mirror_blobs import Kept, MirrorBlobs, MirrorLimits, Question, patience, told, trouble, url_of
 from corral.hub.quotas import Quotas
 from corral.hub.registry import BlobFacts, Registry, new_manifest
 from corral.hub.repositories import Caller, Repositories, is_hub_namespace
@@ -132,7 +132,8 @@ class Mirror:
             return
         size_bytes = self._arriving_size(kept, digest)
         if size_bytes is None:
-            size_bytes = await self._blobs.size_of(kept, digest)
+            async with patience(kept.remote, self._limits.answer_s):
+                size_bytes = await self._blobs.size_of(kept, digest)
         if size_bytes is not None:
             await self._blobs.need(kept, digest, size_bytes)
 
@@ -176,11 +177,13 @@ class Mirror:
             # That something does not exist upstream is remembered as well, and does not make away with what is kept.
             if self._remembered.holds(question) or (kept is not None and self._remembered.holds(question.when_fresh)):
                 return kept
-            return await self._shared.do(question, lambda: self._ask(place, wanted, question)) or kept
+            async with patience(place.remote, self._limits.answer_s if kept is None else self._limits.kept_answer_s):
+                return await self._shared.do(question, lambda: self._ask(place, wanted, question)) or kept
         except CorralError as error:
             if kept is None:
                 raise
             _log.warning("%s is served as it was kept: %s", place.name, error.message)
+            self._remembered.note(question.when_fresh, self._limits.failed_s)
             return kept
 
     async def _ask(self, place: _Place, wanted: str | Digest, question: Question) -> StoredManifest | None:

@@ -29,12 +29,15 @@ _OWN_TROUBLE = frozenset({"storage_full", "forbidden", "busy", "unavailable", "u
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MirrorLimits:
     """How often upstreams are asked, and how much is taken from them. fresh_s, absent_s, failed_s: for how long an answer holds
-    that something is so, that it does not exist, and that it cannot be had. lease: of a blob whose manifest is not stored yet.
-    max_manifests, max_index_bytes: below an index. keep_free_bytes: of the disk, for what people push."""
+    that something is so, that it does not exist, and that it cannot be had. answer_s, kept_answer_s: how long somebody waits for
+    an upstream that does not answer, where nothing is kept and where something is. lease: of a blob whose manifest is not stored
+    yet. max_manifests, max_index_bytes: below an index. keep_free_bytes: of the disk, for what people push."""
 
     fresh_s: float = 900
     absent_s: float = 60
     failed_s: float = 30
+    answer_s: float = 10
+    kept_answer_s: float = 5
     max_blob_bytes: int = 1 << 40
     max_manifest_bytes: int = 4 << 40
     max_manifests: int = 200
@@ -228,6 +231,16 @@ def upstream_trouble(remote: RemoteRepository) -> Iterator[None]:
         yield
     except CorralError as error:
         raise trouble(remote, error.message) from error
+
+
+@contextlib.asynccontextmanager
+async def patience(remote: RemoteRepository, seconds: float) -> AsyncIterator[None]:
+    """Wait for an upstream that long: gateways try again for a minute and more. What was asked goes on without whoever asked."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise trouble(remote, "it does not answer") from error
 
 
 def told(error: CorralError, remote: RemoteRepository) -> CorralError:
