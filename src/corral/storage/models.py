@@ -228,9 +228,7 @@ def facts_of(path: Path, *, shown_as: str) -> WeightFacts:
             raise CorralError(error.code, f"{shown_as} is {error.message}") from error
         except OSError as error:
             raise CorralError("bad_request", f"{shown_as} cannot be read: {error.strerror}") from error
-    rows = [{"name": tensor.name, "type": tensor.type, "shape": tensor.shape} for tensor in header.tensors]
-    facts = msgspec.convert(gguf.facts_of(header, size_bytes), WeightFacts)
-    return msgspec.structs.replace(facts, tensors=msgspec.Raw(msgspec.json.encode(rows)))
+    return msgspec.json.decode(msgspec.json.encode(gguf.facts_of(header, size_bytes)), type=WeightFacts)
 
 
 def capabilities_of(config: ModelConfig, facts: WeightFacts | None, *, template: str) -> frozenset[Capability]:

@@ -229,6 +229,7 @@ def facts_of(header: GgufHeader, file_size: int) -> dict[str, object]:
         "parameter_count": header.parameter_count,
         "is_projector": header.is_projector,
         "metadata": {key: _json_value(value) for key, value in header.metadata.items()},
+        "tensors": [{"name": tensor.name, "type": tensor.type, "shape": tensor.shape} for tensor in header.tensors],
     }
 
 
