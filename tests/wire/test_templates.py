@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corral.wire.templates import go_fields, go_has_thinking, jinja_has_thinking, jinja_has_tools
+from corral.wire.templates import go_fault, go_fields, go_has_thinking, jinja_has_thinking, jinja_has_tools
 
 QWEN3 = """
 {{- if or .System .Tools .Thinking }}<|im_start|>system
@@ -103,3 +103,29 @@ def test_tools_of_a_jinja_template(template: str, has_tools: bool) -> None:
 )
 def test_thinking_of_a_jinja_template(template: str, has_thinking: bool) -> None:
     assert jinja_has_thinking(template) is has_thinking
+
+
+@pytest.mark.parametrize(
+    ("template", "fault"),
+    [
+        ("", ""),
+        ("{{ .Prompt }}", ""),
+        ("{{- range .Messages -}}{{ if .A }}x{{ else if .B }}y{{ else }}z{{ end }}{{- end -}}", ""),
+        ("{{ \"}}\" }}{{ `}}` }}{{ '}' }}{{/* }} */}}{{- /* }} */ -}}", ""),
+        ("{{ if .A", ":1: unclosed action"),
+        ("a\n{{/* b", ":2: unclosed action"),
+        ("a\n{{ end }}", ":2: unexpected {{end}}"),
+        ("{{ else }}", ":1: unexpected {{else}}"),
+        ("{{ if\n.A }}\n\n", ":4: unexpected EOF"),
+    ],
+)
+def test_shape_of_a_go_template_is_judged_in_gos_words(template: str, fault: str) -> None:
+    assert go_fault(template) == fault
+
+
+@pytest.mark.parametrize(
+    "evil", ["{{" * 50_000, "{{ '" * 50_000, "{{/*" * 50_000, "{{ /*" * 50_000, "{{ a}" * 50_000, '{{"' * 50_000]
+)
+def test_t106_judging_a_template_takes_linear_time(evil: str) -> None:
+    """A search for the end of a comment from every place took minutes on one of these."""
+    assert go_fault(evil) == ":1: unclosed action"
