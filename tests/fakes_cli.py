@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +26,8 @@ class FakeServer:
     answers: dict[str, tuple[int, Any]] = field(default_factory=dict)
     seen: list[Seen] = field(default_factory=list)
     url: str = ""
+    #: As answers, for what is answered differently from time to time.
+    vary: dict[str, Callable[[], tuple[int, Any]]] = field(default_factory=dict)
 
     @property
     def host(self) -> str:
@@ -38,7 +40,8 @@ class FakeServer:
         is_raw = headers.get("content-type") == "application/octet-stream"
         body = text if is_raw else json.loads(text) if text else None
         self.seen.append(Seen(request.command, request.path, headers, body))
-        status, answer = self.answers.get(f"{request.command} {request.path}", (404, {"error": "404 page not found"}))
+        name = f"{request.command} {request.path}"
+        status, answer = self.vary.get(name, lambda: self.answers.get(name, (404, {"error": "404 page not found"})))()
         lines = answer if isinstance(answer, list) else [answer]
         content = b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines)
         request.send_response(status)

@@ -179,6 +179,7 @@ async def open_hub_services(settings: Settings) -> AsyncIterator[HubServices]:
     from corral.hub.credentials import Credentials
     from corral.hub.sightings import MemorySightings
     from corral.hub.tokens import RegistryTokens
+    from corral.storage.describe import BoundedReader
     from corral.storage.secretfile import ensure_private_dir, load_or_create_peppers, load_or_create_token_keys
     from corral.storage.sql.accounts import SqlAccounts
     from corral.storage.sql.audit import SqlAudit
@@ -224,7 +225,9 @@ async def open_hub_services(settings: Settings) -> AsyncIterator[HubServices]:
             credentials=credentials,
             tokens=tokens,
             token_keys=token_keys,
-            hosted=SqlHosting(database, home / "blobs", home / "cache", clock=clock, entropy=entropy),
+            hosted=SqlHosting(
+                database, home / "blobs", home / "cache", clock=clock, entropy=entropy, read_facts=BoundedReader()
+            ),
             usage=SqlUsage(database),
             audit=audit,
             database=database,
@@ -707,8 +710,8 @@ async def build_local(settings: Settings) -> AsyncIterator[Built]:
 
 
 @contextlib.asynccontextmanager
-async def registry_client(settings: Settings, *, is_anonymous: bool = False) -> "AsyncIterator[RegistryClient]":
-    """Any registry, as this device, or as nobody."""
+async def registry_client(settings: Settings) -> "AsyncIterator[RegistryClient]":
+    """Any registry, as this device."""
     from corral.clients.hub import user_agent
     from corral.clients.reach import GuardedResolver
     from corral.clients.registry import RegistryClient
@@ -716,10 +719,14 @@ async def registry_client(settings: Settings, *, is_anonymous: bool = False) -> 
     from corral.storage.home import FileDeviceKeys
 
     clock, entropy, resolver = SystemClock(), SystemEntropy(), GuardedResolver()
-    keys = None if is_anonymous else FileDeviceKeys(settings.home / ".ollama", entropy)
     async with open_registry_session(resolver) as session:
         transport = RegistryTransport(
-            session, resolver, keys=keys, clock=clock, entropy=entropy, user_agent=user_agent(corral.__version__)
+            session,
+            resolver,
+            keys=FileDeviceKeys(settings.home / ".ollama", entropy),
+            clock=clock,
+            entropy=entropy,
+            user_agent=user_agent(corral.__version__),
         )
         yield RegistryClient(transport, sleep=asyncio.sleep, entropy=entropy)
 

@@ -79,7 +79,7 @@ def test_aliases_are_understood_and_not_listed(alias: str, name: str) -> None:
 
 
 def test_unbuilt_commands_are_not_listed() -> None:
-    assert not {"pull", "push", "doctor", "install"} & set(root.list_commands(click.Context(root)))
+    assert not {"doctor", "install"} & set(root.list_commands(click.Context(root)))
 
 
 @pytest.mark.parametrize("arguments", [["nope"], ["list", "--nope"], ["show"], ["hub", "nope"], ["stop", "a", "b"]])
@@ -127,12 +127,6 @@ def test_secrets_are_no_options_of_any_command() -> None:
         assert command is not None
         spellings = {spelling for option in command.params for spelling in option.opts}
         assert not {"--password", "--api-key", "--token", "--secret"} & spellings, path
-
-
-@pytest.mark.parametrize("name", ["pull", "push"])
-def test_planned_command_is_told_and_status_2(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([name, "x", "--y"], {}) == 2
-    assert capsys.readouterr().err == f"Error: corral {name} is not built yet\n→ docs/status.md says what is\n"
 
 
 @pytest.mark.parametrize(("arguments", "same"), [(["help"], ["--help"]), (["help", "hub", "user"], ["hub", "user", "--help"])])

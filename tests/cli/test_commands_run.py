@@ -120,10 +120,24 @@ def test_run_of_an_embedding_model_prints_the_vector(capsys: pytest.CaptureFixtu
     assert "embedding models require input text" in capsys.readouterr().err
 
 
-def test_run_of_an_unknown_model_says_what_is_installed(capsys: pytest.CaptureFixture[str], stdin: io.StringIO) -> None:
-    with fake_server({"POST /api/show": (404, {"error": "model 'x:latest' not found"})}) as server:
+def test_run_of_a_model_that_is_not_here_pulls_it_first(capsys: pytest.CaptureFixture[str], stdin: io.StringIO) -> None:
+    shown = iter([(404, {"error": "model 'x:latest' not found"}), SHOW["POST /api/show"]])
+    pulled = [{"status": "pulling manifest"}, {"status": "success"}]
+    with fake_server({"POST /api/pull": (200, pulled), "POST /api/generate": (200, STREAM)}) as server:
+        server.vary["POST /api/show"] = lambda: next(shown)
+        assert run(["run", "--insecure", "x", "hi"], env(server)) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "Hello, world\n\n"
+    assert captured.err == "pulling manifest\nsuccess\n"
+    assert server.seen[1].body == {"model": "x", "name": "x", "insecure": True}
+
+
+def test_run_of_a_model_that_nobody_has_says_so(capsys: pytest.CaptureFixture[str], stdin: io.StringIO) -> None:
+    failed = [{"status": "pulling manifest"}, {"error": "pull model manifest: file does not exist"}]
+    answers = {"POST /api/show": (404, {"error": "model 'x:latest' not found"}), "POST /api/pull": (200, failed)}
+    with fake_server(answers) as server:
         assert run(["run", "x", "hi"], env(server)) == 1
-    assert capsys.readouterr().err == "Error: model 'x:latest' not found\n→ corral list shows what is installed\n"
+    assert "Error: pull model manifest: file does not exist: x\n→ check the name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "value"), [("", None), ("true", True), ("false", False), ("max", "max")])

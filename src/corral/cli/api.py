@@ -88,6 +88,8 @@ class ServerApi:
         except (http.client.HTTPException, OSError, ValueError) as error:
             raise Failed("the server stopped before its answer was complete", "look at its log") from error
         finally:
+            # The socket is the answer's alone where the server said that it closes the connection.
+            response.close()
             connection.close()
 
     def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:

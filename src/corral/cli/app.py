@@ -32,6 +32,8 @@ _ROOT = {
     "ps": ("commands_models", "ps", "List running models"),
     "show": ("commands_models", "show", "Show a model's details"),
     "stop": ("commands_models", "stop", "Unload a running model"),
+    "pull": ("commands_transfer", "pull", "Bring a model here from its registry"),
+    "push": ("commands_transfer", "push", "Send a model to its registry"),
     "create": ("commands_create", "create", "Make a model from a Modelfile"),
     "cp": ("commands_create", "cp", "Copy a model"),
     "rm": ("commands_create", "rm", "Remove models"),
@@ -39,8 +41,6 @@ _ROOT = {
 }
 #: Other words for the same, as in ollama; understood and not listed.
 _ALIASES = {"login": "signin", "logout": "signout", "ls": "list", "start": "serve"}
-#: Commands of ollama that people will try, and that are planned.
-_UNBUILT = {"pull", "push"}
 _HUB = {
     "serve": ("commands_serve", "hub_serve", "Run the hub"),
     "user": ("app", "hub_user", "Manage accounts"),
@@ -109,9 +109,7 @@ class LazyGroup(click.Group):
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, and `corral help [COMMAND]` for `corral [COMMAND] --help`. Raises: Failed for a planned command."""
-        if self.name == "corral" and args[0] in _UNBUILT:
-            raise Failed(f"corral {args[0]} is not built yet", "docs/status.md says what is", status=2)
+        """As click does, and `corral help [COMMAND]` for `corral [COMMAND] --help`."""
         if self.name == "corral" and args[0] == "help":
             if not args[1:]:
                 click.echo(ctx.get_help())

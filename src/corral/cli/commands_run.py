@@ -48,7 +48,7 @@ class _RunCommand(click.Command):
 @click.option("--dimensions", type=click.IntRange(min=0), default=0, help="Length of an embedding.")
 @click.option("--truncate/--no-truncate", default=None, help="Cut a text that is too long for an embedding.")
 @click.option("--nowordwrap", is_flag=True, hidden=True, help="Accepted for ollama's sake; lines are never wrapped here.")
-@click.option("--insecure", is_flag=True, hidden=True, help="Accepted for ollama's sake; nothing is pulled here.")
+@click.option("--insecure", is_flag=True, help="Use plain http for the registry of a model that is not here yet.")
 @pass_environment
 def run(
     environment: Environment,
@@ -80,7 +80,7 @@ def run(
     )
     api = LocalApi(environment.settings)
     has_prompt, text = _prompt_of(prompt)
-    capabilities = _show(api, model).get("capabilities") or []
+    capabilities = _show_or_pull(api, model, insecure=insecure).get("capabilities") or []
     if "embedding" in capabilities and "completion" not in capabilities:
         _embed(api, options, text)
     elif has_prompt or not sys.stdout.isatty():
@@ -91,15 +91,23 @@ def run(
         talk(environment, api, options)
 
 
-def _show(api: LocalApi, model: str) -> Mapping[str, Any]:
+def _show_or_pull(api: LocalApi, model: str, *, insecure: bool) -> Mapping[str, Any]:
+    """What the model can do; one that is not here is pulled first, and one that is the hub's is not."""
     try:
-        details: dict[str, Any] = api.post("/api/show", {"model": model})
+        return _show(api, model)
     except ApiError as error:
-        if error.code == 404 and _is_cloud(model):
+        if error.code != 404:
+            raise
+        if _is_cloud(model):
             raise _not_offered(api, model) from error
-        if error.code == 404:
-            raise Failed(error.message, "corral list shows what is installed") from error
-        raise
+    from corral.cli.commands_transfer import pull_model
+
+    pull_model(api, model, insecure=insecure)
+    return _show(api, model)
+
+
+def _show(api: LocalApi, model: str) -> Mapping[str, Any]:
+    details: dict[str, Any] = api.post("/api/show", {"model": model})
     return details
 
 

@@ -1,0 +1,101 @@
+"""pull and push against a scripted server: what is sent, what a pipe sees, what failures say."""
+
+import pytest
+
+from corral.cli.app import run
+from fakes_cli import FakeServer, fake_server
+
+DIGEST = "sha256:" + "ab" * 32
+PULLED = [
+    {"status": "pulling manifest"},
+    {"status": "pulling abababababab", "digest": DIGEST, "total": 2_000_000},
+    {"status": "pulling abababababab", "digest": DIGEST, "total": 2_000_000, "completed": 1_000_000},
+    {"status": "pulling abababababab", "digest": DIGEST, "total": 2_000_000, "completed": 2_000_000},
+    {"status": "verifying sha256 digest"},
+    {"status": "writing manifest"},
+    {"status": "success"},
+]
+PUSHED = [{"status": "retrieving manifest"}, {"status": "pushing manifest"}, {"status": "success"}]
+
+
+def env(server: FakeServer) -> dict[str, str]:
+    return {"HOME": "/nonexistent", "OLLAMA_HOST": server.host}
+
+
+def test_pull_in_a_pipe_prints_one_line_for_each_thing_that_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+    with fake_server({"POST /api/pull": (200, PULLED)}) as server:
+        assert run(["pull", "alice/tiny"], env(server)) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == ("pulling manifest\npulling abababababab: 2 MB\nverifying sha256 digest\nwriting manifest\nsuccess\n")
+    assert server.seen[0].body == {"model": "alice/tiny", "name": "alice/tiny", "insecure": False}
+
+
+def test_pull_that_fails_ends_with_1_and_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    failed = [PULLED[0], {"error": "pull model manifest: file does not exist"}]
+    with fake_server({"POST /api/pull": (200, failed)}) as server:
+        assert run(["pull", "alice/tiny"], env(server)) == 1
+    said = capsys.readouterr().err
+    assert "Error: pull model manifest: file does not exist: alice/tiny" in said
+    assert "corral signin" in said
+
+
+def test_pull_whose_server_ended_early_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+    with fake_server({"POST /api/pull": (200, PULLED[:3])}) as server:
+        assert run(["pull", "alice/tiny"], env(server)) == 1
+    assert "what has arrived is kept" in capsys.readouterr().err
+
+
+def test_pull_shows_no_control_characters_of_the_server(capsys: pytest.CaptureFixture[str]) -> None:
+    with fake_server({"POST /api/pull": (200, [{"status": "\x1b[2Jpulling"}, {"status": "success"}])}) as server:
+        assert run(["pull", "x"], env(server)) == 0
+    assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "sent"),
+    [
+        ([], {"insecure": False}),
+        (["--insecure"], {"insecure": True}),
+        (["--private"], {"insecure": False, "visibility": "private"}),
+        (["--public"], {"insecure": False, "visibility": "public"}),
+    ],
+)
+def test_push_sends_its_options(flags: list[str], sent: dict[str, object]) -> None:
+    with fake_server({"POST /api/push": (200, PUSHED)}) as server:
+        assert run(["push", *flags, "alice/tiny"], env(server)) == 0
+    assert server.seen[0].body == {"model": "alice/tiny", "name": "alice/tiny", **sent}
+
+
+@pytest.mark.parametrize(
+    ("model", "shown"),
+    [
+        ("alice/tiny", "http://hub.test:1/alice/tiny"),
+        ("hub.test:1/alice/tiny:q8", "http://hub.test:1/alice/tiny:q8"),
+        ("other.test/alice/tiny", "other.test/alice/tiny:latest"),
+    ],
+)
+def test_push_ends_with_where_the_model_is(model: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = {"POST /api/push": (200, PUSHED), "GET /api/status": (200, {"hub": "http://hub.test:1"})}
+    with fake_server(answers) as server:
+        assert run(["push", model], env(server)) == 0
+    assert capsys.readouterr().out == f"\nYou can find your model at:\n\n\t{shown}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("unauthorized: access denied", "you are not authorized to push to this namespace, create the model under a namespace"),
+        ("model 'x:latest' not found", "corral list shows what is installed"),
+        ('403: {"errors":[{"code":"DENIED","message":"bob may not push here"}]}', "Error: bob may not push here\n"),
+        (
+            '403: {"errors":[{"code":"DENIED","message":"connect SHA256:x at http://h/connect"}]}',
+            "Error: connect SHA256:x at http://h/connect\n→ corral signin\n",
+        ),
+        ("507: <html>", "Error: 507: <html>\n"),
+    ],
+)
+def test_push_failure_is_told_in_words(error: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with fake_server({"POST /api/push": (200, [PUSHED[0], {"error": error}])}) as server:
+        assert run(["push", "x"], env(server)) == 1
+    assert said in capsys.readouterr().err
