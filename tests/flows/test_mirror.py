@@ -4,17 +4,20 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from nacl.signing import SigningKey
 
-from flows.stack import Running, Stack, answers, call, wait_until
+from flows.stack import Running, Stack, answers, call, free_port, wait_until
 from flows.stock_ollama import MANIFEST_TYPE, DeviceKey, Refused, StockOllama, model_of
 
 pytestmark = pytest.mark.flow
@@ -248,3 +251,26 @@ def test_manifest_and_blob_are_served_without_any_token(upstream: Hub, mirror: H
 def test_nobody_can_take_the_name_of_a_mirrored_namespace(mirror: Hub) -> None:
     refused = mirror.stack.corral("hub", "user", "add", "friends", "--password-stdin", given="correct horse\n", status=1)
     assert "reserved" in refused.stderr
+
+
+def test_real_ollama_pulls_through_the_mirror(upstream: Hub, mirror: Hub, tmp_path: Path) -> None:
+    program = os.environ.get("CORRAL_TEST_OLLAMA") or shutil.which("ollama")
+    if not program:
+        pytest.skip("no ollama program: put it on the PATH or name it in CORRAL_TEST_OLLAMA")
+    # More than one part.
+    weights = os.urandom(1 << 20) * 96
+    manifest = publish(upstream, "library/real", weights)
+    port = free_port()
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OLLAMA_HOST": f"127.0.0.1:{port}"}
+    server = Running([program, "serve"], env, tmp_path)
+    name = f"{urlsplit(mirror.stack.hub_url).netloc}/library/real"
+    try:
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/api/version"), "ollama to answer", watch=server)
+        arguments = [program, "pull", "--insecure", name]
+        done = subprocess.run(arguments, env=env, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+    finally:
+        server.end(signal.SIGTERM)
+    assert done.returncode == 0, done.stderr
+    models = tmp_path / ".ollama/models"
+    assert (models / "manifests" / name / "latest").read_bytes() == manifest
+    assert (models / "blobs" / f"sha256-{hashlib.sha256(weights).hexdigest()}").read_bytes() == weights
