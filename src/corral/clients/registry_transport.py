@@ -13,6 +13,7 @@ import base64
 import contextlib
 import json
 import re
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -34,6 +35,8 @@ from corral.wire.signing import authorization_header, token_challenge
 MAX_ERROR_BYTES: Final = 64 * 1024
 _MAX_TOKEN_BYTES: Final = 64 * 1024
 _MAX_REDIRECTS: Final = 5
+#: Repositories whose tokens are kept for the next request.
+_MAX_STANDINGS: Final = 1000
 _CONNECT_TIMEOUT_S: Final = 10.0
 #: For a small answer from its first byte to its last: a drip must not hold a pull for ever.
 _SMALL_ANSWER_S: Final = 60.0
@@ -121,7 +124,7 @@ class RegistryTransport:
         self._entropy = entropy
         self._user_agent = user_agent
         self._stall_s = stall_s
-        self._standings: dict[tuple[str, str], _Standing] = {}
+        self._standings: OrderedDict[tuple[str, str], _Standing] = OrderedDict()
 
     @contextlib.asynccontextmanager
     async def answer(self, call: Call) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -167,8 +170,7 @@ class RegistryTransport:
     # ── Tokens ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _authorized(self, call: Call) -> aiohttp.ClientResponse:
-        key = (call.repository.base_url, call.repository.path)
-        standing = self._standings.setdefault(key, _Standing())
+        standing = self._standing(call.repository)
         tried: set[_Proof] = set()
         while True:
             token = standing.token
@@ -183,6 +185,15 @@ class RegistryTransport:
             if not may_help:
                 return response
             response.close()
+
+    def _standing(self, repository: RemoteRepository) -> _Standing:
+        key = (repository.base_url, repository.path)
+        standing = self._standings.setdefault(key, _Standing())
+        self._standings.move_to_end(key)
+        # A hub that mirrors is asked for any names by anybody, for months.
+        if len(self._standings) > _MAX_STANDINGS:
+            self._standings.popitem(last=False)
+        return standing
 
     async def _better_token(
         self, call: Call, standing: _Standing, response: aiohttp.ClientResponse, used: str, tried: set[_Proof]
