@@ -1,6 +1,7 @@
 """Making, copying and removing models over a store in memory: what comes out, what is told, and what is refused how."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import msgspec
@@ -49,7 +50,7 @@ class World:
     async def unload(self, model: Model) -> None:
         self.unloaded.append(model.name.short)
 
-    async def pull(self, name: ModelName) -> AsyncIterator[ProgressEvent]:
+    async def pull(self, name: ModelName) -> AsyncGenerator[ProgressEvent, None]:
         self.pulled.append(name.short)
         yield ProgressEvent(status="pulling manifest")
         if name.short not in self.remote:
@@ -361,6 +362,31 @@ async def test_t109_nothing_that_could_run_goes_to_the_converter(world: World, n
     assert not world.tools.calls
 
 
+async def test_draft_model_is_not_converted(world: World) -> None:
+    fields = {"files": world.sent(tiny_gguf=WEIGHTS), "draft_files": world.sent(a_safetensors=safetensors_bytes())}
+    assert (await world.refusal(**fields))[0] == 501
+
+
+async def test_leaving_while_a_tool_works_ends_the_tool(world: World) -> None:
+    ended = asyncio.Event()
+
+    async def quantize(*_: object) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    world.tools.quantize = quantize  # type: ignore[method-assign]  # the real one would need a program
+    request = CreateRequest(model="mine", files=world.sent(a_gguf=UNQUANTIZED), quantize="Q8_0")
+    events = world.library.create(request)
+    statuses = [(await anext(events)).status for _ in range(2)]
+    assert statuses == ["parsing GGUF", "quantizing F16 model to Q8_0"]
+    await asyncio.sleep(0)
+    await events.aclose()
+    assert ended.is_set()
+    assert world.store.manifests == {}
+
+
 # ── Out of a model ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -428,6 +454,14 @@ async def test_missing_base_is_pulled_first(world: World) -> None:
 
 async def test_missing_base_that_no_registry_has_is_told_as_the_pull_tells_it(world: World) -> None:
     assert await world.refusal(**{"from": "nowhere"}) == (500, "pull model manifest: file does not exist")
+
+
+async def test_missing_base_without_a_way_to_pull_is_404(world: World) -> None:
+    maker = ModelMaker(world.store, world.store, world.tools, hub_url=lambda: HUB)
+    library = Library(world.store, world.store, maker, unload=world.unload)
+    with pytest.raises(CorralError, match="model 'nowhere:latest' not found") as caught:
+        await anext(library.create(CreateRequest(model="mine", source="nowhere")))
+    assert caught.value.status == 404
 
 
 async def test_base_that_lacks_a_blob_or_is_damaged_makes_nothing(world: World) -> None:

@@ -12,7 +12,7 @@ Source: ollama server/create.go, server/model.go, fb30760.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -29,7 +29,7 @@ from corral.wire.templates import go_fault
 
 Events = AsyncGenerator[ProgressEvent, None]
 #: Brings a model here from its registry; its events are passed on.
-Pull = Callable[[ModelName], AsyncIterator[ProgressEvent]]
+Pull = Callable[[ModelName], Events]
 
 _GGUF_LAYERS = frozenset({manifest.MODEL_LAYER, manifest.PROJECTOR_LAYER, manifest.ADAPTER_LAYER, manifest.DRAFT_LAYER})
 _MAGIC = b"GGUF"
@@ -164,10 +164,11 @@ class ModelMaker:
         if found is None:
             if self._pull is None:
                 raise CorralError("not_found", f"model '{name.short}' not found")
-            async for event in self._pull(name):
-                # Ours is not done when the pull is.
-                if event.status != "success":
-                    yield event
+            async with contextlib.aclosing(self._pull(name)) as events:
+                async for event in events:
+                    # Ours is not done when the pull is.
+                    if event.status != "success":
+                        yield event
             found = await self._store.manifest(name)
         if found is None:
             raise CorralError("not_found", f"model '{name.short}' was removed while another was being made of it")
@@ -332,8 +333,9 @@ class ModelMaker:
         total = part.layer.size_bytes
         with self._blobs.workshop({"model.gguf": part.layer.digest}) as directory:
             work = self._tools.quantize(f"{directory}/model.gguf", f"{directory}/quantized.gguf", kind, report)
-            async for _ in _while_working(work):
-                yield ProgressEvent(status=status, digest=WORKING_DIGEST, total=total, completed=round(done * total))
+            async with contextlib.aclosing(_while_working(work)) as ticks:
+                async for _ in ticks:
+                    yield ProgressEvent(status=status, digest=WORKING_DIGEST, total=total, completed=round(done * total))
             yield ProgressEvent(status=status, digest=WORKING_DIGEST, total=total, completed=total)
             yield ProgressEvent(status="verifying conversion")
             digest, _ = await self._blobs.take_in(f"{directory}/quantized.gguf")
