@@ -1,0 +1,155 @@
+"""Publishing, as a person does it: a private push, its page signed in and signed out, making it public, pulling it elsewhere."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from flows.browser import chromium, look_at, person, tab_to
+from flows.stack import MODEL, PASSWORD, Stack, answers, call, wait_until
+
+pytestmark = pytest.mark.browser
+README = "# Tiny\n\nA *small* model. [More](https://example.org/tiny)\n\n<script>alert(1)</script>\n\n![loss](https://example.org/l.png)"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with chromium(tmp_path_factory.mktemp("chromium")) as started:
+        yield started
+
+
+@pytest.fixture
+def alice(running: Stack) -> Stack:
+    """An installation whose device alice connected, for pushing as well."""
+    running.add_account("alice")
+    key = running.add_key("alice", "inference", "keys", "models:pull", "models:push")
+    running.corral("signin", "--api-key-stdin", given=key + "\n")
+    return running
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Stack]:
+    """A second home directory on another machine: no account, no model, its own local server."""
+    with Stack(tmp_path / "elsewhere") as stack:
+        stack.begin("serve")
+        wait_until(lambda: answers(f"{stack.local_url}/api/version"), "the second local server")
+        yield stack
+
+
+def sign_in(page: Page, stack: Stack, name: str = "alice") -> None:
+    page.goto(f"{stack.hub_url}/signin")
+    page.get_by_label("Name", exact=False).first.fill(name)
+    page.get_by_label("Password", exact=True).fill(PASSWORD)
+    page.keyboard.press("Enter")
+    expect(page.get_by_text(name).first).to_be_visible()
+
+
+def push(stack: Stack, name: str, *flags: str) -> None:
+    stack.corral("cp", MODEL, name)
+    stack.corral("push", name, *flags)
+
+
+def page_of(stack: Stack, path: str) -> tuple[int, str]:
+    """What a visitor gets, but for the number of the request."""
+    answer = call("GET", stack.hub_url + path)
+    return answer.status, answer.body.decode().replace(answer.headers.get("x-request-id", "-"), "")
+
+
+def test_private_push_is_made_public_in_the_browser_and_pulled_without_an_account(
+    alice: Stack, browser: Browser, elsewhere: Stack, tmp_path: Path
+) -> None:
+    pictures = tmp_path / "pictures"
+    push(alice, "alice/tiny", "--private")
+    url = f"{alice.hub_url}/alice/tiny"
+    with person(browser) as page, person(browser) as visitor:
+        # Signed in, it is there, and described once somebody had time to look into it.
+        sign_in(page, alice)
+        wait_until(lambda: "Q4_1" in page.goto(url).text(), "the description")  # type: ignore[union-attr]
+        expect(page.locator("h1")).to_contain_text("private")
+        look_at(page, "publish-private", pictures)
+
+        # Signed out, it is not, in the same words as what never was.
+        visitor.goto(url)
+        expect(visitor.get_by_role("heading", name="There is nothing here")).to_be_visible()
+        assert page_of(alice, "/alice/tiny") == page_of(alice, "/alice/nothing")
+        assert "alice" not in page_of(alice, "/library")[1]
+        refused = elsewhere.corral("pull", f"{alice.hub_url.removeprefix('http://')}/alice/tiny", status=1)
+        assert "does not exist" in refused.stderr
+
+        page.get_by_role("link", name="Make public").click()
+        look_at(page, "publish-confirm", pictures)
+        page.get_by_role("button", name="Make public").click()
+        expect(page.get_by_text("It is public.")).to_be_visible()
+        look_at(page, "publish-public", pictures)
+        page.emulate_media(color_scheme="dark")
+        look_at(page, "publish-public-dark", pictures)
+
+        # Whoever opens the page copies the command, and runs it where nobody is signed in.
+        visitor.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        visitor.goto(url)
+        visitor.get_by_role("button", name="Copy command").first.click()
+        command = visitor.evaluate("navigator.clipboard.readText()")
+        look_at(visitor, "publish-visitor", pictures)
+    program, *arguments = shlex.split(command)
+    assert program == "corral"
+    elsewhere.corral(*arguments)
+    installed = elsewhere.corral("list").stdout
+    assert re.search(r"/alice/tiny\S*\s", installed), installed
+    assert elsewhere.generate(arguments[-1], "Hello, world!").lines[-1]["done"] is True
+    assert not (elsewhere.home / ".ollama" / "corral.json").exists()
+
+
+def test_owner_works_by_keyboard_without_scripts_on_a_phone(alice: Stack, browser: Browser, tmp_path: Path) -> None:
+    push(alice, "alice/tiny")
+    alice.add_account("bob", admin=False)
+    context = browser.new_context(viewport={"width": 360, "height": 740}, java_script_enabled=False)
+    page = context.new_page()
+    sign_in(page, alice)
+
+    def press(role: str, name: str) -> None:
+        target = page.get_by_role(role, name=name, exact=True)  # type: ignore[arg-type]
+        # Without scripts a page cannot be asked where its focus is, so the element is focused and the key is real.
+        target.focus()
+        page.keyboard.press("Enter")
+
+    page.goto(f"{alice.hub_url}/alice/tiny")
+    press("link", "Write a README")
+    page.get_by_label("What people should know about it").fill(README)
+    press("button", "Save README")
+    expect(page.get_by_role("heading", name="Tiny", exact=True)).to_be_visible()
+    assert page.locator(".prose script, .prose img").count() == 0
+    press("link", "Access")
+    page.get_by_label("Let somebody in").fill("bob")
+    press("button", "Let in")
+    expect(page.get_by_role("button", name="Remove bob")).to_be_visible()
+    press("button", "Remove bob")
+    expect(page.get_by_text("Nobody but you.")).to_be_visible()
+    press("link", "Delete alice/tiny…")
+    page.get_by_label("Type alice/tiny to delete it").fill("alice/tiny")
+    press("button", "Delete it")
+    expect(page.get_by_role("heading", name="You have not pushed a model yet")).to_be_visible()
+    context.close()
+
+
+def test_tab_reaches_the_owners_actions(alice: Stack, browser: Browser, tmp_path: Path) -> None:
+    push(alice, "alice/tiny")
+    with person(browser) as page:
+        sign_in(page, alice)
+        page.goto(f"{alice.hub_url}/alice/tiny")
+        tab_to(page, page.get_by_role("button", name="Copy command").first)
+        page.goto(f"{alice.hub_url}/alice/tiny")
+        tab_to(page, page.get_by_role("link", name="Make public"))
+        page.keyboard.press("Enter")
+        tab_to(page, page.get_by_role("button", name="Make public"))
+        page.keyboard.press("Enter")
+        expect(page.get_by_text("It is public.")).to_be_visible()
+        for name, path in (("access", "/access"), ("readme", "/readme"), ("delete", "/delete"), ("hide", "/hide")):
+            page.goto(f"{alice.hub_url}/settings/models/alice/tiny{path}")
+            look_at(page, f"repository-{name}", tmp_path / "pictures")
+        for name, path in (("namespace", "/alice"), ("library", "/library"), ("search", "/search?q=tiny"), ("home", "/")):
+            page.goto(alice.hub_url + path)
+            expect(page.get_by_role("link", name="alice/tiny")).to_be_visible()
+            look_at(page, f"listing-{name}", tmp_path / "pictures")
