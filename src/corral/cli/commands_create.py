@@ -4,10 +4,12 @@
 does with them. Source: ollama cmd/cmd.go, parser/parser.go, fb30760.
 """
 
+import contextlib
 import hashlib
 import os
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ import click
 from corral.cli import render
 from corral.cli.api import ApiError, LocalApi
 from corral.cli.context import Environment, Failed, pass_environment
+from corral.cli.progress import TransferView, follow
 from corral.wire.errors import CorralError
 
 if TYPE_CHECKING:
@@ -68,7 +71,9 @@ def create(environment: Environment, model: str, modelfile: str, quantize: str, 
         raise Failed("--draft-quantize requires a DRAFT model", status=2)
     wanted = {"quantize": quantize, "draft_quantize": draft_quantize}
     body.update({name: kind for name, kind in wanted.items() if kind})
-    _follow(api.stream("/api/create", body))
+    with contextlib.closing(api.stream("/api/create", body)) as events:
+        if not follow(events, TransferView("", monotonic=time.monotonic)):
+            raise Failed("the server stopped before the model was made", "look at its log")
 
 
 def _recipe(modelfile: str) -> "tuple[Recipe, Path]":
@@ -187,18 +192,6 @@ def _blocks(file: _File, progress: Callable[[int, int], None]) -> Iterator[bytes
             progress(done, file.size_bytes)
     if done != file.size_bytes:
         raise Failed(f"{file.path} changed while it was read", "try again when it is complete")
-
-
-def _follow(events: Iterator[dict[str, Any]]) -> None:
-    """Show what the server does: each status once."""
-    last = ""
-    for event in events:
-        status = str(event.get("status") or "")
-        if status and status != last:
-            render.say(render.plain(status))
-            last = status
-    if last != "success":
-        raise Failed("the server stopped before the model was made", "look at its log")
 
 
 # ── Copying and removing ─────────────────────────────────────────────────────────────────────────────────────────────

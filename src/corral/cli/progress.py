@@ -85,8 +85,8 @@ def time_left(seconds: float) -> str:
 
 
 class TransferView:
-    """Shows the events of one pull or push; use it in a `with` block. verb: `pulling` or `pushing`. monotonic: a steady clock in
-    seconds."""
+    """Shows the events of one pull, push or create; use it in a `with` block. verb: `pulling` or `pushing`; where it is empty, a
+    bar is called what its event says. monotonic: a steady clock in seconds."""
 
     def __init__(self, verb: str, *, monotonic: Callable[[], float], out: TextIO | None = None) -> None:
         self._verb = verb
@@ -147,7 +147,8 @@ class TransferView:
         # Of one that is only announced, nothing is shown yet, as in ollama.
         if not completed and total:
             return False
-        bar = Bar(f"{self._verb} {render.plain(digest.removeprefix('sha256:'))[:12]}:", total, completed, self._monotonic())
+        shown = f"{self._verb} {digest.removeprefix('sha256:')[:12]}" if self._verb else str(event.get("status") or "")
+        bar = Bar(f"{render.plain(shown)}:", total, completed, self._monotonic())
         self._rows[digest] = bar
         if not self._is_terminal and bar.is_done:
             self._say_done(bar)
