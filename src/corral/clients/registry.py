@@ -160,8 +160,7 @@ class RegistryClient:
         """Have the blob there. Raises: see RegistryGateway."""
         failures = 0
         while True:
-            call = Call(repository=repository, method="HEAD", url=_blob_url(repository, blob.digest), writes=True)
-            if await self._tried(partial(self._head, call)) is not None:
+            if await self._tried(partial(self._is_there, repository, blob)):
                 progress(blob.size_bytes)
                 return
             try:
@@ -174,6 +173,14 @@ class RegistryClient:
             except _UploadLost:
                 failures += 1
                 await self._pause(failures, Trouble("the registry forgot the upload"))
+
+    async def _is_there(self, repository: RemoteRepository, blob: BlobToSend) -> bool:
+        call = Call(repository=repository, method="HEAD", url=_blob_url(repository, blob.digest), writes=True)
+        async with self._transport.answer(call) as response:
+            # An answer to HEAD has no words; the upload is refused with some.
+            if response.status not in (403, 404):
+                await self._check(response)
+            return response.status < 300
 
     async def _begin(self, repository: RemoteRepository, blob: BlobToSend, progress: Callable[[int], None]) -> _Upload | None:
         """An open upload; None when the registry had the blob elsewhere and mounted it."""
