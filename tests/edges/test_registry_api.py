@@ -902,8 +902,8 @@ async def test_f25_hub_on_loopback_has_every_name_of_loopback(tmp_path: Path) ->
 async def test_challenge_asks_for_what_the_request_needs(served: Served) -> None:
     blob, upload = f"/v2/alice/tiny/blobs/{digest_of(b'')}", "/v2/alice/tiny/blobs/uploads/"
     assert scopes_of(await served("GET", blob, by="")) == ("repository:alice/tiny:pull",)
-    assert scopes_of(await served("HEAD", blob, by="")) == ("repository:alice/tiny:pull",)
-    assert scopes_of(await served("HEAD", blob, by="", headers=OLLAMA)) == ("repository:alice/tiny:pull,push",)
+    assert scopes_of(await served("HEAD", blob, by="")) == ("repository:alice/tiny:pull,push",)
+    assert scopes_of(await served("HEAD", "/v2/alice/tiny/manifests/v1", by="")) == ("repository:alice/tiny:pull",)
     assert scopes_of(await served("POST", upload, by="")) == ("repository:alice/tiny:pull,push",)
     assert scopes_of(await served("GET", f"{upload}x", by="")) == ("repository:alice/tiny:pull,push",)
     assert scopes_of(await served("DELETE", blob, by="")) == ("repository:alice/tiny:delete",)

@@ -61,7 +61,7 @@ def registry_challenge(public_url: str, service: str) -> Callable[[Scope, Corral
 
 
 def _wanted_scopes(request: Request) -> str:
-    """What a token is needed for: this request, and what usually follows it."""
+    """What a token is needed for: this request, and what follows it."""
     name = request.scope.get("path_params", {}).get("name")
     if name is None:
         return ""
@@ -80,10 +80,11 @@ def _repository(text: str) -> object | None:
 
 
 def _actions(request: Request) -> frozenset[str]:
-    is_upload = "upload_id" in request.scope["path_params"]
-    agents = facts_of(request).headers.get("user-agent", [""])
+    parameters = request.scope["path_params"]
+    is_upload = "upload_id" in parameters
     if request.method == "DELETE" and not is_upload:
         return _DELETING
-    # A stock client that looks for a blob is about to push it: asked for both now, it need not come for another token.
-    is_stock_look = request.method == "HEAD" and agents[0].startswith("ollama/")
-    return _PUSHING if is_upload or is_stock_look or request.method not in ("GET", "HEAD") else _PULLING
+    # Whoever looks for a blob is about to push it. Asked for both now, clients need not come for another token, and those work
+    # that never do (oras-py goes on with the first one). Who may not push is given less.
+    is_look = request.method == "HEAD" and "digest" in parameters
+    return _PUSHING if is_upload or is_look or request.method not in ("GET", "HEAD") else _PULLING
