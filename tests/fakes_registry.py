@@ -387,8 +387,9 @@ class FakeRegistryFiles:
                 raise CorralError("blob_upload_unknown")
             writing = self._uploads[upload_id] = _Writing()
         async with writing.alone():
-            if writing.placed is not None or len(writing.content) < offset_bytes:
+            if len(writing.content) < offset_bytes:
                 raise CorralError("blob_upload_unknown")
+            writing.placed = None
             del writing.content[offset_bytes:]
             is_whole = False
             try:
@@ -427,7 +428,7 @@ class FakeRegistryFiles:
         async with writing.alone():
             if writing.placed is not None and writing.placed == expected and expected in self.blobs:
                 return
-            if writing.placed is not None or len(writing.content) < size_bytes:
+            if len(writing.content) < size_bytes:
                 raise CorralError("blob_upload_unknown")
             del writing.content[size_bytes:]
             found = digest_of(bytes(writing.content), expected.algorithm)
@@ -435,7 +436,6 @@ class FakeRegistryFiles:
                 raise CorralError("digest_invalid", f"the content has the digest {found}, not {expected}")
             self._place(expected, bytes(writing.content))
             writing.placed = expected
-            writing.content.clear()
 
     async def discard(self, upload_id: str) -> None:
         writing = self._uploads.pop(upload_id, None)

@@ -3,6 +3,8 @@
 ```
 <blobs>/sha256-<64 hex>, sha512-<128 hex>   0600; whole, durable and named after its content, or absent (see blobs.py)
 <blobs>/uploads/<upload id>                 0600; what has arrived of an open upload
+<blobs>/uploads/<upload id>.placed          symbolic link to the blob that the upload was verified to be; made before its file
+                                            takes that name, removed with the upload
 ```
 
 Theory of operation. What arrives is handed in blocks to a thread, which writes and hashes one while the next is received: neither
@@ -10,7 +12,9 @@ waits for the other, and memory holds two blocks per upload, however long the bl
 it is hashed; with 4 MiB both cost half as much again.
 
 An accepted part lies in the kernel's page cache: it survives a killed process, and a power cut costs the client its upload.
-A committed blob is synced, renamed and its directory synced before anybody is told.
+A committed blob is synced, renamed and its directory synced before anybody is told. Between the rename and the transaction that
+finishes the upload the process may be killed; then the link tells what became of the file, and the same commit is answered the
+same. Nobody gets at a blob in this way that he did not send.
 
 For every part that was accepted lately the state of the hash at its end is kept in memory, so that a part can be taken back or
 sent again without reading the file. After a restart the file is read once.
@@ -42,6 +46,7 @@ _BLOCK = 1 << 20
 _REMEMBERED = 64
 _SCANNED_AT_ONCE = 1000
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_PLACED, _NEW = ".placed", ".new"
 _STORE = "the model store"
 
 
@@ -54,7 +59,7 @@ class _Hash(Protocol):
 @dataclass
 class _Upload:
     """What is known of one upload besides its file. users: how many are at it or wait to be. turns: how many ever were. hashes:
-    by algorithm and number of bytes. scope: ends the writer that is at it. placed: what it was committed as."""
+    by algorithm and number of bytes. scope: ends the writer that is at it."""
 
     path: Path
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -62,7 +67,23 @@ class _Upload:
     turns: int = 0
     hashes: dict[tuple[str, int], _Hash] = field(default_factory=dict)
     scope: asyncio.Timeout | None = None
-    placed: Digest | None = None
+
+    @property
+    def mark(self) -> Path:
+        """The link to what it was placed as."""
+        return self.path.with_name(f"{self.path.name}{_PLACED}")
+
+    def placed_as(self) -> Digest | None:
+        """What it was placed as, if it was."""
+        try:
+            return parse_content_digest(self.mark.readlink().name.replace("-", ":", 1))
+        except (OSError, CorralError):
+            return None
+
+    def check(self, turn: int) -> None:
+        """Raises: conflict when somebody came later."""
+        if turn != self.turns:
+            raise _superseded()
 
     def interrupt(self) -> None:
         """End the writer that is at it. Once: a scope that ends already cannot be told to again."""
@@ -70,14 +91,10 @@ class _Upload:
             self.scope.reschedule(asyncio.get_running_loop().time())
             self.scope = None
 
-    def forget(self) -> None:
-        """Know nothing of it any more."""
-        self.hashes.clear()
-        self.placed = None
-
     @contextlib.asynccontextmanager
-    async def interruptible(self) -> AsyncIterator[None]:
-        """A block that the next one who comes may end. Raises: conflict."""
+    async def interruptible(self, turn: int) -> AsyncIterator[None]:
+        """A block that the next one who comes may end, or has before it began. Raises: conflict."""
+        self.check(turn)
         try:
             async with asyncio.timeout(None) as scope:
                 self.scope = scope
@@ -206,13 +223,13 @@ class UploadFiles:
     # ── Uploads ──────────────────────────────────────────────────────────────────────────────────────────────────────
     async def append(self, upload_id: str, offset_bytes: int, chunks: AsyncIterator[bytes], *, max_bytes: int) -> int:
         """See the theory of operation above."""
-        async with self._alone(upload_id) as upload:
-            if upload.placed is not None:
-                raise CorralError("blob_upload_unknown")
+        async with self._turn(upload_id) as (upload, turn):
+            upload.check(turn)
+            await in_thread(partial(self._bring_back, upload, offset_bytes))
             with self._opened(upload.path, is_new=offset_bytes == 0) as descriptor:
                 part, is_whole = _Part(upload, descriptor, offset_bytes), False
                 try:
-                    async with upload.interruptible():
+                    async with upload.interruptible(turn):
                         await part.begin()
                         await _receive(part, offset_bytes, chunks, max_bytes)
                     part.accept()
@@ -224,50 +241,59 @@ class UploadFiles:
 
     async def commit(self, upload_id: str, size_bytes: int, expected: Digest) -> None:
         """Other algorithms than SHA-256 are rare, and so the file is read for them here."""
-        async with self._alone(upload_id) as upload:
-            if upload.placed is not None:
-                if upload.placed != expected or self.size_of(expected) != size_bytes:
-                    raise CorralError("blob_upload_unknown")
-                return
-            with self._opened(upload.path, is_new=size_bytes == 0) as descriptor:
-                stop = Event()
-                await in_thread(partial(self._commit, upload, descriptor, size_bytes, expected, stop), on_cancel=stop.set)
+        async with self._turn(upload_id) as (upload, turn):
+            upload.check(turn)
+            stop = Event()
+            await in_thread(partial(self._commit, upload, size_bytes, expected, stop), on_cancel=stop.set)
 
-    def _commit(self, upload: _Upload, descriptor: int, size_bytes: int, expected: Digest, stop: Event) -> None:
+    def _commit(self, upload: _Upload, size_bytes: int, expected: Digest, stop: Event) -> None:
         with disk_errors(_STORE):
-            upload.cut(descriptor, size_bytes)
-            state = upload.hash_at(expected.algorithm, size_bytes, descriptor, stop)
-            # Kept for the client that commits what does not match again and again.
-            upload.remember(expected.algorithm, size_bytes, state)
-            found = Digest(state.hexdigest(), expected.algorithm)
-            if found != expected:
-                raise CorralError("digest_invalid", f"the content has the digest {found}, not {expected}")
-            os.fsync(descriptor)
-            self._blobs.place(upload.path, Blob(expected, size_bytes))
+            if upload.path.exists() or upload.placed_as() != expected or self.size_of(expected) != size_bytes:
+                self._bring_back(upload, size_bytes)
+                with self._opened(upload.path, is_new=size_bytes == 0) as descriptor:
+                    self._verify(upload, descriptor, size_bytes, expected, stop)
+                    os.fsync(descriptor)
+                upload.mark.unlink(missing_ok=True)
+                upload.mark.symlink_to(Path("..") / expected.file_name)
+                self._blobs.place(upload.path, Blob(expected, size_bytes))
+                upload.path.unlink(missing_ok=True)
+                upload.hashes.clear()
             # Also for a blob that was there: whoever placed it may not have come to this yet.
             sync_dir(self._root)
-            upload.placed = expected
-            upload.hashes.clear()
-            upload.path.unlink(missing_ok=True)
+
+    def _verify(self, upload: _Upload, descriptor: int, size_bytes: int, expected: Digest, stop: Event) -> None:
+        upload.cut(descriptor, size_bytes)
+        state = upload.hash_at(expected.algorithm, size_bytes, descriptor, stop)
+        # Kept for the client that commits what does not match again and again.
+        upload.remember(expected.algorithm, size_bytes, state)
+        found = Digest(state.hexdigest(), expected.algorithm)
+        if found != expected:
+            raise CorralError("digest_invalid", f"the content has the digest {found}, not {expected}")
+
+    def _bring_back(self, upload: _Upload, size_bytes: int) -> None:
+        """Have the upload's file again if it was placed but the upload goes on: its beginning is that of the blob."""
+        placed = None if upload.path.exists() else upload.placed_as()
+        if placed is None or not size_bytes:
+            return
+        new = upload.path.with_name(f"{upload.path.name}{_NEW}")
+        with disk_errors(_STORE), contextlib.suppress(FileNotFoundError), self._blobs.path(placed).open("rb") as blob:
+            with self._opened(new, is_new=True) as descriptor:
+                os.ftruncate(descriptor, 0)
+                for start in range(0, size_bytes, _BLOCK):
+                    os.pwrite(descriptor, blob.read(min(_BLOCK, size_bytes - start)), start)
+            new.replace(upload.path)
 
     async def discard(self, upload_id: str) -> None:
         """Does not give way to who comes later."""
         async with self._turn(upload_id) as (upload, _):
+            upload.hashes.clear()
             with disk_errors(_STORE):
                 await asyncio.to_thread(upload.path.unlink, missing_ok=True)
-            upload.forget()
-
-    @contextlib.asynccontextmanager
-    async def _alone(self, upload_id: str) -> AsyncIterator[_Upload]:
-        """Have an upload for oneself. Whoever is at it, or waits to be, gets conflict."""
-        async with self._turn(upload_id) as (upload, turn):
-            if turn != upload.turns:
-                raise _superseded()
-            yield upload
+                await asyncio.to_thread(upload.mark.unlink, missing_ok=True)
 
     @contextlib.asynccontextmanager
     async def _turn(self, upload_id: str) -> AsyncIterator[tuple[_Upload, int]]:
-        """Wait for one's turn, which one has a number for."""
+        """Have an upload for oneself. Whoever writes to it gets conflict; so does whoever waits, once he looks at his number."""
         # An id is random text of our own; what else somebody puts into a URL must not become a path.
         if not _ID.fullmatch(upload_id):
             raise CorralError("blob_upload_unknown")
@@ -280,7 +306,7 @@ class UploadFiles:
                 yield upload, turn
         finally:
             upload.users -= 1
-            if not (upload.users or upload.hashes or upload.placed):
+            if not (upload.users or upload.hashes):
                 del self._uploads[upload_id]
 
     @contextlib.contextmanager
@@ -321,13 +347,14 @@ class UploadFiles:
     def _remove_uploads(self, known: Collection[str], before: datetime) -> list[str]:
         removed = []
         for entry in entries_of(self._directory):
-            upload = self._uploads.get(entry.name)
-            if entry.name in known or (upload is not None and upload.users):
+            upload_id = entry.name.partition(".")[0]
+            upload = self._uploads.get(upload_id)
+            if upload_id in known or (upload is not None and upload.users):
                 continue
             with contextlib.suppress(FileNotFoundError):
                 if _changed_at(entry) < before:
                     Path(entry).unlink()
-                    removed.append(entry.name)
+                    removed.append(upload_id)
         return removed
 
     async def blobs_on_disk(self) -> AsyncIterator[tuple[Digest, datetime]]:
