@@ -3,6 +3,7 @@
 `test_endNN_…` are the endpoints of the specification by its numbers; `test_fNN_…` the fault cases and `test_tNNN_…` the attacks.
 """
 
+import re
 from base64 import b64encode
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -45,7 +46,9 @@ class Served:
         # The fake keeps its blobs in memory; what is sent comes from a disk.
         self.hub.files.path_of = self._placed  # type: ignore[method-assign]
         tickets = Tickets(TOKEN_KEYS.ticket_secret, credentials=self.hub.credentials, clock=self.hub.clock)
-        api = RegistryApi(registry=self.hub.registry, repositories=self.hub.repositories, tickets=tickets, public_url=public_url)
+        self.api = RegistryApi(
+            registry=self.hub.registry, repositories=self.hub.repositories, tickets=tickets, public_url=public_url
+        )
         tokens = token_endpoints(
             tokens=self.identity.tokens,
             credentials=self.identity.credentials,
@@ -58,7 +61,7 @@ class Served:
             fallback=lambda path: Dialect.REGISTRY,
         )
         host = urlsplit(public_url).netloc
-        self.caller = Caller(App([*tokens, *api.endpoints()], options), host=host, scheme="https")
+        self.caller = Caller(App([*tokens, *self.api.endpoints()], options), host=host, scheme="https")
         self.keys: dict[str, str] = {}
 
     def _placed(self, digest: Digest) -> str:
@@ -959,3 +962,14 @@ async def owner(served: Served) -> Principal:
     account = await served.hub.accounts.by_name("alice")
     assert account is not None
     return with_key(account)
+
+
+async def test_t112_every_route_challenges_a_stranger(served: Served) -> None:
+    await served.model()
+    values = {"name": "alice/tiny", "digest": str(digest_of(WEIGHTS)), "reference": "latest", "upload_id": "x"}
+    for row in served.api.endpoints():
+        path = re.sub(r"\{(\w+)[^}]*\}", lambda match: values[match[1]], row.path)
+        for method in row.methods:
+            answer = await served(method, path, by="")
+            # The address for an upload's content has a ticket for a credential.
+            assert answer.status == (403 if path.endswith("/content") else 401), f"{method} {path}"
