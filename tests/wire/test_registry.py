@@ -667,6 +667,14 @@ def test_f15_manifest_is_read_at_32_levels_and_refused_beyond() -> None:
     assert refused(lambda: parse_image_manifest(encoded(nested(33)), "application/x")) == "manifest_invalid"
 
 
+@pytest.mark.parametrize("item", [b"[],", b"{},", b"1,", b'"",'])
+def test_f15_manifest_of_millions_of_values_is_refused_quickly(item: bytes) -> None:
+    body = b'{"x":[' + item * (15_000_000 // len(item)) + b"0]}"
+    start = time.perf_counter()
+    assert refused(lambda: parse_image_manifest(body, OCI_MANIFEST_TYPE)) == "manifest_invalid"
+    assert time.perf_counter() - start < 0.5
+
+
 def test_f15_manifest_of_too_many_descriptors_is_refused() -> None:
     listed = [descriptor(A)] * (MAX_LAYERS + 1)
     assert refused(lambda: parse_image_manifest(encoded(image(layers=listed)), OCI_MANIFEST_TYPE)) == "manifest_invalid"

@@ -323,6 +323,9 @@ def _go_escaped(text: str) -> str:
 # ── Manifests ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 _MEDIA_NAME = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"
 _MEDIA_TYPE = re.compile(rf"{_MEDIA_NAME}/{_MEDIA_NAME}")
+# 50,000 descriptors, each with annotations, URLs and a platform, have 200,000 brackets and half a million commas. Both are counted
+# first, because the parser holds up every thread until it is through.
+_MAX_BRACKETS, _MAX_COMMAS = 400_000, 2_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -397,6 +400,9 @@ class _WireImage(msgspec.Struct, rename="camel"):
 
 def parse_image_manifest(body: bytes, content_type: str) -> ImageManifest:
     """Read a manifest of any media type. content_type: the header's value. Raises: manifest_invalid, too_large."""
+    is_short = len(body) <= MAX_MANIFEST_BYTES
+    if is_short and (body.count(b"{") + body.count(b"[") > _MAX_BRACKETS or body.count(b",") > _MAX_COMMAS):
+        _refuse("it holds too many values")
     document = parse_object(body, MAX_MANIFEST_BYTES, "manifest", code="manifest_invalid")
     check_depth(document, "manifest", code="manifest_invalid")
     wire = convert(document, _WireImage, "manifest", code="manifest_invalid")
