@@ -323,7 +323,7 @@ def _go_escaped(text: str) -> str:
 # ── Manifests ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 _MEDIA_NAME = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"
 _MEDIA_TYPE = re.compile(rf"{_MEDIA_NAME}/{_MEDIA_NAME}")
-# 50,000 descriptors, each with annotations, URLs and a platform, have 200,000 brackets and half a million commas. Both are counted
+# 50,000 descriptors, each with annotations, URLs and a platform, have 200,000 brackets and half a million commas. We count them
 # first, because the parser holds up every thread until it is through.
 _MAX_BRACKETS, _MAX_COMMAS = 400_000, 2_000_000
 
