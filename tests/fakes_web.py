@@ -153,7 +153,7 @@ class Site:
         """A model in a repository, described unless there are no facts; the digest of its manifest. texts: of the description."""
         name = parse_repository(path)
         owner = await self.account_store.by_name(name.namespace)
-        account = owner or (await self.signed_in("root", is_admin=True) and await self.account_store.by_name("root"))
+        account = owner or (await self.signed_in("boss", is_admin=True) and await self.account_store.by_name("boss"))
         assert account is not None
         caller = Principal(account=account, proof=Proof.API_KEY, credential_id="k", scopes=frozenset(Scope))
         repository = await self.repositories.find(name, Right.PUSH, caller)

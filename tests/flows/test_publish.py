@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 from flows.browser import chromium, look_at, person, tab_to
 from flows.stack import MODEL, PASSWORD, Stack, answers, call, wait_until
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.flow]
 README = "# Tiny\n\nA *small* model. [More](https://example.org/tiny)\n\n<script>alert(1)</script>\n\n![loss](https://example.org/l.png)"
 
 

@@ -220,12 +220,12 @@ class ModelPages:
         """What this hub is, what it runs and holds, and how to reach it."""
         caller = member_of(request)
         hosted = await self._shelf.groups(caller)
-        newest = (await self._catalog.browse(caller)).entries[:_ON_FRONT_PAGE]
+        newest = [_catalog_entry(found, hosted) for found in (await self._catalog.browse(caller)).entries]
         return self._pages.render(
             "home.html",
             caller=caller,
             models=(await self._shelf.entries(caller))[:_ON_FRONT_PAGE],
-            newest=[_catalog_entry(found, hosted) for found in newest],
+            newest=[entry for entry in newest if not entry.is_hosted][:_ON_FRONT_PAGE],
             example=await self._shelf.example(caller),
         )
 

@@ -42,7 +42,7 @@ _NOT_THERE = frozenset({"name_unknown", "forbidden", "manifest_unknown", "name_i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Question:
-    """A confirmation page. verb: also the button's words."""
+    """A confirmation page. verb: the button's words. is_harmless: it takes rights back, which needs no password."""
 
     heading: str
     consequence: str
@@ -294,6 +294,7 @@ class RepositoryPages:
             consequence=question.consequence,
             action=question.action,
             verb=question.verb,
+            is_harmless=question.is_harmless,
             back=path_of(repository.path),
             keep="Leave it",
         )
