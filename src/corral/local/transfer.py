@@ -33,7 +33,6 @@ from corral.wire.names import Digest, ModelName, Source, cloud_tag, parse_name, 
 
 Events = AsyncGenerator[ProgressEvent, None]
 
-_REPORT_EVERY_S = 0.06
 #: How many ranges of a blob are fetched at once: few at first, so that its beginning is there early and is hashed meanwhile; more
 #: while it lasts, because one connection alone does not fill a long line.
 _FIRST_RANGES, _MAX_RANGES, _ANOTHER_AFTER_S = 4, 16, 0.5
@@ -71,12 +70,14 @@ class Transfer:
         *,
         hub_url: Callable[[], str],
         is_pruning: bool = True,
+        report_every_s: float = 0.06,
     ) -> None:
         self._registry = registry
         self._blobs = blobs
         self._manifests = manifests
         self._hub_url = hub_url
         self._is_pruning = is_pruning
+        self._report_every_s = report_every_s
         self._downloads: dict[Digest, _Download] = {}
 
     # ── Pull ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -166,7 +167,7 @@ class Transfer:
         download.waiting += 1
         try:
             while not download.task.done():
-                await asyncio.wait([download.task], timeout=_REPORT_EVERY_S)
+                await asyncio.wait([download.task], timeout=self._report_every_s)
                 if not download.task.done():
                     yield _event("pulling", layer, download.completed_bytes)
             await download.task
@@ -257,7 +258,7 @@ class Transfer:
         task = asyncio.create_task(self._registry.send_blob(remote, blob, report))
         try:
             while not task.done():
-                await asyncio.wait([task], timeout=_REPORT_EVERY_S)
+                await asyncio.wait([task], timeout=self._report_every_s)
                 if not task.done():
                     yield _event("pushing", layer, sent.bytes)
             await task
