@@ -11,17 +11,19 @@ from starlette.responses import Response
 
 from asgi_client import Caller
 from corral.core.policy import CLIENT_PROOFS, FULL_PROOFS, PUBLIC, Access
-from corral.core.records import Account, Principal, Proof, RequestFacts, Scope
+from corral.core.records import Account, Principal, Proof, RequestFacts, Scope, Visitor
 from corral.edges.asgi import (
     App,
     AppOptions,
     Dialect,
     GuardVerdict,
     body_of,
+    body_stream,
     caller_of,
     endpoint,
     facts_of,
     json_response,
+    maybe_visitor,
     stream,
 )
 from corral.wire.errors import CorralError
@@ -390,3 +392,43 @@ async def test_t053_answer_to_somebody_in_particular_is_kept_by_nobody() -> None
 async def test_answer_that_says_itself_what_may_be_kept_is_left_as_it_is() -> None:
     answer = await Caller(app()).request("GET", "/kept", headers={"authorization": "api-key"})
     assert answer.headers["cache-control"] == "private"
+
+
+@pytest.mark.parametrize("dialect", list(Dialect))
+async def test_error_headers_are_sent_in_every_dialect(dialect: Dialect) -> None:
+    async def refuse(request: Request) -> Response:
+        raise CorralError("range_invalid", headers={"Content-Range": "bytes */5"})
+
+    answer = await Caller(App([endpoint("GET", "/x", refuse, PUBLIC, dialect=dialect)], AppOptions())).request("GET", "/x")
+    assert (answer.status, answer.headers["content-range"]) == (416, "bytes */5")
+
+
+async def test_streamed_body_is_not_read_before_the_caller_is_known() -> None:
+    async def take(request: Request) -> Response:
+        return json_response({"read": (await body_stream(request).read(100)).decode()})
+
+    rows = [endpoint("PUT", "/x", take, Access(CLIENT_PROOFS), streams_body=True)]
+    caller = Caller(App(rows, AppOptions(authenticate=authenticate)))
+    assert (await caller.request("PUT", "/x", body=b"abc")).status == 401
+    taken = await caller.request("PUT", "/x", body=b"abc", headers={"authorization": "api-key"})
+    assert taken.json() == {"read": "abc"}
+
+
+async def test_visitor_is_let_through_where_a_route_is_open_and_nowhere_else() -> None:
+    async def visit(facts: RequestFacts) -> Visitor:
+        return Visitor(fingerprint="SHA256:x")
+
+    async def seen_as(request: Request) -> Response:
+        visitor = maybe_visitor(request)
+        return json_response({"fingerprint": visitor.fingerprint if visitor else None})
+
+    rows = [
+        endpoint("GET", "/open", seen_as, Access(CLIENT_PROOFS, is_open=True)),
+        endpoint("GET", "/closed", seen_as, Access(CLIENT_PROOFS)),
+        endpoint("GET", "/public", seen_as, PUBLIC),
+    ]
+    caller = Caller(App(rows, AppOptions(authenticate=visit)))
+    proof = {"authorization": "Bearer x"}
+    assert (await caller.request("GET", "/open", headers=proof)).json() == {"fingerprint": "SHA256:x"}
+    assert (await caller.request("GET", "/closed", headers=proof)).status == 401
+    assert (await caller.request("GET", "/public", headers=proof)).json() == {"fingerprint": None}

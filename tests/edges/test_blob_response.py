@@ -1,0 +1,126 @@
+"""Sending blobs: readers who stop, files that change while they are read, and servers that send files by themselves."""
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+
+from corral.core.records import RequestFacts
+from corral.edges.blob_response import BLOCK_BYTES, Blob, bare_response, blob_response
+from corral.edges.bodies import Disconnected
+from corral.wire.errors import CorralError
+from fakes_registry import digest_of
+
+CONTENT = os.urandom(3 * BLOCK_BYTES + 7)
+
+
+def request_for(method: str = "GET", *, extensions: tuple[str, ...] = (), **headers: str) -> Request:
+    """A request for a blob, at a server with those extensions."""
+    sent = {name.replace("_", "-"): [value] for name, value in headers.items()}
+    facts = RequestFacts(method=method, target="/", headers=sent, body=b"", network="")
+    return Request(
+        {"type": "http", "method": method, "corral.facts": facts, "extensions": {key: {} for key in extensions}, "headers": []}
+    )
+
+
+@pytest.fixture
+def blob(tmp_path: Path) -> Blob:
+    path = tmp_path / "blob"
+    path.write_bytes(CONTENT)
+    return Blob(digest=digest_of(CONTENT), size_bytes=len(CONTENT), source=str(path))
+
+
+def path_of(blob: Blob) -> Path:
+    assert isinstance(blob.source, str)
+    return Path(blob.source)
+
+
+async def sent_by(response: Any, *, read: int | None = None) -> list[dict[str, Any]]:
+    """The messages of a response, to a reader who takes so many of them and then none."""
+    messages: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        if read is not None and len(messages) >= read:
+            await asyncio.Event().wait()
+        messages.append(message)
+
+    await response({"type": "http"}, None, send)
+    return messages
+
+
+def body_of(messages: list[dict[str, Any]]) -> bytes:
+    return b"".join(message.get("body", b"") for message in messages)
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_whole_file_is_sent_in_small_blocks_and_closed(blob: Blob) -> None:
+    before = open_files()
+    messages = await sent_by(await blob_response(request_for(), blob, {"X-More": "yes"}))
+    assert body_of(messages) == CONTENT
+    assert [message.get("more_body") for message in messages[1:]] == [True, True, True, False]
+    assert (b"x-more", b"yes") in messages[0]["headers"]
+    assert open_files() == before
+
+
+async def test_file_is_read_by_a_thread_where_the_system_cannot_tell_what_is_in_memory(
+    blob: Blob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Another operating system cannot be had here.
+    monkeypatch.setattr("corral.edges.blob_response._CAN_TELL", False)
+    assert body_of(await sent_by(await blob_response(request_for(range="bytes=5-"), blob, {}))) == CONTENT[5:]
+
+
+async def test_known_callers_whole_file_is_left_to_a_server_that_can(blob: Blob) -> None:
+    known = Blob(digest=blob.digest, size_bytes=blob.size_bytes, source=blob.source, may_hand_over=True)
+    capable = request_for(extensions=("http.response.pathsend",))
+    messages = await sent_by(await blob_response(capable, known, {}))
+    assert messages[1:] == [{"type": "http.response.pathsend", "path": blob.source}]
+    assert body_of(await sent_by(await blob_response(request_for(), known, {}))) == CONTENT
+    assert body_of(await sent_by(await blob_response(capable, blob, {}))) == CONTENT
+
+
+async def test_r07_reader_who_stops_is_let_go_and_the_file_closed(blob: Blob) -> None:
+    before = open_files()
+    response = await blob_response(request_for(), blob, {}, stall_s=0.001)
+    with pytest.raises(Disconnected):
+        await sent_by(response, read=2)
+    assert open_files() == before
+
+
+async def test_f24_file_cut_short_while_it_is_read_ends_the_connection(blob: Blob) -> None:
+    response = await blob_response(request_for(), blob, {})
+    path_of(blob).write_bytes(CONTENT[: BLOCK_BYTES + 1])
+    with pytest.raises(Disconnected):
+        await sent_by(response)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("content", [None, CONTENT[:-1], CONTENT + b"x"])
+async def test_f24_file_that_is_not_the_blob_is_unknown(blob: Blob, method: str, content: bytes | None) -> None:
+    path_of(blob).unlink()
+    if content is not None:
+        path_of(blob).write_bytes(content)
+    for known in (blob, Blob(digest=blob.digest, size_bytes=blob.size_bytes, source=blob.source, may_hand_over=True)):
+        with pytest.raises(CorralError) as caught:
+            await blob_response(request_for(method, extensions=("http.response.pathsend",)), known, {})
+        assert caught.value.code == "blob_unknown"
+
+
+async def test_blob_made_of_bytes_is_sent_whole_and_in_parts() -> None:
+    blob = Blob(digest=digest_of(b"abcdef"), size_bytes=6, source=b"abcdef")
+    assert body_of(await sent_by(await blob_response(request_for(), blob, {}))) == b"abcdef"
+    assert body_of(await sent_by(await blob_response(request_for(range="bytes=1-2"), blob, {}))) == b"bc"
+    assert body_of(await sent_by(await blob_response(request_for("HEAD"), blob, {}))) == b""
+
+
+async def test_bare_response_without_content_says_so() -> None:
+    [start, _] = await sent_by(bare_response(202, {"X": "y"}))
+    assert start["headers"] == [(b"content-length", b"0"), (b"x", b"y")]
+    [start, _] = await sent_by(bare_response(204, {}))
+    assert start["headers"] == []
