@@ -1,7 +1,8 @@
 """Answers with a blob: whole or a range of it, at the pace of whoever reads it.
 
 A whole file is handed to the HTTP server where that can send files by itself. A range is read in blocks, one at a time: what a
-slow reader has not taken yet is a few blocks of ours and whatever the kernel holds, and a reader who stops is let go (R7). A blob
+slow reader has not taken yet is a few blocks of ours and whatever the kernel holds (R7). Of a reader who stops, the file and the
+task are let go after a while; the connection stays until its other end closes it, since the HTTP server gives us no way to. A blob
 whose file is missing or has another size is unknown, for HEAD as well: a client that learns so pushes it again, and one that got
 the wrong bytes would only see its own check fail (fault case 24).
 
