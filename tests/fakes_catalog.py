@@ -8,7 +8,7 @@ from corral.core.registry import Repository, StoredManifest, Visibility
 from corral.hub.repositories import is_hub_namespace
 from corral.wire.errors import CorralError
 from corral.wire.names import DEFAULT_TAG, Digest
-from corral.wire.registry import RepositoryName
+from corral.wire.repositories import RepositoryName
 from fakes import MemoryAccounts
 from fakes_registry import FakeRegistryStore
 

@@ -34,7 +34,7 @@ from corral.wire.apikeys import Peppers
 from corral.wire.browser import session_cookie_name
 from corral.wire.manifest import MANIFEST_TYPE
 from corral.wire.names import Digest, parse_name
-from corral.wire.registry import parse_repository
+from corral.wire.repositories import parse_repository
 from corral.wire.signing import DevicePrivateKey, authorization_header, request_challenge, signed_target
 from fakes import NOON, FakeClock, MemoryAccounts, MemoryAudit, MemoryCredentials, MemorySessions, MemoryUsage, SeededEntropy
 from fakes_catalog import MemoryCatalog

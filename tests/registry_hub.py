@@ -15,7 +15,7 @@ from corral.hub.uploads import MAX_OPEN_UPLOADS, Uploads
 from corral.wire.errors import CorralError
 from corral.wire.manifest import CONFIG_TYPE, MANIFEST_TYPE, MODEL_LAYER
 from corral.wire.names import Digest
-from corral.wire.registry import RepositoryName
+from corral.wire.repositories import RepositoryName
 from fakes import FakeClock, MemoryAccounts, MemoryAudit, MemoryCredentials, SeededEntropy
 from fakes_models import MemoryHosting
 from fakes_registry import FakeRegistryFiles, FakeRegistryStore, digest_of

@@ -225,9 +225,7 @@ async def open_hub_services(settings: Settings) -> AsyncIterator[HubServices]:
             credentials=credentials,
             tokens=tokens,
             token_keys=token_keys,
-            hosted=SqlHosting(
-                database, home / "blobs", home / "cache", clock=clock, entropy=entropy, read_facts=BoundedReader()
-            ),
+            hosted=SqlHosting(database, home / "blobs", home / "cache", clock=clock, entropy=entropy, read_facts=BoundedReader()),
             usage=SqlUsage(database),
             audit=audit,
             database=database,
@@ -315,7 +313,7 @@ def registry_services(settings: Settings, services: HubServices, mirroring: "Mir
 
 async def set_quota(settings: Settings, name: str, quota_bytes: int | None) -> str:
     """How much one repository may hold; None leaves that to its account. Returns its name. Raises: name_invalid, name_unknown."""
-    from corral.wire.registry import parse_repository
+    from corral.wire.repositories import parse_repository
 
     repository = parse_repository(name)
     async with open_hub_services(settings) as services:

@@ -18,7 +18,7 @@ from corral.storage.sql.engine import open_database
 from corral.storage.sql.registry import SqlRegistry
 from corral.wire.errors import CorralError
 from corral.wire.names import Digest
-from corral.wire.registry import RepositoryName
+from corral.wire.repositories import RepositoryName
 from fakes import NOON, FakeClock, MemoryAccounts
 from fakes_catalog import MemoryCatalog
 from fakes_registry import FakeRegistryStore, digest_of

@@ -7,7 +7,7 @@ import pytest
 from corral.core.catalog import Facts, Kind, LayerFacts
 from corral.core.registry import Right
 from corral.wire.names import Digest
-from corral.wire.registry import RepositoryName
+from corral.wire.repositories import RepositoryName
 from fakes_web import Browser, Page, Site
 
 

@@ -13,7 +13,7 @@ from corral.hub.links import LEASE
 from corral.hub.uploads import Mounted
 from corral.wire.errors import CorralError
 from corral.wire.names import Digest
-from corral.wire.registry import RepositoryName
+from corral.wire.repositories import RepositoryName
 from fakes_registry import digest_of
 from identity_hub import error_of
 from registry_hub import CONFIG, OTHER, TINY, RegistryHub, chunks

@@ -20,7 +20,8 @@ from corral.wire.errors import CorralError
 from corral.wire.manifest import MANIFEST_TYPE
 from corral.wire.mirrors import parse_mirror_rule
 from corral.wire.names import Digest, parse_content_digest
-from corral.wire.registry import OCI_INDEX_TYPE, OCI_MANIFEST_TYPE, parse_repository
+from corral.wire.registry import OCI_INDEX_TYPE, OCI_MANIFEST_TYPE
+from corral.wire.repositories import parse_repository
 from fakes import MemorySessions
 from fakes_models import MemoryHosting
 from fakes_registry import digest_of

@@ -17,7 +17,8 @@ from corral.hub.uploads import Mounted
 from corral.wire.errors import CorralError
 from corral.wire.manifest import MANIFEST_TYPE, MAX_MANIFEST_BYTES, MODEL_LAYER
 from corral.wire.names import Digest
-from corral.wire.registry import OCI_INDEX_TYPE, OCI_MANIFEST_TYPE, RepositoryName
+from corral.wire.registry import OCI_INDEX_TYPE, OCI_MANIFEST_TYPE
+from corral.wire.repositories import RepositoryName
 from fakes_registry import digest_of
 from identity_hub import error_of
 from registry_hub import CONFIG, OTHER, TINY, RegistryHub, a_manifest, with_token

@@ -11,7 +11,8 @@ from corral.core.registry import Repository, Right, Visibility
 from corral.hub.repositories import MAX_README_BYTES, Caller
 from corral.wire.errors import CorralError, registry_body
 from corral.wire.names import Digest
-from corral.wire.registry import RepositoryName, ScopeRequest, parse_scopes
+from corral.wire.registry import ScopeRequest, parse_scopes
+from corral.wire.repositories import RepositoryName
 from fakes_registry import digest_of
 from identity_hub import error_of
 from registry_hub import LIBRARY, TINY, RegistryHub, with_key, with_token

@@ -10,7 +10,7 @@ from corral.hub.stubs import cloud_stub, with_port
 from corral.wire.errors import CorralError
 from corral.wire.manifest import CONFIG_TYPE, MANIFEST_TYPE, parse_config, parse_manifest
 from corral.wire.names import Digest
-from corral.wire.registry import RepositoryName
+from corral.wire.repositories import RepositoryName
 from fakes_inference import a_hosted, a_hosting
 from fakes_models import MemoryHosting
 from identity_hub import error_of

@@ -12,7 +12,7 @@ from corral.core.registry import Right, Visibility
 from corral.hub.tickets import MAX_LIFE, MIN_LIFE, TicketKind, Tickets
 from corral.wire.errors import CorralError
 from corral.wire.names import Digest
-from corral.wire.registry import RepositoryName
+from corral.wire.repositories import RepositoryName
 from fakes_registry import digest_of
 from identity_hub import LAPTOP, error_of
 from registry_hub import TINY, RegistryHub, chunks

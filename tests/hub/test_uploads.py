@@ -12,7 +12,8 @@ from corral.core.registry import Right, Upload, Visibility
 from corral.hub.uploads import Mounted, range_of
 from corral.wire.errors import CorralError
 from corral.wire.names import Digest
-from corral.wire.registry import ByteRange, RepositoryName
+from corral.wire.registry import ByteRange
+from corral.wire.repositories import RepositoryName
 from fakes_registry import digest_of
 from identity_hub import error_of
 from registry_hub import OTHER, TINY, RegistryHub, broken, chunks, with_key, with_token

@@ -6,7 +6,7 @@ import pytest
 
 from corral.wire.errors import CorralError
 from corral.wire.mirrors import MirrorRule, parse_mirror_rule, upstream_of
-from corral.wire.registry import parse_repository
+from corral.wire.repositories import parse_repository
 
 OLLAMA = "library/*=https://registry.ollama.ai"
 

@@ -13,7 +13,7 @@ from typing import Protocol
 from corral.core.records import Capability, Principal
 from corral.core.registry import StoredManifest, Visibility
 from corral.wire.names import DEFAULT_NAMESPACE, Digest
-from corral.wire.registry import RepositoryName
+from corral.wire.repositories import RepositoryName
 
 #: Grows when more is told of a manifest than before; whatever has an older description is then described again.
 DESCRIPTION_VERSION = 1

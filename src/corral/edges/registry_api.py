@@ -28,7 +28,8 @@ from corral.wire.errors import CorralError
 from corral.wire.hosts import other_spelling
 from corral.wire.manifest import MAX_MANIFEST_BYTES
 from corral.wire.names import Digest, parse_content_digest
-from corral.wire.registry import OCI_INDEX_TYPE, ByteRange, RepositoryName, parse_content_range, parse_repository
+from corral.wire.registry import OCI_INDEX_TYPE, ByteRange, parse_content_range
+from corral.wire.repositories import RepositoryName, parse_repository
 
 #: Sent by our own client with a manifest.
 _VISIBILITY = "x-corral-visibility"
@@ -243,7 +244,7 @@ class RegistryApi:
         name, upload_id, stream = _name(request), request.path_params["upload_id"], body_stream(request)
         caller = await self._tickets.redeem(request.query_params.get("t", ""), TicketKind.UPLOAD, name, upload_id)
         length = stream.declared_bytes
-        # Of an empty blob, stock clients do not say the length. Of any other they do, so that it can be sent again from its beginning.
+        # Of an empty blob, stock clients do not say the length. Of any other they do: it can be sent again from its beginning.
         whole = ByteRange(0, length - 1) if length else None
         await self._registry.append(upload_id, name, caller, stream, byte_range=whole, length=length, may_repeat=True)
         return bare_response(201, {})

@@ -14,7 +14,8 @@ from corral.edges.asgi import Guard, GuardVerdict, facts_of
 from corral.edges.forms import query_of
 from corral.wire.errors import CorralError
 from corral.wire.hosts import called_url
-from corral.wire.registry import challenge_header, parse_repository, scope_text
+from corral.wire.registry import challenge_header, scope_text
+from corral.wire.repositories import parse_repository
 
 REGISTRY_PREFIX = "/v2/"
 _TOKEN_PATH = "/v2/token"  # noqa: S105 - a path

@@ -27,7 +27,7 @@ from corral.hub.catalog import MAX_QUERY, Catalog, ModelView, words_of
 from corral.hub.hosting import Hosting
 from corral.wire.errors import CorralError
 from corral.wire.names import DEFAULT_NAMESPACE, DEFAULT_TAG, cloud_tag, parse_name
-from corral.wire.registry import RepositoryName, parse_repository
+from corral.wire.repositories import RepositoryName, parse_repository
 
 _ON_FRONT_PAGE = 10
 #: What an owner's form leaves in the address.

@@ -31,7 +31,7 @@ from corral.hub.catalog import Catalog
 from corral.hub.registry import Registry
 from corral.hub.repositories import Repositories
 from corral.wire.errors import CorralError
-from corral.wire.registry import RepositoryName, parse_repository
+from corral.wire.repositories import RepositoryName, parse_repository
 
 #: What the form calls a right -> words.
 _RIGHTS = {Right.PULL: "pull", Right.PUSH: "pull and push"}

@@ -15,7 +15,8 @@ from corral.core.registry import RegistryStore, Repository, Right, Tag
 from corral.hub.repositories import Repositories
 from corral.wire.errors import CorralError
 from corral.wire.names import DEFAULT_TAG, Digest
-from corral.wire.registry import RepositoryName, ScopeRequest, is_tag
+from corral.wire.registry import ScopeRequest
+from corral.wire.repositories import RepositoryName, is_tag
 
 #: Repositories of one piece of a listing.
 PAGE_SIZE = 20

@@ -16,7 +16,7 @@ from corral.hub.replay import Alarms
 from corral.hub.repositories import Caller, Repositories
 from corral.wire.errors import CorralError
 from corral.wire.names import Digest
-from corral.wire.registry import parse_repository
+from corral.wire.repositories import parse_repository
 
 #: How long content stays that no manifest names, after it was last uploaded, mounted or found: longer than the longest push.
 LEASE = timedelta(hours=24)

@@ -37,7 +37,7 @@ from corral.hub.uploads import Uploads
 from corral.wire.errors import CorralError
 from corral.wire.mirrors import MirrorRule, upstream_of
 from corral.wire.names import Digest, parse_content_digest
-from corral.wire.registry import RepositoryName, is_reserved_tag, is_tag
+from corral.wire.repositories import RepositoryName, is_reserved_tag, is_tag
 
 _ID_BYTES = 12
 #: Indexes of indexes that are followed.

@@ -20,14 +20,8 @@ from corral.hub.uploads import Uploads
 from corral.wire.errors import CorralError
 from corral.wire.manifest import MAX_MANIFEST_BYTES
 from corral.wire.names import Digest, parse_content_digest
-from corral.wire.registry import (
-    RepositoryName,
-    is_reserved_tag,
-    is_tag,
-    parse_image_manifest,
-    parse_tag,
-    referrers_index,
-)
+from corral.wire.registry import parse_image_manifest, referrers_index
+from corral.wire.repositories import RepositoryName, is_reserved_tag, is_tag, parse_tag
 
 #: Tags of one page, whatever a client asks for (T37).
 MAX_TAGS = 1000

@@ -23,7 +23,8 @@ from corral.core.registry import Collaborator, RegistryStore, Repository, Right,
 from corral.hub.accounts import CONSOLE
 from corral.wire.errors import CorralError
 from corral.wire.names import DEFAULT_NAMESPACE, Digest
-from corral.wire.registry import RepositoryName, ScopeRequest, parse_repository, scope_text
+from corral.wire.registry import ScopeRequest, scope_text
+from corral.wire.repositories import RepositoryName, parse_repository
 from corral.wire.text import one_line
 
 #: Who sends a request: somebody proven, somebody with a token for what is public, or nobody at all.

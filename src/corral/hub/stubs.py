@@ -16,7 +16,7 @@ from corral.hub.hosting import shown_model
 from corral.wire.errors import CorralError
 from corral.wire.manifest import CONFIG_TYPE, MANIFEST_TYPE, Layer, Manifest, ModelConfig, format_config, format_manifest
 from corral.wire.names import DEFAULT_TAG, Digest, parse_name
-from corral.wire.registry import RepositoryName, is_reserved_tag
+from corral.wire.repositories import RepositoryName, is_reserved_tag
 
 #: How old what is known of the stubs' digests may be. Whoever asks for a digest has fetched the tag before.
 _KNOWN_FOR = timedelta(seconds=30)

@@ -23,7 +23,7 @@ from corral.hub.registry import BlobFacts, Registry
 from corral.hub.repositories import REFUSALS, Caller
 from corral.wire.errors import CorralError
 from corral.wire.names import Digest
-from corral.wire.registry import RepositoryName
+from corral.wire.repositories import RepositoryName
 from corral.wire.signing import parse_encoded_key
 
 #: A ticket lives as long as its blob takes on a slow line, and no longer than a day.

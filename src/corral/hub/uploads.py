@@ -24,7 +24,8 @@ from corral.hub.quotas import Quotas
 from corral.hub.repositories import Caller, Repositories
 from corral.wire.errors import CorralError
 from corral.wire.names import Digest
-from corral.wire.registry import ByteRange, RepositoryName
+from corral.wire.registry import ByteRange
+from corral.wire.repositories import RepositoryName
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from corral.wire.errors import CorralError
-from corral.wire.registry import RepositoryName, parse_repository
+from corral.wire.repositories import RepositoryName, parse_repository
 
 _NAMESPACE = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,79}")
 _PATTERN = re.compile(r"[a-z0-9_.*/-]{1,200}")

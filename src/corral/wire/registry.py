@@ -1,15 +1,13 @@
-"""The registry protocol's texts: repository names and tags, ranges, scopes and challenges, manifests of any kind, part sizes.
+"""The registry protocol's texts: ranges, scopes and challenges, manifests of any kind, part sizes.
 
-Names are the union of what Ollama and what OCI tools write, and compare without regard to case. A manifest is kept as the bytes
-it came as; what is parsed here is read from it and never written back. Both sides of the protocol live here: what a hub
-receives and answers, and what a client reads and asks. Sources: ollama server/{auth,images,upload,download}.go, fb30760;
-distribution-spec 1.1; distribution docs/content/spec/auth.
+A manifest is kept as the bytes it came as; what is parsed here is read from it and never written back. Both sides of the protocol
+live here: what a hub receives and answers, and what a client reads and asks. Sources: ollama server/{auth,images,upload,
+download}.go, fb30760; distribution-spec 1.1; distribution docs/content/spec/auth.
 """
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from hashlib import md5
 from typing import NoReturn, Protocol
 from urllib.parse import parse_qsl, quote_plus, urlsplit, urlunsplit
@@ -20,6 +18,7 @@ from corral.wire.documents import check_depth, convert, parse_object, refuse
 from corral.wire.errors import CorralError
 from corral.wire.manifest import MANIFEST_TYPE, MAX_LAYERS, MAX_MANIFEST_BYTES
 from corral.wire.names import Digest, parse_content_digest
+from corral.wire.repositories import RepositoryName, parse_repository
 
 OCI_MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
@@ -27,62 +26,7 @@ DOCKER_LIST_TYPE = "application/vnd.docker.distribution.manifest.list.v2+json"
 _IMAGE_TYPES = frozenset({MANIFEST_TYPE, OCI_MANIFEST_TYPE})
 _INDEX_TYPES = frozenset({OCI_INDEX_TYPE, DOCKER_LIST_TYPE})
 
-_MAX_NAME = 255
 _MAX_SIZE = 2**63 - 1
-
-# ── Names and tags ───────────────────────────────────────────────────────────────────────────────────────────────────────
-_OCI_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_OCI_NAME = re.compile(rf"{_OCI_COMPONENT}(?:/{_OCI_COMPONENT})+")
-_OLLAMA_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
-# OCI's rule, which holds all that Ollama takes.
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-
-
-@dataclass(frozen=True, slots=True)
-class RepositoryName:
-    """A valid repository name. namespace: the first component, whose account owns it. name: the rest; it may hold slashes. No
-    component begins with a dot or a dash."""
-
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
-
-    @property
-    def key(self) -> "RepositoryName":
-        """The same name in lower case: equal for names that differ only by case."""
-        return RepositoryName(self.namespace.lower(), self.name.lower())
-
-
-# A push or pull names one repository hundreds of times. Only valid names are kept: a refusal is raised anew each time.
-@lru_cache(maxsize=1024)
-def parse_repository(text: str) -> RepositoryName:
-    """A name of two components as Ollama writes it, or of two and more as OCI tools do; at most 255 characters. Raises:
-    name_invalid."""
-    if len(text) > _MAX_NAME or not (_OLLAMA_NAME.fullmatch(text) or _OCI_NAME.fullmatch(text)):
-        raise CorralError("name_invalid", "a repository's name is NAMESPACE/NAME: letters, digits and . _ - inside")
-    namespace, _, name = text.partition("/")
-    return RepositoryName(namespace, name)
-
-
-def is_tag(text: str) -> bool:
-    """Whether a manifest's reference can be a tag."""
-    return _TAG.fullmatch(text) is not None
-
-
-def parse_tag(text: str) -> str:
-    """A tag that something is to be pushed to, as written. Raises: manifest_invalid."""
-    if not is_tag(text):
-        raise CorralError("manifest_invalid", "a tag is up to 128 letters, digits and . _ - and begins with none of . -")
-    return text
-
-
-def is_reserved_tag(tag: str) -> bool:
-    """Whether clients read the tag as where to run a model, so that it could never be pulled under that name."""
-    lowered = tag.lower()
-    return lowered in ("local", "cloud") or lowered.endswith("-cloud")
-
 
 # ── Ranges and parts ─────────────────────────────────────────────────────────────────────────────────────────────────────
 # Forty digits are beyond any size and still quickly turned into a number.

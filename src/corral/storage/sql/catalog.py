@@ -43,7 +43,7 @@ from corral.storage.sql.schema import (
 )
 from corral.wire.errors import CorralError
 from corral.wire.names import DEFAULT_NAMESPACE, Digest, parse_content_digest
-from corral.wire.registry import RepositoryName
+from corral.wire.repositories import RepositoryName
 
 #: A search by most pulled sorts this many of the newest that match.
 _WINDOW = 500
