@@ -2,9 +2,10 @@
 
 A whole file is handed to the HTTP server where that can send files by itself. A range is read in blocks, one at a time: what a
 slow reader has not taken yet is a few blocks of ours and whatever the kernel holds (R7). Of a reader who stops, the file and the
-task are let go after a while; the connection stays until its other end closes it, since the HTTP server gives us no way to. A blob
-whose file is missing or has another size is unknown, for HEAD as well: a client that learns so pushes it again, and one that got
-the wrong bytes would only see its own check fail (fault case 24).
+task are let go after a while; the connection stays until its other end closes it, since the HTTP server gives us no way to.
+
+A blob whose file is missing or has another size is unknown, for HEAD as well: a client that learns so pushes it again, and one
+that got the wrong bytes would only see its own check fail (fault case 24).
 
 Blocks are small because the HTTP server keeps two or three of them per stream besides: sixteen streams took 120 MB with blocks of
 1 MiB, 25 MB with these. What makes small blocks cheap is to take what the kernel has in memory without a thread: sixteen ranges
