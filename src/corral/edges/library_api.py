@@ -33,10 +33,12 @@ def transfer_endpoints(transfer: TransferService) -> list[Endpoint]:
     """Every route. Whoever leaves ends the transfer; what has arrived is kept."""
 
     async def pull(request: Request) -> Response:
+        """Bring a model here from its registry; events as they come, or the last one alone."""
         asked = decode(body_of(request), PullRequest)
         return await _answer(request, transfer.pull(asked.wanted, insecure=bool(asked.insecure)), asked)
 
     async def push(request: Request) -> Response:
+        """Send a model to its registry; `visibility` (`private`, `public`) is an addition of ours, for Corral hubs."""
         asked = decode(body_of(request), PushRequest)
         if not asked.wanted:
             raise model_required()
