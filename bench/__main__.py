@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The tests' way of starting real processes serves the bench as well.
 sys.path.insert(0, str(ROOT / "tests"))
 
-from bench import figures, registry  # noqa: E402
+from bench import catalog, figures, registry  # noqa: E402
 from bench.measure import Figure, table  # noqa: E402
 from flows.stack import MODEL, Running, Stack, answers, free_port, wait_until  # noqa: E402
 
@@ -22,7 +22,9 @@ MODEL_FILE = ROOT / ".cache/SmolLM2-135M-Instruct.Q4_1.gguf"
 WITH_ENGINE = ("P1", "P2", "P3", "P4")
 WITH_HUB = ("P5", "P6", "P8")
 WITH_REGISTRY = ("P9", "P10")
-ALL = (*WITH_ENGINE, *WITH_HUB, *WITH_REGISTRY, "P13", "P14")
+#: On hubs of their own.
+ALONE = ("P12", "P14")
+ALL = (*WITH_ENGINE, *WITH_HUB, *WITH_REGISTRY, "P12", "P13", "P14")
 
 
 def main() -> int:
@@ -53,7 +55,9 @@ def measure(wanted: set[str], model: Path) -> Iterator[Figure]:
         folder = Path(name)
         if "P14" in wanted:
             yield from figures.p14(folder / "p14")
-        if wanted - {"P14"}:
+        if "P12" in wanted:
+            yield from catalog.p12(folder / "p12")
+        if wanted - set(ALONE):
             with Servers(folder, model) as servers:
                 yield from _on(servers, wanted)
                 if wanted & set(WITH_REGISTRY):
