@@ -175,6 +175,25 @@ def test_config_of_a_stub_is_read() -> None:
     assert (config.remote_model, config.capabilities, config.context_length) == ("gpt-oss:120b", ("tools",), 131072)
 
 
+@pytest.mark.parametrize(
+    ("draft", "expected"),
+    [
+        (
+            b'{"model_format":"safetensors","architecture":"llama","tensor_prefix":"draft.","config":"draft/config.json"}',
+            {"model_format": "safetensors", "architecture": "llama", "tensor_prefix": "draft.", "config": "draft/config.json"},
+        ),
+        (b'{"model_format":"gguf","later":{"a":[1]}}', {"model_format": "gguf", "later": {"a": [1]}}),
+        (b"null", {}),
+        (b'"gguf"', {}),
+        (b"[1]", {}),
+    ],
+)
+def test_config_with_a_draft_of_any_shape_is_read(draft: bytes, expected: dict[str, object]) -> None:
+    config = parse_config(b'{"model_format":"gguf","draft":' + draft + b"}")
+    assert (config.model_format, config.draft) == ("gguf", expected)
+    assert parse_config(format_config(config, [])) == config
+
+
 @pytest.mark.parametrize("content", [b'{"remote_host":"x"}', b'{"remote_model":"x"}', b"{}"])
 def test_config_with_half_a_remote_is_no_stub(content: bytes) -> None:
     assert not parse_config(content).is_stub

@@ -5,6 +5,7 @@ members are tolerated. Source: ollama manifest/{manifest,layer}.go, types/model/
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -67,7 +68,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The config blob. model_type: parameter size as shown. file_type: quantization as shown. remote_*: set on a stub. draft:
-    format and architecture of the draft model."""
+    format, architecture and what else Ollama says of the draft model, which nothing here depends on."""
 
     model_format: str = ""
     model_family: str = ""
@@ -83,7 +84,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     context_length: int = 0
     embedding_length: int = 0
     base_name: str = ""
-    draft: dict[str, str] = {}
+    draft: dict[str, Any] = {}
 
     @property
     def is_stub(self) -> bool:
@@ -135,7 +136,11 @@ def format_manifest(manifest: Manifest) -> bytes:
 
 def parse_config(data: bytes) -> ModelConfig:
     """Read a config blob; null members count as absent, as in Go. Raises: bad_request, too_large."""
-    return convert(parse_object(data, MAX_CONFIG_BYTES, "config"), ModelConfig, "config")
+    document = parse_object(data, MAX_CONFIG_BYTES, "config")
+    # The youngest member, whose shape may change once more: a model is not unreadable for what only describes its draft.
+    if not isinstance(document.get("draft"), dict):
+        document.pop("draft", None)
+    return convert(document, ModelConfig, "config")
 
 
 def format_config(config: ModelConfig, diff_ids: Sequence[Digest]) -> bytes:
