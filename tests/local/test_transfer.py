@@ -45,10 +45,12 @@ class FakeGateway:
     sent: list[BlobToSend] = field(default_factory=list)
     visibility: Visibility | None = None
     error: CorralError | None = None
+    asked: int = 0
     most_readers: int = 0
     readers: int = 0
 
     async def manifest(self, repository: RemoteRepository, reference: str) -> RemoteManifest | None:
+        self.asked += 1
         if self.error:
             raise self.error
         body = self.manifests.get((repository.base_url, repository.path, reference))
@@ -98,13 +100,18 @@ class FakePartial:
 
     @property
     def completed_bytes(self) -> int:
-        return len(self.content)
+        return 0
 
     def missing(self) -> list[MissingPart]:
-        return [MissingPart(0, len(self.content), self.size_bytes - len(self.content))] if self.size_bytes else []
+        step = self.store.part_bytes
+        return [
+            MissingPart(number, first, min(step, self.size_bytes - first))
+            for number, first in enumerate(range(0, self.size_bytes, step))
+        ]
 
     async def write(self, number: int, chunk: bytes) -> None:
-        self.content += chunk
+        first = number * self.store.part_bytes if number else 0
+        self.content[first : first + len(chunk)] = chunk
 
     async def finish(self) -> None:
         if digest_of(bytes(self.content)) != self.digest:
@@ -124,6 +131,7 @@ class FakeStore:
     installed: dict[ModelName, bytes] = field(default_factory=dict)
     partials: list[FakePartial] = field(default_factory=list)
     receiving: set[Digest] = field(default_factory=set)
+    part_bytes: int = 1 << 40
     held: set[Digest] = field(default_factory=set)
     removed: set[Digest] = field(default_factory=set)
 
@@ -135,7 +143,7 @@ class FakeStore:
             raise CorralError("conflict", "another process is receiving it")
         assert digest in self.held
         self.receiving.add(digest)
-        self.partials.append(FakePartial(self, digest, size_bytes, bytearray()))
+        self.partials.append(FakePartial(self, digest, size_bytes, bytearray(min(size_bytes, 1 << 20))))
         return self.partials[-1]
 
     async def read_blob(self, digest: Digest, first: int, count: int) -> AsyncIterator[bytes]:
@@ -377,3 +385,27 @@ async def test_push_mounts_from_the_same_registry_only(source: str, mounted: str
     store.install("alice/tiny", manifest_of(WEIGHTS, source=source), WEIGHTS, CONFIG)
     await told(transfer_of(gateway, store).push("alice/tiny"))
     assert gateway.sent[0].mount_from == mounted
+
+
+async def test_t120_pull_goes_by_the_manifest_it_read_first(gateway: FakeGateway, store: FakeStore) -> None:
+    gateway.gate = asyncio.Event()
+    pull = asyncio.create_task(told(transfer_of(gateway, store).pull("alice/tiny")))
+    while not gateway.reads:
+        await asyncio.sleep(0)
+    gateway.manifests[HUB, "alice/tiny", "latest"] = manifest_of(b"another")
+    gateway.gate.set()
+    await pull
+    assert store.installed[parse_name("alice/tiny")] == manifest_of(WEIGHTS)
+    assert gateway.asked == 1
+
+
+async def test_blob_is_fetched_in_ranges_side_by_side_each_once(gateway: FakeGateway, store: FakeStore) -> None:
+    store.part_bytes = 100
+    gateway.gate = asyncio.Event()
+    pull = asyncio.create_task(told(transfer_of(gateway, store).pull("alice/tiny")))
+    while gateway.readers < 4:
+        await asyncio.sleep(0)
+    gateway.gate.set()
+    assert (await pull)[-1].status == "success"
+    assert gateway.most_readers == 4
+    assert sorted(first for digest, first, _ in gateway.reads if digest == digest_of(WEIGHTS)) == list(range(0, 7000, 100))

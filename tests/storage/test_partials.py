@@ -1,5 +1,6 @@
 """Partial downloads: Ollama's form on the disk, resuming, and that nothing unverified gets a blob's name."""
 
+import errno
 import json
 import os
 from hashlib import sha256
@@ -179,3 +180,39 @@ async def test_link_in_the_place_of_a_partial_is_not_followed(inbox: BlobInbox, 
     with pytest.raises(CorralError):
         await inbox.receive(digest_of(CONTENT), len(CONTENT))
     assert victim.read_bytes() == b"precious"
+
+
+async def test_disk_that_fills_up_keeps_what_is_there(inbox: BlobInbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwrite, left = os.pwrite, [250_000]
+
+    def filling(descriptor: int, block: bytes, offset: int) -> int:
+        # Only the kernel can fill a disk; notes are written with it too.
+        left[0] -= len(block)
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return pwrite(descriptor, block, offset)
+
+    monkeypatch.setattr(os, "pwrite", filling)
+    blob = await inbox.receive(digest_of(CONTENT), len(CONTENT))
+    first, second, third, *_ = blob.missing()
+    for part in (first, second):
+        await blob.write(part.number, CONTENT[part.first : part.first + part.count])
+    with pytest.raises(CorralError) as refused:
+        await blob.write(third.number, CONTENT[third.first : third.first + third.count])
+    assert refused.value.code == "storage_full"
+    await blob.keep()
+    monkeypatch.undo()
+    again = await inbox.receive(digest_of(CONTENT), len(CONTENT))
+    assert again.completed_bytes == 200_000
+    await again.keep()
+
+
+async def test_t094_name_appears_only_when_the_content_is_whole(inbox: BlobInbox, tmp_path: Path) -> None:
+    path = tmp_path / "blobs" / digest_of(CONTENT).file_name
+    blob = await inbox.receive(digest_of(CONTENT), len(CONTENT))
+    for part in blob.missing():
+        await blob.write(part.number, CONTENT[part.first : part.first + part.count])
+        assert not path.exists()
+    await blob.finish()
+    assert path.read_bytes() == CONTENT
+    assert path.stat().st_mode & 0o777 == 0o644
