@@ -126,6 +126,10 @@ class MemoryAccounts(_Failing):
         self._called("set_admin")
         self._change(account_id, is_admin=is_admin)
 
+    async def set_quota(self, account_id: str, quota_bytes: int | None) -> None:
+        self._called("set_quota")
+        self._change(account_id, quota_bytes=quota_bytes)
+
     def _change(self, account_id: str, **changes: object) -> None:
         account = self._accounts.get(account_id)
         if account is None:

@@ -37,7 +37,7 @@ class RegistryHub:
         self.repositories = Repositories(
             store=self.store, accounts=self.accounts, audit=self.audit, clock=self.clock, entropy=self.entropy
         )
-        self.quotas = Quotas(self.store, self.files, default_bytes=quota_bytes)
+        self.quotas = Quotas(store=self.store, files=self.files, accounts=self.accounts, default_bytes=quota_bytes)
         self.links = BlobLinks(
             repositories=self.repositories, quotas=self.quotas, store=self.store, files=self.files, clock=self.clock
         )

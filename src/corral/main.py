@@ -274,12 +274,14 @@ def registry_services(settings: Settings, services: HubServices, mirroring: "Mir
     from corral.storage.uploads import UploadFiles
 
     clock, entropy, home = services.clock, SystemEntropy(), settings.corral_home
-    store, catalog = SqlRegistry(services.database, clock=clock), SqlCatalog(services.database)
-    files = UploadFiles(home / "blobs", home / "cache")
-    repositories = Repositories(
-        store=store, accounts=SqlAccounts(services.database), audit=services.audit, clock=clock, entropy=entropy
+    store, catalog, people = (
+        SqlRegistry(services.database, clock=clock),
+        SqlCatalog(services.database),
+        SqlAccounts(services.database),
     )
-    quotas = Quotas(store, files, default_bytes=settings.quota_bytes)
+    files = UploadFiles(home / "blobs", home / "cache")
+    repositories = Repositories(store=store, accounts=people, audit=services.audit, clock=clock, entropy=entropy)
+    quotas = Quotas(store=store, files=files, accounts=people, default_bytes=settings.quota_bytes)
     links = BlobLinks(repositories=repositories, quotas=quotas, store=store, files=files, clock=clock)
     uploads = Uploads(
         repositories=repositories, links=links, quotas=quotas, store=store, files=files, clock=clock, entropy=entropy
@@ -312,11 +314,14 @@ def registry_services(settings: Settings, services: HubServices, mirroring: "Mir
 
 
 async def set_quota(settings: Settings, name: str, quota_bytes: int | None) -> str:
-    """How much one repository may hold; None leaves that to its account. Returns its name. Raises: name_invalid, name_unknown."""
+    """How much an account or one repository may hold; None leaves that to the hub's default, or to the repository's account.
+    Returns its name. Raises: not_found, name_invalid, name_unknown."""
     from corral.wire.repositories import parse_repository
 
-    repository = parse_repository(name)
     async with open_hub_services(settings) as services:
+        if "/" not in name:
+            return (await services.accounts.set_quota(name, quota_bytes)).name
+        repository = parse_repository(name)
         await registry_services(settings, services).repositories.set_quota(repository, quota_bytes)
     return str(repository)
 

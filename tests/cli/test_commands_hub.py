@@ -79,4 +79,19 @@ def test_quota_of_a_repository_is_set_by_an_existing_name_and_a_size(
     assert "'lots' is no size" in capsys.readouterr().err
     assert run(["hub", "quota", "alice/tiny", "20GB"], env) == 1
     assert "repository unknown" in capsys.readouterr().err
-    assert run(["hub", "quota", "alice", "none"], env) == 1
+
+
+def test_quota_of_an_account_is_set_shown_and_taken_back(env: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    def quotas() -> dict[str, int | None]:
+        assert run(["hub", "user", "list", "--json"], env) == 0
+        return {row["name"]: row["quota_bytes"] for row in json.loads(capsys.readouterr().out)}
+
+    capsys.readouterr()
+    assert run(["hub", "quota", "Bob", "20GB"], env) == 0
+    assert capsys.readouterr().err == "bob may hold at most 20 GB.\n"
+    assert quotas() == {"alice": None, "bob": 20_000_000_000}
+    assert run(["hub", "quota", "bob", "none"], env) == 0
+    assert capsys.readouterr().err == "bob may hold as much as CORRAL_QUOTA allows.\n"
+    assert quotas() == {"alice": None, "bob": None}
+    assert run(["hub", "quota", "carol", "1GB"], env) == 1
+    assert "there is no account named carol" in capsys.readouterr().err

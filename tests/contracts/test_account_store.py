@@ -69,6 +69,15 @@ async def test_account_role_and_disabling_are_changed_and_changed_back(stores: S
     assert await stores.accounts.by_id(ada.id) == ada
 
 
+async def test_account_quota_is_set_and_taken_back(stores: Stores, ada: Account) -> None:
+    await stores.accounts.set_quota(ada.id, 2**40)
+    changed = replace(ada, quota_bytes=2**40)
+    assert await stores.accounts.by_name("ADA") == changed
+    assert changed in await stores.accounts.list()
+    await stores.accounts.set_quota(ada.id, None)
+    assert await stores.accounts.by_id(ada.id) == ada
+
+
 async def test_t062_account_disabled_and_promoted_at_once_is_both(stores: Stores, ada: Account) -> None:
     await asyncio.gather(stores.accounts.set_disabled(ada.id, NOON), stores.accounts.set_admin(ada.id, True))
     assert await stores.accounts.by_id(ada.id) == replace(ada, is_admin=True, disabled_at=NOON)

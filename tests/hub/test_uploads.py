@@ -566,6 +566,24 @@ async def test_quota_of_a_repository_holds_within_that_of_its_account(hub: Regis
     assert (await error_of(hub.registry.start_upload(TINY, alice, mount=digest, source="alice/other"))).code == "forbidden"
 
 
+async def test_quota_of_an_account_counts_instead_of_the_default() -> None:
+    hub = RegistryHub(quota_bytes=3)
+    alice, bob = await hub.add("alice"), await hub.add("bob")
+    await hub.accounts.set_quota(alice.account.id, 5)
+    await hub.push_blob(TINY, alice, b"12345")
+    assert "its quota is 5 bytes" in (await error_of(hub.push_blob(RepositoryName("Alice", "b"), alice, b"6"))).message
+    assert "its quota is 3 bytes" in (await error_of(hub.push_blob(RepositoryName("bob", "b"), bob, b"1234"))).message
+    await hub.accounts.set_quota(bob.account.id, 0)
+    assert (await error_of(hub.push_blob(RepositoryName("bob", "b"), bob, b"1"))).code == "forbidden"
+
+
+async def test_quota_of_an_account_needs_no_default(hub: RegistryHub, alice: Principal) -> None:
+    await hub.accounts.set_quota(alice.account.id, 2)
+    assert (await error_of(hub.push_blob(TINY, alice, b"123"))).code == "forbidden"
+    await hub.accounts.set_quota(alice.account.id, None)
+    await hub.push_blob(TINY, alice, b"123")
+
+
 async def test_library_has_no_quota_of_an_account() -> None:
     hub = RegistryHub(quota_bytes=1)
     root = await hub.add("root", is_admin=True)

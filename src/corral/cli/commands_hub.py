@@ -265,7 +265,7 @@ def unhost(environment: Environment, name: str) -> None:
 @click.argument("size")
 @pass_environment
 def quota(environment: Environment, name: str, size: str) -> None:
-    """Say how much the repository NAME (`NAMESPACE/MODEL`) may hold: a SIZE such as 20GB, or none of its own."""
+    """Say how much an account, or a repository called NAMESPACE/MODEL, may hold: a SIZE such as 20GB, or none of its own."""
     from corral.main import set_quota
     from corral.settings import parse_size
 
@@ -273,7 +273,8 @@ def quota(environment: Environment, name: str, size: str) -> None:
     if quota_bytes is None and size != "none":
         raise Failed(f"{size!r} is no size", "give bytes, or a size such as 500MB or 1.5TB", status=2)
     shown = wait_for(set_quota(environment.settings, name, quota_bytes))
-    limit = "as much as its account may" if quota_bytes is None else f"at most {render.size(quota_bytes)}"
+    default = "as much as its account may" if "/" in shown else "as much as CORRAL_QUOTA allows"
+    limit = default if quota_bytes is None else f"at most {render.size(quota_bytes)}"
     render.say(f"{render.plain(shown)} may hold {limit}.")
 
 
@@ -331,7 +332,7 @@ def parse_scopes(words: tuple[str, ...]) -> "frozenset[Scope]":
 
 def account_object(account: "Account") -> dict[str, Any]:
     """An account as JSON."""
-    fields = ("id", "name", "email", "is_admin", "created_at", "disabled_at")
+    fields = ("id", "name", "email", "is_admin", "created_at", "disabled_at", "quota_bytes")
     return {field: _json(getattr(account, field)) for field in fields}
 
 

@@ -78,6 +78,8 @@ class AccountStore(Protocol):
         """As `set_disabled`."""
         ...
 
+    async def set_quota(self, account_id: str, quota_bytes: int | None) -> None: ...
+
     async def remove(self, account_id: str, *, now: datetime) -> bool:
         """Delete for good; only the name stays taken. False when there is no such account. Raises: conflict as
         `set_disabled`."""

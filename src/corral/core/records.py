@@ -30,7 +30,8 @@ class Proof(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """A person or a team on this hub. name: as chosen, unique without regard to case."""
+    """A person or a team on this hub. name: as chosen, unique without regard to case. quota_bytes: of all its repositories, None
+    where the hub's default counts."""
 
     id: str
     name: str
@@ -38,6 +39,7 @@ class Account:
     is_admin: bool
     created_at: datetime
     disabled_at: datetime | None = None
+    quota_bytes: int | None = None
 
     @property
     def is_active(self) -> bool:

@@ -333,6 +333,14 @@ class Accounts:
             account, "account.demote", partial(self._accounts.set_admin, account.id, False), actor=actor, network=network
         )
 
+    async def set_quota(self, name: str, quota_bytes: int | None, *, actor: str = CONSOLE) -> Account:
+        """How many bytes its repositories may hold; None leaves that to the hub's default. Raises: not_found, invalid."""
+        account = await self.named(name)
+        note = f"{account.name}: {quota_note(quota_bytes)}"
+        await self._record(actor, "account.quota", account.id, note=note)
+        await self._accounts.set_quota(account.id, quota_bytes)
+        return replace(account, quota_bytes=quota_bytes)
+
     async def remove(self, name: str, *, actor: str = CONSOLE, network: str = "") -> None:
         """Delete an account for good: what it owns stops working, and its name is never given out again (T119). Raises:
         not_found, conflict for the last administrator."""
@@ -419,6 +427,13 @@ class Accounts:
     async def _record(self, actor: str, action: str, subject: str, *, network: str = "", note: str = "") -> None:
         event = AuditEvent(at=self._clock.now(), actor=actor, action=action, subject=subject, network=network, note=note)
         await self._audit.append(event)
+
+
+def quota_note(quota_bytes: int | None) -> str:
+    """A quota as the audit log tells it. Raises: invalid."""
+    if quota_bytes is not None and quota_bytes < 0:
+        raise CorralError("invalid", "a quota is a number of bytes", detail={"field": "quota_bytes"})
+    return "none" if quota_bytes is None else f"{quota_bytes} bytes"
 
 
 def _life(account: Account) -> tuple[timedelta, timedelta]:

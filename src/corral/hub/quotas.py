@@ -5,9 +5,10 @@ too small: what was stored while the sum was being read may be counted twice, wh
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 
+from corral.core.ports import AccountStore
 from corral.core.registry import RegistryFiles, RegistryStore, Repository
 from corral.hub.repositories import is_hub_namespace
 from corral.wire.errors import CorralError
@@ -75,13 +76,21 @@ class Reservation:
 
 
 class Quotas:
-    """Room on this hub. default_bytes: what each account may store; 0 sets no limit. headroom_bytes: of the disk, kept free."""
+    """Room on this hub. default_bytes: what an account may store that has no quota of its own; 0 sets no limit. headroom_bytes:
+    of the disk, kept free."""
 
     def __init__(
-        self, store: RegistryStore, files: RegistryFiles, *, default_bytes: int = 0, headroom_bytes: int = HEADROOM_BYTES
+        self,
+        *,
+        store: RegistryStore,
+        files: RegistryFiles,
+        accounts: AccountStore,
+        default_bytes: int = 0,
+        headroom_bytes: int = HEADROOM_BYTES,
     ) -> None:
         self._store = store
         self._files = files
+        self._accounts = accounts
         self._default_bytes = default_bytes
         self._headroom_bytes = headroom_bytes
         # Only those that somebody watches: nothing is kept of a namespace that nobody pushes to.
@@ -100,7 +109,7 @@ class Quotas:
             raise CorralError("storage_full")
         with contextlib.ExitStack() as watching:
             limits = []
-            for what, quota_bytes, repository_id in self._quotas_of(repository):
+            for what, quota_bytes, repository_id in await self._quotas_of(repository):
                 tally = watching.enter_context(self._watched(repository_id or what))
                 arrived_before = tally.arrived_bytes
                 stored = await self._store.stored_bytes(repository.namespace, repository_id=repository_id)
@@ -112,13 +121,24 @@ class Quotas:
             finally:
                 reservation.close()
 
-    def _quotas_of(self, repository: Repository) -> Iterator[tuple[str, int, str]]:
+    async def _quotas_of(self, repository: Repository) -> Sequence[tuple[str, int, str]]:
         """(what, its quota, the repository's id where it is one of a repository)."""
-        # What is in the hub's own namespaces is the administrators', who need no quota to know how large their disk is.
-        if self._default_bytes and not is_hub_namespace(repository.namespace):
-            yield repository.namespace, self._default_bytes, ""
+        quotas = []
+        quota_bytes = await self._quota_of_namespace(repository.namespace)
+        if quota_bytes is not None:
+            quotas.append((repository.namespace, quota_bytes, ""))
         if repository.quota_bytes is not None:
-            yield repository.path, repository.quota_bytes, repository.id
+            quotas.append((repository.path, repository.quota_bytes, repository.id))
+        return quotas
+
+    async def _quota_of_namespace(self, namespace: str) -> int | None:
+        # What is in the hub's own namespaces is the administrators', who need no quota to know how large their disk is.
+        if is_hub_namespace(namespace):
+            return None
+        owner = await self._accounts.by_name(namespace)
+        if owner is not None and owner.quota_bytes is not None:
+            return owner.quota_bytes
+        return self._default_bytes or None
 
     @contextlib.contextmanager
     def _watched(self, key: str) -> Iterator[_Tally]:

@@ -20,7 +20,7 @@ from dataclasses import replace
 from corral.core.ports import AccountStore, AuditLog, Clock, Entropy
 from corral.core.records import Account, AuditEvent, Principal, Scope, Visitor
 from corral.core.registry import Collaborator, RegistryStore, Repository, Right, Visibility
-from corral.hub.accounts import CONSOLE
+from corral.hub.accounts import CONSOLE, quota_note
 from corral.wire.errors import CorralError
 from corral.wire.names import DEFAULT_NAMESPACE, Digest
 from corral.wire.registry import ScopeRequest, scope_text
@@ -245,10 +245,7 @@ class Repositories:
     async def set_quota(self, name: RepositoryName, quota_bytes: int | None, *, actor: str = CONSOLE) -> None:
         """How many bytes it may hold; None leaves that to its namespace. For administration. Raises: name_unknown, invalid."""
         found = _known(await self._store.repository(name.namespace, name.name))
-        if quota_bytes is not None and quota_bytes < 0:
-            raise CorralError("invalid", "a quota is a number of bytes", detail={"field": "quota_bytes"})
-        shown = "none" if quota_bytes is None else f"{quota_bytes} bytes"
-        await self._append(actor, "repository.quota", found, note=f"{found.path}: {shown}")
+        await self._append(actor, "repository.quota", found, note=f"{found.path}: {quota_note(quota_bytes)}")
         await self._store.set_repository_quota(found.id, quota_bytes)
 
     async def _record(self, caller: Caller, action: str, subject: Repository, *, note: str, network: str) -> None:

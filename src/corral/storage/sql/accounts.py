@@ -15,10 +15,12 @@ from corral.storage.sql.schema import accounts, from_micros
 from corral.wire.errors import CorralError
 
 #: The columns of an account in every inline look-up, in the order `account_of` reads them.
-ACCOUNT_COLUMNS = "a.id, a.name, a.email, a.is_admin, a.created_at, a.disabled_at"
-ACCOUNT_WIDTH = 6
+ACCOUNT_COLUMNS = "a.id, a.name, a.email, a.is_admin, a.created_at, a.disabled_at, a.quota_bytes"
+ACCOUNT_WIDTH = 7
 #: The same as columns of the table, labelled as `Account` has them.
-ACCOUNT_FIELDS = [getattr(accounts.c, name) for name in ("id", "name", "email", "is_admin", "created_at", "disabled_at")]
+ACCOUNT_FIELDS = [
+    getattr(accounts.c, name) for name in ("id", "name", "email", "is_admin", "created_at", "disabled_at", "quota_bytes")
+]
 
 _LIVE = accounts.c.deleted_at.is_(None)
 
@@ -32,6 +34,7 @@ def account_of(row: Sequence[Any]) -> Account:
         is_admin=bool(row[3]),
         created_at=from_micros(row[4]),
         disabled_at=None if row[5] is None else from_micros(row[5]),
+        quota_bytes=row[6],
     )
 
 
@@ -101,6 +104,10 @@ class SqlAccounts:
     async def set_admin(self, account_id: str, is_admin: bool) -> None:
         """One column."""
         await self._change(account_id, is_admin=is_admin)
+
+    async def set_quota(self, account_id: str, quota_bytes: int | None) -> None:
+        """One column."""
+        await self._change(account_id, quota_bytes=quota_bytes)
 
     async def _change(self, account_id: str, **values: object) -> None:
         await self._database.write(partial(_change, account_id=account_id, values=values))
