@@ -210,6 +210,11 @@ ROUTES = [
     ("POST", "/api/signout"),
     ("DELETE", "/api/user/keys/x"),
     ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/completions"),
+    ("POST", "/v1/embeddings"),
+    ("POST", "/v1/responses"),
+    ("POST", "/v1/messages"),
+    ("POST", "/v1/messages/count_tokens"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/x"),
     ("GET", "/nowhere"),
@@ -297,7 +302,11 @@ async def test_t089_error_answers_carry_the_cors_headers_too(local: Local) -> No
 
 # ── The branch to the hub ────────────────────────────────────────────────────────────────────────────────────────────
 
-CLOUD_ROUTES = ["/api/generate", "/api/chat", "/api/embed", "/api/embeddings", "/api/show", "/v1/chat/completions"]
+CLOUD_ROUTES = [
+    *(f"/api/{name}" for name in ("generate", "chat", "embed", "embeddings", "show")),
+    *(f"/v1/{name}" for name in ("chat/completions", "completions", "embeddings", "responses")),
+    *(f"/v1/messages{more}" for more in ("", "/count_tokens")),
+]
 
 
 @pytest.mark.parametrize("path", CLOUD_ROUTES)

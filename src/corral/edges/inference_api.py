@@ -1,8 +1,8 @@
-"""The inference routes, the same on the local server and the hub: /api/generate|chat|embed|embeddings|show|tags|ps and the OpenAI
-routes over them.
+"""The inference routes, the same on the local server and the hub: /api/generate|chat|embed|embeddings|show|tags|ps, and those of
+OpenAI's and Anthropic's dialects over them.
 
 Handlers decode, ask the service, and encode; who may call is said by the route table, what it means by the service. Native routes
-stream unless told not to, OpenAI's stream when told to. Source: ollama server/routes.go, middleware/openai.go.
+stream unless told not to, the others stream when told to. Source: ollama server/routes.go, middleware/{openai,anthropic}.go.
 """
 
 import secrets
@@ -27,7 +27,16 @@ from corral.edges.asgi import (
     stream,
 )
 from corral.hub.inference import PassedAnswer
-from corral.wire.frames import NDJSON, SSE, encode_ndjson, ndjson_error, sse_error
+from corral.wire.anthropic import (
+    CountTokensRequest,
+    MessagesRequest,
+    MessageStream,
+    count_response,
+    messages_response,
+    to_native_count,
+)
+from corral.wire.anthropic import to_native as to_native_messages
+from corral.wire.frames import NDJSON, SSE, anthropic_error, encode_ndjson, ndjson_error, sse_error
 from corral.wire.inventory import LoadedLike, ps_entry, show_body, tags_entry
 from corral.wire.native import (
     ChatRequest,
@@ -41,19 +50,33 @@ from corral.wire.native import (
     RawRequest,
     ShowRequest,
     decode,
+    estimated_tokens,
     join_chat,
     join_generate,
     raw_request,
 )
 from corral.wire.openai import ChatCompletionRequest, ChatStream, chat_completion, model_object, to_native
+from corral.wire.openai_more import (
+    CompletionRequest,
+    CompletionStream,
+    EmbeddingRequest,
+    completion,
+    embedding_list,
+    to_native_completion,
+    to_native_embedding,
+)
+from corral.wire.responses import ResponsesRequest, ResponseStream, response_object, to_native_response
 
 T = TypeVar("T")
 
 _CHAT_COMPLETIONS = "/v1/chat/completions"
-_OPENAI_JSON = "application/json"
+_COMPLETIONS = "/v1/completions"
+_EMBEDDINGS = "/v1/embeddings"
+_PLAIN_JSON = "application/json"
 _EMPTY_BODY = "EOF"  # what Ollama's OpenAI routes say of a request without body
 #: Ollama draws ids from a thousand; ours are drawn from more, so that logs can be searched for one.
 _COMPLETION_IDS = 10**12
+_MESSAGE_ID_BYTES = 12
 #: This client shows general.basename where people expect the name they asked for.
 _COPILOT_CHAT = "GitHubCopilotChat/"
 
@@ -68,6 +91,10 @@ class InferenceService(Protocol):
     async def embed(self, request: EmbedRequest, caller: Principal | None) -> EmbedResponse: ...
 
     async def embeddings(self, request: EmbeddingsRequest, caller: Principal | None) -> EmbeddingsResponse: ...
+
+    async def count_tokens(self, request: ChatRequest, caller: Principal | None) -> int:
+        """Of a chat's whole prompt, which is not run."""
+        ...
 
     async def tags(self, caller: Principal | None) -> list[Model]: ...
 
@@ -89,7 +116,7 @@ def inference_endpoints(
 ) -> list[Endpoint]:
     """Every inference route. access: to run models; list_access: to see which there are. upstreams: asked first on OpenAI's."""
     api = InferenceApi(service, upstreams)
-    openai = Dialect.OPENAI
+    openai, anthropic = Dialect.OPENAI, Dialect.ANTHROPIC
 
     def runs(path: str, handler: Handler, dialect: Dialect = Dialect.NATIVE) -> Endpoint:
         return endpoint(
@@ -104,6 +131,11 @@ def inference_endpoints(
         endpoint("POST", "/api/show", api.show, list_access),
         endpoint("GET,HEAD", "/api/tags", api.tags, list_access),
         runs(_CHAT_COMPLETIONS, api.chat_completions, openai),
+        runs(_COMPLETIONS, api.completions, openai),
+        runs(_EMBEDDINGS, api.openai_embeddings, openai),
+        runs("/v1/responses", api.responses, openai),
+        runs("/v1/messages", api.messages, anthropic),
+        runs("/v1/messages/count_tokens", api.count_tokens, anthropic),
         endpoint("GET", "/v1/models", api.models, list_access, dialect=openai),
         endpoint("GET", "/v1/models/{model}", api.model, list_access, dialect=openai),
     ]
@@ -165,30 +197,81 @@ class InferenceApi:
 
     async def chat_completions(self, request: Request) -> Response:
         """The next message of a chat, in OpenAI's dialect."""
-        body, caller = body_of(request), maybe_caller(request)
-        if self._upstreams is not None:
-            passed = await self._upstreams.pass_on(raw_request(body, empty=_EMPTY_BODY), _CHAT_COMPLETIONS, caller)
-            if passed is not None:
-                return await _passed_response(request, passed)
-        asked = decode(body, ChatCompletionRequest, empty=_EMPTY_BODY)
+        if (passed := await self._passed_on(request, _CHAT_COMPLETIONS)) is not None:
+            return passed
+        asked = decode(body_of(request), ChatCompletionRequest, empty=_EMPTY_BODY)
         completion_id = f"chatcmpl-{secrets.randbelow(_COMPLETION_IDS)}"
-        events = self._service.chat(to_native(asked), caller)
+        events = self._service.chat(to_native(asked), maybe_caller(request))
         if asked.stream:
             encode = ChatStream(completion_id, includes_usage=asked.includes_usage).encode
             return await stream(request, events, encode, content_type=SSE, error_frame=sse_error)
-        return _openai_response(chat_completion(completion_id, join_chat(await _all_of(events))))
+        return _plain_json(chat_completion(completion_id, join_chat(await _all_of(events))))
+
+    async def completions(self, request: Request) -> Response:
+        """Text from a prompt, in OpenAI's dialect."""
+        if (passed := await self._passed_on(request, _COMPLETIONS)) is not None:
+            return passed
+        asked = decode(body_of(request), CompletionRequest, empty=_EMPTY_BODY)
+        completion_id = f"cmpl-{secrets.randbelow(_COMPLETION_IDS)}"
+        events = self._service.generate(to_native_completion(asked), maybe_caller(request))
+        if asked.stream:
+            encode = CompletionStream(completion_id, includes_usage=asked.includes_usage).encode
+            return await stream(request, events, encode, content_type=SSE, error_frame=sse_error)
+        return _plain_json(completion(completion_id, join_generate(await _all_of(events))))
+
+    async def openai_embeddings(self, request: Request) -> Response:
+        """Vectors of texts, in OpenAI's dialect."""
+        if (passed := await self._passed_on(request, _EMBEDDINGS)) is not None:
+            return passed
+        asked = decode(body_of(request), EmbeddingRequest, empty=_EMPTY_BODY)
+        response = await self._service.embed(to_native_embedding(asked), maybe_caller(request))
+        return _plain_json(embedding_list(response, is_base64=asked.is_base64))
+
+    async def responses(self, request: Request) -> Response:
+        """The next items of a conversation, in OpenAI's newer dialect."""
+        asked = decode(body_of(request), ResponsesRequest, empty=_EMPTY_BODY)
+        number = secrets.randbelow(_COMPLETION_IDS)
+        events = self._service.chat(to_native_response(asked), maybe_caller(request))
+        if asked.stream:
+            told = ResponseStream(number, asked)
+            return await stream(request, events, told.encode, content_type=SSE, error_frame=told.error)
+        return _plain_json(response_object(number, asked, join_chat(await _all_of(events))))
+
+    async def messages(self, request: Request) -> Response:
+        """The next message of a chat, in Anthropic's dialect."""
+        asked = decode(body_of(request), MessagesRequest, empty=_EMPTY_BODY)
+        native = to_native_messages(asked)
+        message_id = f"msg_{secrets.token_hex(_MESSAGE_ID_BYTES)}"
+        events = self._service.chat(native, maybe_caller(request))
+        if asked.stream:
+            encode = MessageStream(message_id, asked.model, estimate=estimated_tokens(native)).encode
+            return await stream(request, events, encode, content_type=SSE, error_frame=anthropic_error)
+        return _plain_json(messages_response(message_id, join_chat(await _all_of(events))))
+
+    async def count_tokens(self, request: Request) -> Response:
+        """How many tokens a prompt has, in Anthropic's dialect."""
+        asked = to_native_count(decode(body_of(request), CountTokensRequest, empty=_EMPTY_BODY))
+        return _plain_json(count_response(await self._service.count_tokens(asked, maybe_caller(request))))
+
+    async def _passed_on(self, request: Request, path: str) -> Response | None:
+        """The upstream's answer, when the model is at one that speaks this dialect."""
+        if self._upstreams is None:
+            return None
+        raw = raw_request(body_of(request), empty=_EMPTY_BODY)
+        passed = await self._upstreams.pass_on(raw, path, maybe_caller(request))
+        return None if passed is None else await _passed_response(request, passed)
 
     async def models(self, request: Request) -> Response:
         """Which models there are, in OpenAI's dialect."""
         models = await self._service.tags(maybe_caller(request))
         rows = [model_object(model.name.short, model.name, model.modified_at) for model in models]
-        return _openai_response({"object": "list", "data": rows})
+        return _plain_json({"object": "list", "data": rows})
 
     async def model(self, request: Request) -> Response:
         """One model in OpenAI's dialect, under the name it was asked for by."""
         name = request.path_params["model"]
         model = await self._service.show(name, maybe_caller(request))
-        return _openai_response(model_object(name, model.name, model.modified_at))
+        return _plain_json(model_object(name, model.name, model.modified_at))
 
 
 async def _all_of(events: AsyncIterator[T]) -> list[T]:
@@ -200,8 +283,8 @@ async def _all_of(events: AsyncIterator[T]) -> list[T]:
             await events.aclose()
 
 
-def _openai_response(value: object) -> Response:
-    return Response(msgspec.json.encode(value), media_type=_OPENAI_JSON)
+def _plain_json(value: object) -> Response:
+    return Response(msgspec.json.encode(value), media_type=_PLAIN_JSON)
 
 
 async def _passed_response(request: Request, passed: PassedAnswer) -> Response:

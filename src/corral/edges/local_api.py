@@ -2,8 +2,8 @@
 
 Nobody proves who they are here: every route is public, and the guard (local_guard) is what keeps web pages out. A request whose
 model is asked for with `:cloud`, or is installed as a stub of a model at the hub, is passed on with this device's signature; all
-else runs on this machine. Errors of that branch have Ollama's plain form on the OpenAI routes as well, since that is where they
-look for `signin_url`. Source: ollama server/routes.go, server/cloud_proxy.go.
+else runs on this machine. Errors of that branch have Ollama's plain form on the routes of other dialects as well, since that is
+where they look for `signin_url`. Source: ollama server/routes.go, server/cloud_proxy.go.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from corral.local.cloud import Cloud, CloudAccess, RelayedAnswer, route
 from corral.local.models import LocalModels, RunsElsewhere
 from corral.wire.discovery import DISCOVERY_PATH
 from corral.wire.errors import CorralError, native_body
-from corral.wire.frames import MAX_FRAME_BYTES, NDJSON, SSE, ndjson_error, sse_error
+from corral.wire.frames import MAX_FRAME_BYTES, NDJSON, SSE, anthropic_error, ndjson_error, responses_error, sse_error
 from corral.wire.inventory import LoadedLike
 from corral.wire.native import ShowRequest, decode, raw_request
 
@@ -57,6 +57,11 @@ _RELAYED: Final = {
     "/api/embeddings": _RUN,
     "/api/show": _DETAILS,
     "/v1/chat/completions": _RUN,
+    "/v1/completions": _RUN,
+    "/v1/embeddings": _RUN,
+    "/v1/responses": _RUN,
+    "/v1/messages": _RUN,
+    "/v1/messages/count_tokens": _RUN,
     "/v1/models/{model}": _DETAILS,
 }
 
@@ -174,7 +179,7 @@ class LocalApi:
             )
         except CorralError as error:
             raise _CloudError(error) from error
-        return await _response_of(answer)
+        return await _response_of(answer, row.path)
 
 
 def local_app(api: LocalApi, guard: Guard, more: Sequence[Endpoint] = ()) -> App:
@@ -225,10 +230,19 @@ _FORMS: Final = {
 }
 
 
-async def _response_of(answer: RelayedAnswer) -> Response:
+#: Routes whose streams tell errors in their own way.
+_NAMED_FORMS: Final = {
+    "/v1/messages": replace(_FORMS[SSE], error_frame=anthropic_error),
+    "/v1/responses": replace(_FORMS[SSE], error_frame=responses_error),
+}
+
+
+async def _response_of(answer: RelayedAnswer, path: str) -> Response:
     """A stream goes on as it arrives. Anything else is awaited whole, so that a hub that dies in the middle of it is a 502 and
-    not half an object."""
+    not half an object. path: of the route."""
     form = _FORMS.get(answer.media_type)
+    if answer.media_type == SSE:
+        form = _NAMED_FORMS.get(path, form)
     if form is not None:
         return _RelayedStream(answer, form)
     try:

@@ -36,6 +36,7 @@ SIGNIN_PATHS = frozenset(
         "/v1/embeddings",
         "/v1/responses",
         "/v1/messages",
+        "/v1/messages/count_tokens",
     }
 )
 

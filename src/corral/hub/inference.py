@@ -42,7 +42,8 @@ _MAX_ANSWER_BYTES = 32 * 1024 * 1024
 _CHARACTERS_PER_TOKEN = 4
 #: What of an upstream's answer concerns the caller. Its rate limits, cookies and ids are between it and the operator.
 _PASSED_HEADERS = ("content-type", "retry-after")
-#: Occurs about once in each event of a stream that carries text.
+#: Path -> what occurs about once in each event of its stream that carries text.
+_CONTENT_KEYS = {"/v1/completions": b'"text":'}
 _CONTENT_KEY = b'"content":'
 
 
@@ -200,6 +201,15 @@ class HostedInference:
                     use.count(event)
                     yield event
 
+    async def count_tokens(self, request: ChatRequest, caller: Principal | None) -> int:
+        """Raises: as generate. Counting is a use of the model, but of no tokens."""
+        caller = _required(caller)
+        if not request.model:
+            raise model_required()
+        hosted = await self._admitted(request.model, caller, model_not_found)
+        with self._use(caller, hosted, request.path, lambda: 0):
+            return await self._inference_of(hosted).count_tokens(runnable_model(hosted), request)
+
     async def embed(self, request: EmbedRequest, caller: Principal | None) -> EmbedResponse:
         """Raises: as generate."""
         caller = _required(caller)
@@ -238,12 +248,11 @@ class HostedInference:
 
     async def pass_on(self, request: RawRequest, path: str, caller: Principal | None) -> PassedAnswer | None:
         """The upstream's own answer to a request in its dialect, with only `model` replaced; None for a model that is not at an
-        upstream, whose request takes the native way. Raises: unauthorized, bad_request, not_found, upstream_failed."""
+        upstream, and for one that is not there: that request takes the native way, which has the right words for it. Raises:
+        unauthorized, bad_request, upstream_failed."""
         caller, name = _required(caller), request.model
-        if not name:
-            raise model_required()
-        hosted = await self._admitted(name, caller, model_not_found)
-        if hosted.model is not None:
+        hosted = await self._hosting.resolve(name, caller) if name else None
+        if hosted is None or hosted.model is not None:
             return None
         if self._relay is None:
             raise _no_upstreams(hosted)
@@ -253,7 +262,8 @@ class HostedInference:
             try:
                 headers = tuple((key, value) for key, value in answer.headers if key in _PASSED_HEADERS)
                 if answer.status == 200 and dict(headers).get("content-type", "").startswith(SSE):
-                    return PassedAnswer(status=200, headers=headers, chunks=_counted_events(use.hand_on(), answer))
+                    chunks = _counted_events(use.hand_on(), answer, _CONTENT_KEYS.get(path, _CONTENT_KEY))
+                    return PassedAnswer(status=200, headers=headers, chunks=chunks)
                 return await _whole_answer(use, answer, headers)
             finally:
                 if not use.is_handed_on:
@@ -288,7 +298,7 @@ async def _whole_answer(use: _Use, answer: HubStream, headers: tuple[tuple[str, 
     return PassedAnswer(status=answer.status, headers=headers, body=body)
 
 
-async def _counted_events(use: _Use, answer: HubStream) -> AsyncGenerator[bytes, None]:
+async def _counted_events(use: _Use, answer: HubStream, content_key: bytes) -> AsyncGenerator[bytes, None]:
     """The stream as it arrives, in whole events: should the upstream break off, an error frame can follow the last whole one.
     Nothing is parsed until the end, when the last two pieces may state the usage. The use ends with the stream."""
     with use:
@@ -299,7 +309,7 @@ async def _counted_events(use: _Use, answer: HubStream) -> AsyncGenerator[bytes,
                     chunk, rest = _whole_events(rest + chunk)
                     if not chunk:
                         continue
-                use.eval_tokens += chunk.count(_CONTENT_KEY)
+                use.eval_tokens += chunk.count(content_key)
                 one_before, last = last, chunk
                 yield chunk
             if (counted := usage_in_tail(one_before + last + rest)) is not None:

@@ -78,6 +78,12 @@ class LocalModels:
             async for event in events:
                 yield event
 
+    async def count_tokens(self, request: ChatRequest, caller: Principal | None) -> int:
+        """Raises: as chat."""
+        if not request.model:
+            raise model_required()
+        return await self._inference.count_tokens(await self._installed(request.model, model_not_found), request)
+
     async def embed(self, request: EmbedRequest, caller: Principal | None) -> EmbedResponse:
         """Raises: bad_request, not_found, whatever Inference.embed raises."""
         if not request.model:

@@ -58,7 +58,7 @@ async def _close(events: AsyncIterator[Event]) -> None:
 
 async def _shortened(runner: Runner, call: Call, context_length: int, *, truncate: bool) -> Call | None:
     """The call made to fit; None when length was not what the engine disliked. Raises: bad_request."""
-    if context_length <= 0 or await _tokens(runner, call) < context_length:
+    if context_length <= 0 or await count_tokens(runner, call) < context_length:
         return None
     if not truncate or isinstance(call, CompletionCall) or len(call.messages) < 2:
         raise CorralError("bad_request", TOO_LONG)
@@ -66,12 +66,12 @@ async def _shortened(runner: Runner, call: Call, context_length: int, *, truncat
     low, high = 1, len(call.messages) - 1
     while low < high:
         middle = (low + high) // 2
-        if await _tokens(runner, _without(call, middle)) < context_length:
+        if await count_tokens(runner, _without(call, middle)) < context_length:
             high = middle
         else:
             low = middle + 1
     shorter = _without(call, low)
-    if await _tokens(runner, shorter) >= context_length:
+    if await count_tokens(runner, shorter) >= context_length:
         raise CorralError("bad_request", TOO_LONG)
     return shorter
 
@@ -82,7 +82,8 @@ def _without(call: ChatCall, count: int) -> ChatCall:
     return replace(call, messages=[*kept, *call.messages[count:]])
 
 
-async def _tokens(runner: Runner, call: Call) -> int:
+async def count_tokens(runner: Runner, call: Call) -> int:
+    """Of the prompt that the engine would read; pictures are reckoned."""
     if isinstance(call, CompletionCall):
         return len(call.context) + len(await runner.tokenize(call.prompt))
     return len(await runner.tokenize(await runner.apply_template(call))) + _IMAGE_TOKENS * sum(map(_media_of, call.messages))

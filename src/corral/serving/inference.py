@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from corral.core.ports import ChatCall, Chunk, Clock, CompletionCall, Finish, Runner, Sampling
 from corral.core.records import Capability, Model
-from corral.serving.fitting import embed_fitting, fitted_events
+from corral.serving.fitting import count_tokens, embed_fitting, fitted_events
 from corral.wire.engine_chat import engine_message, native_call
 from corral.wire.errors import CorralError
 from corral.wire.inventory import DEFAULT_TEMPLATE
@@ -30,6 +30,7 @@ from corral.wire.native import (
     Message,
     TokenLogprob,
     ToolCall,
+    estimated_tokens,
     format_time,
 )
 from corral.wire.options import Options, Think, completion_schema, merge_options, response_format, template_kwargs
@@ -118,6 +119,20 @@ class Inference:
                     yield self._chatted(request, chunk.content, thinking=chunk.thinking, logprobs=logprobs)
             numbers = self._numbers(run)
             yield self._chatted(request, done=True, done_reason=run.finish.reason, tool_calls=run.calls, **numbers)
+
+    async def count_tokens(self, model: Model, request: ChatRequest) -> int:
+        """Of a chat's whole prompt, stored messages and tools included; an estimate where nobody tells its tokens. Raises: as
+        generate."""
+        think = _check_chat(model, request)
+        options = merge_options(model.parameters, request.options)
+        async with self._runners.use(model, options=options.load, keep_alive_s=request.keep_alive_s) as slot:
+            call = _chat_call(model, request, _sampling(options, request, slot), think)
+            try:
+                return await count_tokens(slot.runner, call)
+            except CorralError as error:
+                if error.code != "not_supported":
+                    raise
+                return estimated_tokens(request)
 
     async def embed(self, model: Model, request: EmbedRequest) -> EmbedResponse:
         """Unit vectors, one per text. Raises: bad_request, busy, unavailable, engine_failed."""
@@ -280,9 +295,9 @@ def _think(model: Model, request: GenerateRequest | ChatRequest) -> Think:
     """What was asked for; a model that can think does unless told not to. Raises: bad_request."""
     think: Think = request.think
     if Capability.THINKING not in model.capabilities:
-        if think:
+        if think and not request.relaxes_thinking:
             raise CorralError("bad_request", f'"{request.model}" does not support thinking')
-        return think
+        return None if think else think
     if think == "max" and model.details.family == "gptoss":
         return "high"  # its template knows three levels
     return True if think is None else think

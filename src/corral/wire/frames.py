@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from corral.wire.errors import CorralError, native_body, openai_body
+from corral.wire.errors import CorralError, anthropic_body, native_body, openai_body
 
 NDJSON = "application/x-ndjson"
 SSE = "text/event-stream"
@@ -32,6 +32,11 @@ def encode_sse(value: object) -> bytes:
     return b"data: " + _encoder.encode(value) + b"\n\n"
 
 
+def encode_event(name: str, value: object) -> bytes:
+    """value as one event with a name, as OpenAI's responses and Anthropic's messages send them."""
+    return b"event: " + name.encode() + b"\ndata: " + _encoder.encode(value) + b"\n\n"
+
+
 def ndjson_error(error: CorralError) -> bytes:
     """The last line of a native stream that failed after its status was sent."""
     return encode_ndjson(native_body(error))
@@ -41,6 +46,18 @@ def sse_error(error: CorralError) -> bytes:
     """The last event of an OpenAI stream that failed after its status was sent. No `[DONE]` follows, so that a client that
     waits for it knows that the answer is not complete (Ollama swallows the error; see docs/divergences.md)."""
     return encode_sse(openai_body(error))
+
+
+def anthropic_error(error: CorralError) -> bytes:
+    """The last event of a stream of Anthropic's dialect that failed after its status was sent. Nothing follows it, neither
+    `message_delta` nor `message_stop`."""
+    return encode_event("error", {"type": "error", "error": anthropic_body(error, "")["error"]})
+
+
+def responses_error(error: CorralError) -> bytes:
+    """The last event of a passed-on stream of OpenAI's responses that failed. Our own streams end in `response.failed`, which
+    needs the whole response."""
+    return encode_event("error", {"type": "error", "code": "server_error", "message": error.message, "param": None})
 
 
 class NdjsonDecoder:

@@ -22,6 +22,8 @@ S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T")
 
 _encode = msgspec.json.Encoder().encode
+#: Usually near enough. Source: ollama anthropic/anthropic.go EstimateInputTokens.
+_BYTES_PER_TOKEN = 4
 
 
 # ── Types ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -93,6 +95,9 @@ class _RunRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 class _TextRequest(_RunRequest, frozen=True, kw_only=True):
     """What generate and chat share. think: True, False, a level or None. truncate, shift, stream: None means true."""
+
+    #: Whether a model that cannot think is asked not to, instead of refusing.
+    relaxes_thinking: ClassVar[bool] = False
 
     stream: bool | None = None
     format: Any = None
@@ -412,6 +417,16 @@ def model_not_found(name: str) -> CorralError:
 def model_not_pulled(name: str) -> CorralError:
     """What embed and embeddings say of an unknown model."""
     return CorralError("not_found", f'model "{name}" not found, try pulling it first')
+
+
+def estimated_tokens(request: ChatRequest) -> int:
+    """About how many tokens a prompt has, for whoever must say so before it was read."""
+    size = sum(len(_encode(tool.get("function", tool))) for tool in request.tools)
+    for message in request.messages:
+        size += len(message.content.encode("utf-8", "replace")) + len(message.thinking.encode("utf-8", "replace"))
+        size += sum(len(_encode(call)) for call in message.tool_calls)
+        size += len(message.role) if message.role != "system" else 0
+    return max(size // _BYTES_PER_TOKEN, 1)
 
 
 # ── Answers without a stream ─────────────────────────────────────────────────────────────────────────────────────────

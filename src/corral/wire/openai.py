@@ -1,7 +1,7 @@
 """The OpenAI dialect ⇄ native: chat completions and model listings.
 
-Requests become native requests and native events become OpenAI's answers; nothing runs here. Completions, embeddings and
-responses will join the same way: a request struct with `to_native`, and an encoder of native events.
+Requests become native requests and native events become OpenAI's answers; nothing runs here. Completions and embeddings are in
+openai_more, responses in responses, made the same way: a request struct with `to_native`, and an encoder of native events.
 Where we differ from Ollama on purpose, docs/divergences.md says why. Source: ollama openai/openai.go and
 middleware/openai.go, fb30760.
 """
@@ -17,10 +17,19 @@ import msgspec
 from corral.wire.errors import CorralError
 from corral.wire.frames import SSE_DONE, encode_sse
 from corral.wire.names import ModelName
-from corral.wire.native import ChatRequest, ChatResponse, Message, ToolCall, ToolCallFunction, unix_seconds
+from corral.wire.native import (
+    ChatRequest,
+    ChatResponse,
+    GenerateResponse,
+    Message,
+    ToolCall,
+    ToolCallFunction,
+    unix_seconds,
+)
 from corral.wire.options import Think
 
-_FINGERPRINT = "fp_ollama"
+#: `system_fingerprint` of every answer.
+FINGERPRINT = "fp_ollama"
 _JSON_TEXT = msgspec.json.Encoder()
 _ARGUMENTS = msgspec.json.Decoder(dict[str, Any])
 
@@ -50,7 +59,9 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True):
     tool_call_id: str = ""
 
 
-class _StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
+class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a stream shall hold beside the answer."""
+
     include_usage: bool = False
 
 
@@ -73,7 +84,7 @@ class ChatCompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     messages: list[_Message] = []
     stream: bool = False
-    stream_options: _StreamOptions | None = None
+    stream_options: StreamOptions | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     seed: int | None = None
@@ -113,7 +124,7 @@ def to_native(request: ChatCompletionRequest) -> NativeChatCompletion:
         format=_native_format(request.response_format),
         options=_native_options(request),
         tools=_chosen_tools(request.tools, request.tool_choice),
-        think=_think(request.reasoning.effort if request.reasoning else request.reasoning_effort or ""),
+        think=think_of_effort(request.reasoning.effort if request.reasoning else request.reasoning_effort or ""),
         logprobs=request.logprobs,
         top_logprobs=request.top_logprobs,
     )
@@ -160,7 +171,8 @@ _EFFORTS: Mapping[str, Think] = {
 }
 
 
-def _think(effort: str) -> Think:
+def think_of_effort(effort: str) -> Think:
+    """OpenAI's scale of reasoning on ours; its ends are cut off. Raises: bad_request with Ollama's text."""
     if effort not in _EFFORTS:
         allowed = 'must be "minimal", "low", "medium", "high", "xhigh", "ultra", "max", or "none"'
         raise CorralError("bad_request", f'invalid reasoning value: "{effort[:100]}" ({allowed})')
@@ -227,7 +239,7 @@ def _text_part(part: dict[str, Any]) -> str:
 def _media_part(part: dict[str, Any]) -> bytes:
     match part:
         case {"type": "image_url", "image_url": {"url": str() as url}} | {"type": "image_url", "image_url": str() as url}:
-            return _image(url)
+            return image_of(url)
         case {"type": "input_audio", "input_audio": {"data": str() as data}}:
             return _base64(data, "invalid input_audio base64 data")
         case {"type": "input_audio"}:
@@ -238,8 +250,9 @@ def _media_part(part: dict[str, Any]) -> bytes:
 _IMAGE_PREFIXES = ("data:;base64,", *(f"data:image/{kind};base64," for kind in ("jpeg", "jpg", "png", "webp")))
 
 
-def _image(url: str) -> bytes:
-    """The bytes of a data URI. Nothing is ever fetched: an address chosen by a caller is not ours to visit."""
+def image_of(url: str) -> bytes:
+    """The bytes of a data URI. Nothing is ever fetched: an address chosen by a caller is not ours to visit.
+    Raises: bad_request."""
     if url.startswith(("http://", "https://")):
         raise CorralError("bad_request", "image URLs are not currently supported, please use base64 encoded data instead")
     prefix = next((prefix for prefix in _IMAGE_PREFIXES if url.startswith(prefix)), None)
@@ -318,7 +331,8 @@ class _Chunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     usage: Usage | None = None
 
 
-def _usage(response: ChatResponse) -> Usage:
+def usage_numbers(response: ChatResponse | GenerateResponse) -> Usage:
+    """What the last native event counted."""
     prompt, answer = response.prompt_eval_count, response.eval_count
     return Usage(prompt_tokens=prompt, completion_tokens=answer, total_tokens=prompt + answer)
 
@@ -351,9 +365,9 @@ def chat_completion(completion_id: str, response: ChatResponse) -> dict[str, Any
         "object": "chat.completion",
         "created": unix_seconds(response.created_at),
         "model": response.model,
-        "system_fingerprint": _FINGERPRINT,
+        "system_fingerprint": FINGERPRINT,
         "choices": [choice],
-        "usage": _usage(response),
+        "usage": usage_numbers(response),
     }
 
 
@@ -406,7 +420,7 @@ class ChatStream:
         reason = _finish_reason(response.done_reason or "stop", has_calls=self._has_sent_calls)
         chunks = [self._chunk(response.model, [_ChunkChoice(index=0, delta=_Delta(), finish_reason=reason)])]
         if self._includes_usage:
-            chunks.append(self._chunk(response.model, [], _usage(response)))
+            chunks.append(self._chunk(response.model, [], usage_numbers(response)))
         return chunks
 
     def _chunk(self, model: str, choices: list[_ChunkChoice], usage: Usage | None = None) -> _Chunk:
@@ -416,7 +430,7 @@ class ChatStream:
             object="chat.completion.chunk",
             created=self._created,
             model=model,
-            system_fingerprint=_FINGERPRINT,
+            system_fingerprint=FINGERPRINT,
             choices=choices,
             usage=usage,
         )
