@@ -298,7 +298,10 @@ def registry_services(settings: Settings, services: HubServices, mirroring: "Mir
         files=files,
         clock=clock,
     )
-    tickets = Tickets(services.token_keys.ticket_secret, credentials=SqlCredentials(services.database), clock=clock)
+    keys = services.token_keys
+    tickets = Tickets(
+        keys.ticket_secret, credentials=SqlCredentials(services.database), clock=clock, previous=keys.former_ticket_secrets
+    )
     alone = partial(held_alone, home / "collect.lock", otherwise="another collection is under way; try again when it is done")
     return RegistryServices(
         repositories=repositories,
@@ -383,6 +386,24 @@ async def collect_garbage(settings: Settings, *, is_dry_run: bool) -> "Collected
     async with open_hub_services(settings) as services:
         collector = registry_services(settings, services).collector
         return await (collector.survey() if is_dry_run else collector.collect())
+
+
+async def rotate_keys(settings: Settings) -> None:
+    """Give this machine's hub new keys, for what it signs and hashes from its next start on. Raises: conflict while somebody else
+    does the same."""
+    from corral.core.records import AuditEvent
+    from corral.hub.accounts import CONSOLE
+    from corral.storage.locks import held_alone
+    from corral.storage.secretfile import rotate_peppers, rotate_token_keys
+
+    home, entropy = settings.corral_home, SystemEntropy()
+    async with open_hub_services(settings) as services:
+        now = services.clock.now()
+        # One of two new peppers would be lost, and with it the API keys that were made with it.
+        with held_alone(home / "rotate.lock", otherwise="another rotation is under way"):
+            await services.audit.append(AuditEvent(at=now, actor=CONSOLE, action="hub.rotate_keys", subject=""))
+            rotate_token_keys(home / "registry-keys.json", entropy, now=now)
+            rotate_peppers(home / "peppers.json", entropy)
 
 
 async def offer_upstream(services: HubServices, name: str, *, url: str, model: str, is_public: bool) -> str:

@@ -95,3 +95,30 @@ def test_quota_of_an_account_is_set_shown_and_taken_back(env: dict[str, str], ca
     assert quotas() == {"alice": None, "bob": None}
     assert run(["hub", "quota", "carol", "1GB"], env) == 1
     assert "there is no account named carol" in capsys.readouterr().err
+
+
+def test_rotated_keys_are_new_and_the_former_ones_still_count(
+    env: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peppers, signing = tmp_path / ".corral" / "peppers.json", tmp_path / ".corral" / "registry-keys.json"
+    before = json.loads(peppers.read_bytes()), json.loads(signing.read_bytes())
+    capsys.readouterr()
+    assert run(["hub", "rotate-keys"], env) == 0
+    said = capsys.readouterr().err
+    assert "Rotated the key of registry tokens" in said
+    assert "at its next start" in said
+    after = json.loads(peppers.read_bytes()), json.loads(signing.read_bytes())
+    assert (after[0]["current"], after[1]["current"]) == ("p2", "t2")
+    assert after[0]["peppers"]["p1"] == before[0]["peppers"]["p1"]
+    assert after[1]["keys"]["t1"]["seed"] == before[1]["keys"]["t1"]["seed"]
+    assert [former["secret"] for former in after[1]["former_tickets"]] == [before[1]["tickets"]]
+    assert after[1]["tickets"] != before[1]["tickets"]
+    # No secret is shown.
+    assert not any(secret in said for secret in (*after[0]["peppers"].values(), after[1]["tickets"]))
+
+
+def test_keys_are_rotated_by_one_at_a_time(env: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with held_alone(tmp_path / ".corral" / "rotate.lock", otherwise=""):
+        assert run(["hub", "rotate-keys"], env) == 1
+    assert "another rotation is under way" in capsys.readouterr().err
+    assert json.loads((tmp_path / ".corral" / "peppers.json").read_bytes())["current"] == "p1"

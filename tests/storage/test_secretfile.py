@@ -1,5 +1,6 @@
 """Files that hold secrets: closed, whole, and refused when others could have read them."""
 
+import json
 import os
 import stat
 import threading
@@ -20,7 +21,7 @@ from corral.storage.secretfile import (
     write_private,
 )
 from corral.wire.errors import CorralError
-from corral.wire.tokens import GRACE_S, LIFETIME_S
+from corral.wire.tokens import GRACE_S, LIFETIME_S, TICKET_LIFETIME_S
 from fakes import NOON, SeededEntropy
 
 
@@ -239,13 +240,34 @@ def test_token_key_rotated_keeps_the_old_one_until_its_tokens_are_dead(path: Pat
     old = load_or_create_token_keys(path, SeededEntropy(), now=NOON)
     new = rotate_token_keys(path, SeededEntropy(1), now=NOON)
     assert (new.current_id, list(new.seeds), new.seeds["t1"]) == ("t2", ["t1", "t2"], old.seeds["t1"])
-    assert new.ticket_secret == old.ticket_secret
     last = NOON + timedelta(seconds=LIFETIME_S + GRACE_S)
     assert load_or_create_token_keys(path, SeededEntropy(), now=last) == new
+    assert b"former_tickets" in path.read_bytes()
     later = last + timedelta(seconds=1)
     assert list(load_or_create_token_keys(path, SeededEntropy(), now=later).seeds) == ["t2"]
     assert list(rotate_token_keys(path, SeededEntropy(2), now=later).seeds) == ["t2", "t3"]
     assert b'"t1"' not in path.read_bytes()
+
+
+def test_ticket_secret_rotated_keeps_the_old_one_until_its_tickets_are_dead(path: Path) -> None:
+    old = load_or_create_token_keys(path, SeededEntropy(), now=NOON)
+    new = rotate_token_keys(path, SeededEntropy(1), now=NOON)
+    assert new.ticket_secret != old.ticket_secret
+    assert new.former_ticket_secrets == (old.ticket_secret,)
+    last = NOON + timedelta(seconds=TICKET_LIFETIME_S)
+    assert load_or_create_token_keys(path, SeededEntropy(), now=last).former_ticket_secrets == (old.ticket_secret,)
+    later = last + timedelta(seconds=1)
+    assert load_or_create_token_keys(path, SeededEntropy(), now=later).former_ticket_secrets == ()
+    assert rotate_token_keys(path, SeededEntropy(2), now=later).former_ticket_secrets == (new.ticket_secret,)
+
+
+def test_token_keys_of_before_a_ticket_secret_was_ever_rotated_are_read(path: Path) -> None:
+    kept = load_or_create_token_keys(path, SeededEntropy(), now=NOON)
+    document = json.loads(path.read_bytes())
+    del document["former_tickets"]
+    write_private(path, json.dumps(document).encode())
+    assert load_or_create_token_keys(path, SeededEntropy(), now=NOON) == kept
+    assert rotate_token_keys(path, SeededEntropy(1), now=NOON).former_ticket_secrets == (kept.ticket_secret,)
 
 
 @pytest.mark.parametrize(
@@ -259,6 +281,8 @@ def test_token_key_rotated_keeps_the_old_one_until_its_tokens_are_dead(path: Pat
         b'{"current": "t1", "keys": {"t1": {"seed": "%s="}}, "tickets": "AAAA"}' % (b"A" * 43),
         b'{"current": "x", "keys": {"x": {"seed": "%s="}}, "tickets": "%s"}' % (b"A" * 43, b"A" * 44),
         b'{"current": "t1", "keys": {"t1": {"seed": "%s="}, "t0": {"seed": "!"}}, "tickets": "%s"}' % (b"A" * 43, b"A" * 44),
+        b'{"current": "t1", "keys": {"t1": {"seed": "%s="}}, "tickets": "%s", "former_tickets": [{"secret": "A"}]}'
+        % (b"A" * 43, b"A" * 44),
     ],
 )
 def test_token_keys_that_are_damaged_are_refused_and_not_replaced(path: Path, content: bytes) -> None:

@@ -48,8 +48,9 @@ _HUB = {
     "device": ("app", "hub_device", "Manage an account's devices"),
     "host": ("commands_hub", "host", "Offer a model to signed-in devices and API keys"),
     "unhost": ("commands_hub", "unhost", "Stop offering a model"),
-    "quota": ("commands_hub", "quota", "Say how much a repository may hold"),
+    "quota": ("commands_hub", "quota", "Say how much an account or a repository may hold"),
     "gc": ("commands_hub", "collect", "Remove content that nobody needs any more"),
+    "rotate-keys": ("commands_hub", "rotate", "Give the hub new secrets of its own"),
 }
 _HUB_USER = {
     "add": ("commands_hub", "user_add", "Create an account"),

@@ -1,4 +1,4 @@
-"""hub user, key, device, host, quota, gc and install: administration on the hub's own data, whether or not the hub runs.
+"""hub user, key, device, host, quota, gc, rotate-keys and install: administration on the hub's own data, also while it runs.
 
 These commands are for whoever may read CORRAL_HOME, which is why they ask for no password. They use the same services as the
 hub's pages, so every change is audited (as `console`) and takes effect with the next request.
@@ -298,6 +298,22 @@ def collect(environment: Environment, dry_run: bool, as_json: bool) -> None:
         ("files", str(collected.files), ""),
     ]
     sys.stdout.write(render.table(("COULD GO" if dry_run else "REMOVED", "COUNT", "SIZE"), rows))
+
+
+@click.command("rotate-keys")
+@pass_environment
+def rotate(environment: Environment) -> None:
+    """Give the hub new secrets of its own: the key of registry tokens, the secret of download links, the pepper of API keys.
+
+    What was made with the former ones stays good: tokens for an hour, links for a day, API keys as long as they live. A hub that
+    is running takes the new ones at its next start."""
+    from corral.main import rotate_keys
+
+    wait_for(rotate_keys(environment.settings))
+    render.say("Rotated the key of registry tokens, the secret of download links and the pepper of API keys.")
+    render.say("Tokens and links by the former ones expire within an hour and a day; API keys that exist go on working.")
+    # Until then it neither knows the new pepper nor signs with the new key.
+    render.say("A hub that is running takes the new ones at its next start: restart it before you create API keys here.")
 
 
 @click.command(hidden=True)

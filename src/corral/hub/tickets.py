@@ -25,9 +25,10 @@ from corral.wire.errors import CorralError
 from corral.wire.names import Digest
 from corral.wire.repositories import RepositoryName
 from corral.wire.signing import parse_encoded_key
+from corral.wire.tokens import TICKET_LIFETIME_S
 
 #: A ticket lives as long as its blob takes on a slow line, and no longer than a day.
-MIN_LIFE, MAX_LIFE = timedelta(hours=1), timedelta(hours=24)
+MIN_LIFE, MAX_LIFE = timedelta(hours=1), timedelta(seconds=TICKET_LIFETIME_S)
 _SLOW_BYTES_PER_S = 64 << 10
 #: Longer ones are not ours.
 _MAX_TEXT = 1024

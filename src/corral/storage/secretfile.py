@@ -18,7 +18,7 @@ from typing import Any
 from corral.core.ports import Entropy
 from corral.wire.apikeys import Peppers
 from corral.wire.errors import CorralError
-from corral.wire.tokens import GRACE_S, LIFETIME_S, TokenKeys
+from corral.wire.tokens import GRACE_S, LIFETIME_S, TICKET_LIFETIME_S, TokenKeys
 
 _PEPPER_BYTES = 32
 _SEED_BYTES = 32
@@ -192,29 +192,32 @@ def _parse_peppers(path: Path, content: bytes) -> Peppers:
 
 
 def load_or_create_token_keys(path: Path, entropy: Entropy, *, now: datetime) -> TokenKeys:
-    """The signing keys of this hub, made at the first start. Two starters end up with the same ones. Former keys are left out
-    once every token they signed has expired.
+    """The signing keys of this hub, made at the first start. Two starters end up with the same ones. Former keys and secrets are
+    left out once every token and ticket by them has expired.
 
     Raises: invalid for a damaged file. Removing it costs no more than that every registry client fetches a new token.
     """
     content = read_private(path)
     if content is None:
         first = {"t1": {"seed": _new_seed(entropy)}}
-        create_private(path, _format_token_keys("t1", first, tickets=_new_seed(entropy)))
+        create_private(path, _format_token_keys("t1", first, tickets=_new_seed(entropy), former_tickets=[]))
         content = read_private(path)
     return _parse_token_keys(path, content or b"", now=now)
 
 
 def rotate_token_keys(path: Path, entropy: Entropy, *, now: datetime) -> TokenKeys:
-    """Sign with a new key from the next start on. Tokens by the former ones stay good until they expire."""
+    """Sign tokens and tickets with new keys from the next start on. Those by the former ones stay good until they expire, which
+    is counted from now: a process that goes on without the new keys makes some that end with it."""
     old = load_or_create_token_keys(path, entropy, now=now)
     read = json.loads(read_private(path) or b"")
+    former = [entry for entry in read.get("former_tickets", []) if entry["retired_at"] >= _oldest_ticket(now)]
+    former.append({"secret": read["tickets"], "retired_at": int(now.timestamp())})
     kept = {name: entry for name, entry in read["keys"].items() if name in old.seeds}
     kept[old.current_id]["retired_at"] = int(now.timestamp())
     # An id is not given out again, so that a token never meets another key than its own.
     new_id = f"t{int(old.current_id[1:]) + 1}"
     kept[new_id] = {"seed": _new_seed(entropy)}
-    write_private(path, _format_token_keys(new_id, kept, tickets=read["tickets"]))
+    write_private(path, _format_token_keys(new_id, kept, tickets=_new_seed(entropy), former_tickets=former))
     return load_or_create_token_keys(path, entropy, now=now)
 
 
@@ -222,8 +225,15 @@ def _new_seed(entropy: Entropy) -> str:
     return base64.b64encode(entropy.bytes(_SEED_BYTES)).decode()
 
 
-def _format_token_keys(current: str, keys: dict[str, dict[str, Any]], *, tickets: str) -> bytes:
-    return json.dumps({"current": current, "keys": keys, "tickets": tickets}, indent=1).encode()
+def _format_token_keys(
+    current: str, keys: dict[str, dict[str, Any]], *, tickets: str, former_tickets: list[dict[str, Any]]
+) -> bytes:
+    document = {"current": current, "keys": keys, "tickets": tickets, "former_tickets": former_tickets}
+    return json.dumps(document, indent=1).encode()
+
+
+def _oldest_ticket(now: datetime) -> float:
+    return now.timestamp() - TICKET_LIFETIME_S
 
 
 def _parse_token_keys(path: Path, content: bytes, *, now: datetime) -> TokenKeys:
@@ -236,12 +246,18 @@ def _parse_token_keys(path: Path, content: bytes, *, now: datetime) -> TokenKeys
             for name, entry in read["keys"].items()
             if name == current or int(entry["retired_at"]) >= oldest
         }
-        is_sound = int(current[1:]) > 0 and current in seeds and len(tickets) >= _SEED_BYTES
+        former = tuple(
+            base64.b64decode(entry["secret"], validate=True)
+            # Files of before the first rotation of a ticket secret have no such list.
+            for entry in read.get("former_tickets", [])
+            if int(entry["retired_at"]) >= _oldest_ticket(now)
+        )
+        is_sound = int(current[1:]) > 0 and current in seeds and all(len(one) >= _SEED_BYTES for one in (tickets, *former))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged_token_keys(path) from error
     if not is_sound or any(len(seed) != _SEED_BYTES for seed in seeds.values()):
         raise _damaged_token_keys(path)
-    return TokenKeys(current_id=current, seeds=seeds, ticket_secret=tickets)
+    return TokenKeys(current_id=current, seeds=seeds, ticket_secret=tickets, former_ticket_secrets=former)
 
 
 def _damaged_token_keys(path: Path) -> CorralError:

@@ -25,17 +25,22 @@ LIFETIME_S = 3600
 #: Seconds for which a push that was under way may go on with a token that has expired.
 GRACE_S = 300
 
+#: Seconds that a link under which content is moved without a token is good for, at most.
+TICKET_LIFETIME_S = 24 * 3600
+
 _SIGNATURE_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenKeys:
     """The hub's signing keys. seeds: id -> 32 bytes. New tokens are signed with the current one; tokens by the others are good
-    until they expire. ticket_secret: at least 32 bytes, for the links under which blobs are fetched without a token."""
+    until they expire. ticket_secret: at least 32 bytes, for the links under which blobs are fetched without a token.
+    former_ticket_secrets: those by which links were made that may still be good."""
 
     current_id: str
     seeds: Mapping[str, bytes] = field(repr=False)
     ticket_secret: bytes = field(repr=False)
+    former_ticket_secrets: tuple[bytes, ...] = field(default=(), repr=False)
 
 
 class TokenAccess(msgspec.Struct, frozen=True):
