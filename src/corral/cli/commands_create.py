@@ -10,7 +10,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,12 +178,13 @@ def _sent(api: LocalApi, file: _File) -> _File:
             digest.update(block)
     name = f"sha256:{digest.hexdigest()}"
     if not api.has(f"/api/blobs/{name}"):
-        with render.progress(f"copying {file.name}") as progress:
-            api.upload(f"/api/blobs/{name}", _blocks(file, progress), file.size_bytes)
+        # Closed here: a server that refuses leaves the rest of the file unread.
+        with render.progress(f"copying {file.name}") as progress, contextlib.closing(_blocks(file, progress)) as blocks:
+            api.upload(f"/api/blobs/{name}", blocks, file.size_bytes)
     return _File(file.path, file.name, file.size_bytes, name)
 
 
-def _blocks(file: _File, progress: Callable[[int, int], None]) -> Iterator[bytes]:
+def _blocks(file: _File, progress: Callable[[int, int], None]) -> Generator[bytes, None, None]:
     done = 0
     with file.path.open("rb", buffering=0) as source:
         while done < file.size_bytes and (block := source.read(min(_BLOCK, file.size_bytes - done))):
