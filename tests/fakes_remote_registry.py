@@ -6,6 +6,7 @@
 import asyncio
 import json
 import re
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from corral.clients.reach import GuardedResolver
 from corral.clients.registry import RegistryClient
@@ -259,6 +261,21 @@ class Wired:
 
     async def read(self, digest: Digest, first: int, count: int) -> bytes:
         return b"".join([chunk async for chunk in self.client.read_blob(self.repository, digest, first=first, count=count)])
+
+
+class Names(AbstractResolver):
+    """A resolver that knows what the test says."""
+
+    def __init__(self, **addresses: list[str]) -> None:
+        self.addresses = {name.replace("_", "."): found for name, found in addresses.items()}
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
+        return [
+            ResolveResult(hostname=host, host=address, port=port, family=socket.AF_INET, proto=0, flags=0)
+            for address in self.addresses[host]
+        ]
+
+    async def close(self) -> None: ...
 
 
 @asynccontextmanager

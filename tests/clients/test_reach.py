@@ -1,29 +1,11 @@
 """How far inside addresses lie, and who may point to whom."""
 
-import socket
-
 import pytest
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 from corral.clients.reach import GuardedResolver, Reach, reach_of_address
 from corral.core.transfer_ports import RemoteRepository
 from corral.wire.errors import CorralError
-from fakes_remote_registry import answer, wired
-
-
-class Names(AbstractResolver):
-    """A resolver that knows what the test says."""
-
-    def __init__(self, **addresses: list[str]) -> None:
-        self.addresses = {name.replace("_", "."): found for name, found in addresses.items()}
-
-    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
-        return [
-            ResolveResult(hostname=host, host=address, port=port, family=socket.AF_INET, proto=0, flags=0)
-            for address in self.addresses[host]
-        ]
-
-    async def close(self) -> None: ...
+from fakes_remote_registry import Names, answer, wired
 
 
 @pytest.mark.parametrize(

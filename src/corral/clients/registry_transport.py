@@ -2,9 +2,10 @@
 
 Theory of operation. A request first goes without credentials. A 401 with a Bearer challenge is answered with a token: for
 reading, an anonymous one; when that does not help, one that this device signs for. A signature goes to the registry itself or
-nowhere (T92): the realm must have the very scheme, host and port of the registry. A token goes to that origin only, whatever
-redirects say; and a redirect may not lead further inside than the registry itself is (T93). Every answer is bounded, and none may
-be coded.
+nowhere (T92): the realm must have the very scheme, host and port of the registry. Asking as nobody proves nothing: an anonymous
+token may come from another host, by https, as those of Docker Hub do. A token goes to the registry's origin only, whatever
+redirects say; and neither a redirect nor a realm may lead further inside than the registry itself is (T93). Every answer is
+bounded, and none may be coded.
 Source: registry.md 1.1 and 3; ollama server/{auth,images}.go, fb30760.
 """
 
@@ -213,6 +214,9 @@ class RegistryTransport:
             for proof in wanted:
                 if proof in tried or proof < standing.proof or (proof is _Proof.SIGNED and self._keys is None):
                     continue
+                if proof is _Proof.SIGNED and not call.writes and _is_elsewhere(standing.challenge, call.repository):
+                    # There is only an anonymous token to be had, and that was tried.
+                    continue
                 tried.add(proof)
                 token = await self._token(call.repository, standing.challenge, proof)
                 if token is not None:
@@ -223,7 +227,7 @@ class RegistryTransport:
     async def _token(self, repository: RemoteRepository, challenge: Challenge | None, proof: _Proof) -> str | None:
         """A token of that proof; None when the registry gives strangers none. Raises: upstream_failed, forbidden."""
         assert challenge is not None
-        _check_realm(challenge, repository)
+        reach = await self._reach_of_realm(challenge, repository, proof)
         nonce = base64.urlsafe_b64encode(self._entropy.bytes(16)).decode().rstrip("=")
         url = token_request_url(challenge, ts=int(self._clock.now().timestamp()), nonce=nonce)
         headers = {}
@@ -232,7 +236,8 @@ class RegistryTransport:
             key = self._keys.load() or self._keys.load_or_create()
             target = url.removeprefix(repository.base_url)
             headers["Authorization"] = authorization_header(key, token_challenge(repository.base_url, target))
-        with _trouble():
+        with _trouble(), self._resolver.within(reach):
+            self._resolver.check_literal(_origin(url).host)
             response = await self._send("GET", url, headers, self._stall_s)
             async with response:
                 if response.status == 200:
@@ -240,6 +245,20 @@ class RegistryTransport:
                 if proof is _Proof.ANONYMOUS and response.status < 500:
                     return None
                 raise await self.refusal(response)
+
+    async def _reach_of_realm(self, challenge: Challenge, repository: RemoteRepository, proof: _Proof) -> Reach:
+        """How far a request for a token may go. Raises: upstream_failed where none may be made."""
+        if not _is_elsewhere(challenge, repository):
+            return Reach.ANY
+        # Whoever gets a signature for another registry's token can use it there (CVE-2025-51471).
+        if proof is _Proof.SIGNED or urlsplit(challenge.realm).scheme != "https":
+            raise CorralError(
+                "upstream_failed", f"the registry {repository.base_url} sends for a token to another place, which is refused"
+            )
+        home = _origin(repository.base_url)
+        with _trouble():
+            # What answers on this machine by https is nobody's token service.
+            return min(await self._resolver.reach_of(home.host, home.port), Reach.PRIVATE)
 
     # ── One request ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -326,13 +345,12 @@ def _challenge_of(response: aiohttp.ClientResponse) -> Challenge:
     return parse_challenge(response.headers.get("WWW-Authenticate", ""))
 
 
-def _check_realm(challenge: Challenge, repository: RemoteRepository) -> None:
-    """Refuse a realm elsewhere: whoever gets a signature for another registry's token can use it there (CVE-2025-51471)."""
+def _is_elsewhere(challenge: Challenge | None, repository: RemoteRepository) -> bool:
+    """Whether tokens are to be had at another origin than the registry's own, compared as text."""
+    if challenge is None:
+        return False
     realm, home = urlsplit(challenge.realm), urlsplit(repository.base_url)
-    if (realm.scheme, realm.netloc) != (home.scheme, home.netloc):
-        raise CorralError(
-            "upstream_failed", f"the registry {repository.base_url} sends for a token to another place, which is refused"
-        )
+    return (realm.scheme, realm.netloc) != (home.scheme, home.netloc)
 
 
 def _token_in(body: bytes) -> str:
