@@ -1,5 +1,6 @@
 """What every Engine and its runners do: on the scripted one always, on llama.cpp when the small model is there."""
 
+import struct
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -29,16 +30,36 @@ ENDLESS = Sampling(values={"ignore_eos": True, "n_predict": 400})
 
 @dataclass(frozen=True)
 class Case:
-    """An engine, a model it can load, and one that it cannot, because its weights are something else."""
+    """An engine, a model it can load, one that it cannot, because its weights are something else, and one with markers for
+    filling in the middle. plain: an engine for which the first has no such markers."""
 
     engine: Engine
     model: Model
     bad: Model
+    filler: Model
+    plain: Engine
 
 
 def _scripted(path: Path) -> Case:
     pieces = [f" word{number}" for number in range(450)]
-    return Case(ScriptedEngine(pieces, unreadable={str(path)}), weights(), weights("bad:1b", weights=str(path)))
+    plain = ScriptedEngine(pieces, has_markers=False)
+    engine = ScriptedEngine(pieces, unreadable={str(path)})
+    return Case(engine, weights(), weights("bad:1b", weights=str(path)), weights("filler:1b"), plain)
+
+
+def _with_markers(weights_path: Path, target: Path) -> Path:
+    """A copy of a GGUF file whose metadata names three tokens of its vocabulary as markers. The copy is four keys longer, the
+    last of a length that leaves the data aligned."""
+    keys = [f"tokenizer.ggml.fim_{part}_token_id".encode() for part in ("pre", "suf", "mid")]
+    added = b"".join(struct.pack("<Q", len(key)) + key + struct.pack("<II", 4, token) for token, key in enumerate(keys, start=4))
+    name = b"test.padding"
+    added += struct.pack("<Q", len(name)) + name + struct.pack("<I", 8)
+    text = b"x" * (-(len(added) + 8) % 32)
+    added += struct.pack("<Q", len(text)) + text
+    content = weights_path.read_bytes()
+    magic, version, tensors, pairs = struct.unpack("<4sIQQ", content[:24])
+    target.write_bytes(struct.pack("<4sIQQ", magic, version, tensors, pairs + 4) + added + content[24:])
+    return target
 
 
 @pytest.fixture(scope="module", params=["scripted", pytest.param("llamacpp", marks=pytest.mark.engine)])
@@ -49,7 +70,9 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         return _scripted(bad)
     path: Path = request.getfixturevalue("small_model")
     good = weights("smollm2:135m", weights=str(path), size_bytes=path.stat().st_size)
-    return Case(LlamaCppEngine(SeededEntropy()), good, replace(good, weights=str(bad)))
+    filler = replace(good, weights=str(_with_markers(path, bad.with_name("filler.gguf"))))
+    engine = LlamaCppEngine(SeededEntropy())
+    return Case(engine, good, replace(good, weights=str(bad)), filler, engine)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -105,6 +128,26 @@ async def test_complete_takes_earlier_tokens_before_the_prompt(runner: Runner) -
     _, alone = await answer(runner.complete(CompletionCall(prompt=" a time", sampling=sampling)))
     _, continued = await answer(runner.complete(CompletionCall(prompt=" a time", context=tokens, sampling=sampling)))
     assert continued.timings.prompt_tokens >= alone.timings.prompt_tokens + len(tokens) - 1
+
+
+async def test_gap_between_prompt_and_suffix_is_filled(case: Case) -> None:
+    runner = await case.engine.load(case.filler, OPTIONS)
+    sampling = Sampling(values={"n_predict": 3, "n_probs": 1, "ignore_eos": True})
+    _, alone = await answer(runner.complete(CompletionCall(prompt="def f(x):", sampling=sampling)))
+    call = CompletionCall(prompt="def f(x):", suffix="return y", sampling=sampling)
+    chunks, end = await answer(runner.complete(call))
+    assert (end.reason, end.timings.eval_tokens) == ("length", 3)
+    assert end.timings.prompt_tokens > alone.timings.prompt_tokens
+    assert len([item for chunk in chunks for item in chunk.logprobs]) == 3
+    await runner.close()
+
+
+async def test_suffix_for_a_model_without_markers_is_refused_with_501(case: Case) -> None:
+    runner = await case.plain.load(case.model, OPTIONS)
+    with pytest.raises(CorralError) as refused:
+        await answer(runner.complete(CompletionCall(prompt="def f(x):", suffix="return y")))
+    assert (refused.value.code, refused.value.status) == ("bad_request", 501)
+    await runner.close()
 
 
 async def test_prompt_beyond_the_context_is_refused_and_the_runner_stays_well(runner: Runner) -> None:

@@ -75,6 +75,27 @@ async def test_completion_sends_tokens_before_the_prompt_and_the_schema(server: 
     assert server.asked[0].json["json_schema"] == {"type": "object"}
 
 
+async def test_suffix_is_asked_for_where_the_engine_fills_gaps(server: RawServer, client: LlamaHttp) -> None:
+    server.stream("/infill", {"content": "a", "stop": False}, {"content": "", "stop": True, "stop_type": "eos"})
+    call = CompletionCall(prompt="def f(", suffix="return 1", sampling=Sampling(values={"n_predict": 3, "n_discard": -1}))
+    assert await collect(client.complete(call)) == [Chunk(content="a"), Finish(reason="stop", timings=Timings())]
+    assert server.asked[0].json == {
+        "n_predict": 3,
+        "stream": True,
+        "response_fields": ["content", "stop", "stop_type", "timings", "completion_probabilities"],
+        "input_prefix": "def f(",
+        "input_suffix": "return 1",
+        "input_extra": [],
+        "prompt": "",
+    }
+
+
+async def test_suffix_for_a_model_without_markers_is_refused_with_501(server: RawServer, client: LlamaHttp) -> None:
+    server.answer("/infill", {"error": {"message": "Infill is not supported by this model"}}, status=501)
+    error = await failure(client.complete(CompletionCall(prompt="a", suffix="b")))
+    assert (error.code, error.status) == ("bad_request", 501)
+
+
 async def test_chunks_arrive_while_the_answer_goes_on(server: RawServer, client: LlamaHttp) -> None:
     held = asyncio.Event()
     server.stream(CHAT, WORD, held, END)

@@ -72,6 +72,12 @@ async def test_plain_completion_is_passed_on_as_one(server: RawServer, runner: R
     assert server.asked[0].json["prompt"] == "Once"
 
 
+async def test_suffix_is_passed_on_beside_the_prompt(server: RawServer, runner: Runner) -> None:
+    server.stream(PLAIN, {"choices": [{"text": "word", "finish_reason": "stop"}]})
+    await collect(runner.complete(CompletionCall(prompt="Once", suffix="end")))
+    assert (server.asked[0].json["prompt"], server.asked[0].json["suffix"]) == ("Once", "end")
+
+
 async def test_what_openais_api_cannot_express_is_refused(runner: Runner) -> None:
     for call in (CompletionCall(prompt="x", context=[1]), CompletionCall(prompt="x", grammar_schema={})):
         with pytest.raises(CorralError) as refused:

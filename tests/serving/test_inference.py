@@ -354,7 +354,7 @@ async def test_generate_raw_refuses_what_would_change_the_prompt(fields: dict[st
     ("capabilities", "fields", "text"),
     [
         ({Capability.EMBEDDING}, {}, '"M:latest" does not support generate'),
-        ({Capability.COMPLETION}, {"suffix": "x"}, "registry.ollama.ai/library/m:latest does not support insert"),
+        ({Capability.COMPLETION}, {"suffix": "x", "raw": True}, "registry.ollama.ai/library/m:latest does not support insert"),
     ],
 )
 async def test_generate_is_refused_to_a_model_that_cannot(
@@ -366,11 +366,66 @@ async def test_generate_is_refused_to_a_model_that_cannot(
     assert (error.message, error.status) == (text, 400)
 
 
+async def test_suffix_goes_to_the_engine_beside_the_prompt_and_past_the_template() -> None:
+    kitchen = Kitchen()
+    kitchen.model = a_model(chat_template="", template="{{ .Prompt }}{{ .Suffix }}", system="be brief")
+    events = await kitchen.generate("def f(", suffix="return 1", logprobs=True, format={"type": "string"})
+    (call,) = kitchen.runner.calls
+    assert isinstance(call, CompletionCall)
+    assert (call.prompt, call.suffix, call.context, call.grammar_schema) == ("def f(", "return 1", (), {"type": "string"})
+    assert call.sampling.values["n_probs"] == 1
+    assert ("".join(event.response for event in events), events[-1].done_reason, events[-1].context) == ("Hello", "stop", [])
+
+
+async def test_suffix_for_a_model_without_markers_is_refused_in_ollamas_words() -> None:
+    kitchen = Kitchen(CorralError("bad_request", "Infill is not supported by this model: …", status=501))
+    with pytest.raises(CorralError) as refused:
+        await kitchen.generate(suffix="x")
+    assert (refused.value.message, refused.value.status) == ("registry.ollama.ai/library/m:latest does not support insert", 400)
+    assert kitchen.pool.lent == 0
+
+
+async def test_engine_that_refuses_a_prompt_without_suffix_keeps_its_own_words() -> None:
+    kitchen = Kitchen(CorralError("bad_request", "not here", status=501))
+    with pytest.raises(CorralError, match="not here"):
+        await kitchen.generate()
+
+
+async def test_tokens_of_a_chat_are_counted_over_its_template_and_the_stored_messages() -> None:
+    kitchen = Kitchen()
+    kitchen.model = a_model(system="be brief", messages=(("user", "a"), ("assistant", "b")))
+    request = ChatRequest(model="m", messages=[Message(role="user", content="one two", images=[b"x"])])
+    # system: be brief user: a assistant: b user: one two
+    assert await kitchen.inference.count_tokens(kitchen.model, request) == 10 + 768
+    assert (kitchen.runner.calls, kitchen.pool.lent) == ([], 0)
+
+
+async def test_tokens_are_estimated_where_nobody_tells_them() -> None:
+    class Silent(FakeRunner):
+        async def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
+            raise CorralError("not_supported", "not told")
+
+    kitchen = Kitchen()
+    kitchen.pool.runner = Silent()
+    request = ChatRequest(model="m", messages=[Message(role="user", content="x" * 40)])
+    assert await kitchen.inference.count_tokens(kitchen.model, request) == 11
+
+
+async def test_counting_fails_as_the_engine_does() -> None:
+    class Broken(FakeRunner):
+        async def apply_template(self, call: ChatCall) -> str:
+            raise CorralError("engine_failed", "gone")
+
+    kitchen = Kitchen()
+    kitchen.pool.runner = Broken()
+    with pytest.raises(CorralError, match="gone"):
+        await kitchen.inference.count_tokens(kitchen.model, ChatRequest(model="m", messages=[Message(role="user", content="x")]))
+
+
 @pytest.mark.parametrize(
     ("model", "fields"),
     [
         ({}, {"template": "{{ .Prompt }}"}),
-        ({"capabilities": frozenset({Capability.COMPLETION, Capability.INSERT})}, {"suffix": "x"}),
         ({}, {"raw": True, "images": [b"x"]}),
         ({"chat_template": "", "template": "{{ .System }}{{ .Prompt }}"}, {}),
     ],

@@ -377,9 +377,11 @@ class ChatCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionCall:
-    """A prompt sent as it is. context: tokens that go before it."""
+    """A prompt sent as it is. context: tokens that go before it. suffix: when set, what stands between prompt and suffix is asked
+    for; the engine puts the model's own markers around them."""
 
     prompt: str
+    suffix: str = ""
     context: Sequence[int] = ()
     grammar_schema: dict[str, Any] | None = None
     sampling: Sampling = Sampling()
@@ -420,7 +422,9 @@ class Runner(Protocol):
         """Raises: bad_request with the engine's words; engine_failed when the engine is gone."""
         ...
 
-    def complete(self, call: CompletionCall) -> AsyncIterator[Chunk | Finish]: ...
+    def complete(self, call: CompletionCall) -> AsyncIterator[Chunk | Finish]:
+        """Raises: as chat; bad_request with status 501 for a suffix when the model has no markers for it."""
+        ...
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
         """One vector per text, as the engine gives it, and the tokens read."""

@@ -106,15 +106,18 @@ class LlamaHttp:
         """See Runner.complete."""
         body: dict[str, Any] = {
             **sampling_body(call.sampling.values),
-            # llama.cpp takes tokens and text mixed in one list.
-            "prompt": [*call.context, call.prompt] if call.context else call.prompt,
             "stream": True,
             # Without this the last event repeats the prompt and every setting.
             "response_fields": ["content", "stop", "stop_type", "timings", "completion_probabilities"],
         }
         if call.grammar_schema is not None:
             body["json_schema"] = call.grammar_schema
-        return self._answer("/completion", body, CompletionDecoder())
+        if call.suffix:
+            between = {"input_prefix": call.prompt, "input_suffix": call.suffix, "input_extra": [], "prompt": ""}
+            return self._answer("/infill", body | between, CompletionDecoder())
+        # llama.cpp takes tokens and text mixed in one list.
+        prompt = [*call.context, call.prompt] if call.context else call.prompt
+        return self._answer("/completion", body | {"prompt": prompt}, CompletionDecoder())
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
         """See Runner.embed."""

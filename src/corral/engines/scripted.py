@@ -21,7 +21,8 @@ Piece = str | Chunk
 
 class ScriptedEngine:
     """An Engine. pieces: the answer to everything, one token each; answers: other answers, by prompt or last message. unreadable:
-    paths of weights that are refused as no GGUF. runners: all that were loaded, in order, also those that have ended."""
+    paths of weights that are refused as no GGUF. has_markers: whether its models fill in the middle. runners: all that were
+    loaded, in order, also those that have ended."""
 
     def __init__(
         self,
@@ -30,11 +31,13 @@ class ScriptedEngine:
         answers: Mapping[str, Sequence[Piece]] | None = None,
         unreadable: Collection[str] = (),
         dimensions: int = 8,
+        has_markers: bool = True,
     ) -> None:
         self.runners: list[ScriptedRunner] = []
         self.pieces = pieces
         self.answers = dict(answers or {})
         self.dimensions = dimensions
+        self.has_markers = has_markers
         self._unreadable = unreadable
 
     async def load(self, model: Model, options: LoadOptions) -> "ScriptedRunner":
@@ -68,7 +71,9 @@ class ScriptedRunner:
 
     def complete(self, call: CompletionCall) -> AsyncIterator[Chunk | Finish]:
         """See Runner.complete."""
-        return self._answer(call.prompt, call.prompt, call.sampling, before=len(call.context))
+        if call.suffix and not self._engine.has_markers:
+            raise CorralError("bad_request", "infill is not supported by this model", status=501)
+        return self._answer(call.prompt + call.suffix, call.prompt, call.sampling, before=len(call.context))
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
         """See Runner.embed. Equal texts have equal vectors."""

@@ -166,7 +166,8 @@ class UpstreamRunner:
         """See Runner.complete. Raises: not_supported for what OpenAI's API cannot express."""
         if call.context or call.grammar_schema is not None:
             raise CorralError("not_supported", "this model runs at an upstream, which takes neither a context nor a schema here")
-        return self._answer("/v1/completions", {"prompt": call.prompt, **_sampling(call.sampling.values)})
+        suffix = {"suffix": call.suffix} if call.suffix else {}
+        return self._answer("/v1/completions", {"prompt": call.prompt, **suffix, **_sampling(call.sampling.values)})
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
         """See Runner.embed."""

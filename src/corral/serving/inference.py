@@ -7,8 +7,9 @@ is. Nothing here knows HTTP, names of the hub or who is calling. Source: ollama 
 
 import hashlib
 import math
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from http import HTTPStatus
 from typing import Any, Protocol
 
 from corral.core.ports import ChatCall, Chunk, Clock, CompletionCall, Finish, Runner, Sampling
@@ -86,14 +87,14 @@ class Inference:
             if request.only_loads:
                 yield self._generated(request, done=True, done_reason="load")
                 return
-            sampling = _sampling(options, request, slot)
-            run = _Run(slot, await _generate_call(model, request, slot, sampling, think), started_ns)
+            call = await _generate_call(model, request, slot, _sampling(options, request, slot), think)
+            run = _Run(slot, call, started_ns, unsupported=_no_insert(model) if request.suffix else None)
             async with aclosing(run.chunks(truncate=request.truncate is not False)) as chunks:
                 async for chunk in chunks:
                     yield self._generated(
                         request, response=chunk.content, thinking=chunk.thinking, logprobs=_logprobs(chunk, request.top_logprobs)
                     )
-            context = [] if request.raw else await run.context(request.context or ())
+            context = [] if request.raw or request.suffix else await run.context(request.context or ())
             numbers = self._numbers(run)
             yield self._generated(
                 request, done=True, done_reason=run.finish.reason, context=context, tool_calls=run.calls, **numbers
@@ -200,22 +201,24 @@ class Inference:
 
 
 class _Run:
-    """One call on its way through the engine. finish, calls and the text are complete once `chunks` has ended."""
+    """One call on its way through the engine. finish, calls and the text are complete once `chunks` has ended. unsupported: what
+    it means when the engine says that it cannot do such a thing."""
 
-    def __init__(self, slot: Slot, call: Call, started_ns: int) -> None:
+    def __init__(self, slot: Slot, call: Call, started_ns: int, *, unsupported: CorralError | None = None) -> None:
         self.slot = slot
         self.call = call
         self.started_ns = started_ns
         self.calls: list[ToolCall] = []
         self.finish: Finish
         self._text: list[str] = []
+        self._unsupported = unsupported
 
     async def chunks(self, *, truncate: bool) -> AsyncGenerator[Chunk, None]:
         """Everything worth an event of its own. Raises: engine_failed also for an answer that ends without saying why."""
         finish: Finish | None = None
         slot = self.slot
         fitted = fitted_events(slot.runner, self.call, context_length=slot.context_length, truncate=truncate)
-        async with aclosing(fitted) as events:
+        async with _worded(self._unsupported), aclosing(fitted) as events:
             async for event in events:
                 if isinstance(event, Finish):
                     finish = event
@@ -241,6 +244,17 @@ class _Run:
             return []
 
 
+@asynccontextmanager
+async def _worded(unsupported: CorralError | None) -> AsyncIterator[None]:
+    """Say what is given, where an engine says only that it cannot do such a thing."""
+    try:
+        yield
+    except CorralError as error:
+        if unsupported is None or error.status != HTTPStatus.NOT_IMPLEMENTED:
+            raise
+        raise unsupported from error
+
+
 def _call_id(started_ns: int, index: int) -> str:
     """An id for engines that give calls none, in Ollama's form: it need only differ from the others of one conversation."""
     return f"call_{hashlib.blake2b(f'{started_ns}.{index}'.encode(), digest_size=4).hexdigest()}"
@@ -256,19 +270,19 @@ def _check_generate(model: Model, request: GenerateRequest) -> Think:
     think = _think(model, request)
     if Capability.COMPLETION not in model.capabilities:
         raise CorralError("bad_request", f'"{request.model}" does not support generate')
-    if request.suffix and Capability.INSERT not in model.capabilities:
-        raise CorralError("bad_request", f"{model.name} does not support insert")
+    if request.suffix and request.raw and Capability.INSERT not in model.capabilities:
+        raise _no_insert(model)
     if request.template:
         raise CorralError("not_supported", "a template in the request is not supported yet; send a raw prompt, or use /api/chat")
-    if request.suffix and not request.raw:
-        raise CorralError(
-            "not_supported", "filling in the middle is not supported yet; send the model's own markers as a raw prompt"
-        )
     if request.raw and request.images:
         raise CorralError("not_supported", "a raw prompt with images is not supported yet; leave raw out")
-    if not request.raw:
+    if not (request.raw or request.suffix):
         _check_template(model)
     return think
+
+
+def _no_insert(model: Model) -> CorralError:
+    return CorralError("bad_request", f"{model.name} does not support insert")
 
 
 def _check_chat(model: Model, request: ChatRequest) -> Think:
@@ -314,7 +328,7 @@ def _logprob_options(request: GenerateRequest | ChatRequest) -> dict[str, Any]:
     if not request.logprobs:
         return {}
     wanted = max(request.top_logprobs, 1)
-    if isinstance(request, GenerateRequest) and request.raw:
+    if isinstance(request, GenerateRequest) and (request.raw or request.suffix):
         return {"n_probs": wanted}
     return {"logprobs": True, "top_logprobs": wanted}
 
@@ -322,6 +336,10 @@ def _logprob_options(request: GenerateRequest | ChatRequest) -> dict[str, Any]:
 async def _generate_call(model: Model, request: GenerateRequest, slot: Slot, sampling: Sampling, think: Think) -> Call:
     if request.raw:
         return CompletionCall(prompt=request.prompt, grammar_schema=completion_schema(request.format), sampling=sampling)
+    if request.suffix:
+        # Whether the model has markers for the gap only the engine knows for sure, so it is asked (docs/divergences.md).
+        schema = completion_schema(request.format)
+        return CompletionCall(prompt=request.prompt, suffix=request.suffix, grammar_schema=schema, sampling=sampling)
     system = request.system or model.system
     stored = [] if request.context is not None else [Message(role=role, content=text) for role, text in model.messages]
     messages = [

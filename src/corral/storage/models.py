@@ -44,6 +44,9 @@ _PARSERS: Mapping[str, frozenset[Capability]] = {
     "olmo3-think": _THINKING,
 }
 
+#: Tokens around the gap that a model fills. A file without these keys may still have them: the engine knows some by their text.
+_INFILL = frozenset(f"tokenizer.ggml.fim_{part}_token_id" for part in ("pre", "suf", "mid"))
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -247,7 +250,7 @@ def capabilities_of(config: ModelConfig, facts: WeightFacts | None, *, template:
     fields = templates.go_fields(template)
     if "tools" in fields:
         found.add(Capability.TOOLS)
-    if "suffix" in fields:
+    if "suffix" in fields or (facts is not None and facts.metadata.keys() >= _INFILL):
         found.add(Capability.INSERT)
     if templates.go_has_thinking(template) or config.model_family in ("gptoss", "gpt-oss"):
         found.add(Capability.THINKING)
