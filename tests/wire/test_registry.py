@@ -639,9 +639,28 @@ def test_t036_index_with_parts_of_an_image_is_refused(members: dict[str, object]
         assert refused(lambda document=document: parse_image_manifest(encoded(document), OCI_INDEX_TYPE)) == "manifest_invalid"
 
 
+def test_f16_oci_manifest_as_ollama_pushes_it_keeps_its_own_type() -> None:
+    assert parse_image_manifest(VALID, MANIFEST_TYPE).media_type == OCI_MANIFEST_TYPE
+
+
 @pytest.mark.parametrize(
-    "content_type", [MANIFEST_TYPE, OCI_INDEX_TYPE, "application/json", "x", "a/b\r\nX-Y: z", "a/" + "b" * 200]
+    ("document", "content_type"),
+    [
+        (image(mediaType=MANIFEST_TYPE), OCI_MANIFEST_TYPE),
+        (image(mediaType=DOCKER_LIST_TYPE), MANIFEST_TYPE),
+        (image(mediaType=OCI_MANIFEST_TYPE.upper()), MANIFEST_TYPE),
+        (image(mediaType="application/x"), MANIFEST_TYPE),
+        (index(), MANIFEST_TYPE),
+        (index(mediaType=OCI_MANIFEST_TYPE), MANIFEST_TYPE),
+        (image(), DOCKER_LIST_TYPE),
+        (image(), f"{MANIFEST_TYPE}; charset=utf-8"),
+    ],
 )
+def test_f16_other_types_than_ollamas_may_not_differ(document: dict[str, object], content_type: str) -> None:
+    assert refused(lambda: parse_image_manifest(encoded(document), content_type)) == "manifest_invalid"
+
+
+@pytest.mark.parametrize("content_type", [OCI_INDEX_TYPE, "application/json", "x", "a/b\r\nX-Y: z", "a/" + "b" * 200])
 def test_f16_media_type_other_than_the_content_type_is_refused(content_type: str) -> None:
     assert refused(lambda: parse_image_manifest(VALID, content_type)) == "manifest_invalid"
 

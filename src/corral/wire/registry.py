@@ -376,6 +376,9 @@ def _media_type(content_type: str, own: str) -> str:
     # It becomes a header of every answer with this manifest.
     if not _MEDIA_TYPE.fullmatch(media_type):
         _refuse("its media type is none")
+    # Ollama sends whatever it pulled elsewhere under this one Content-Type. Nothing else may be said twice and differently.
+    if content_type == MANIFEST_TYPE and own == OCI_MANIFEST_TYPE:
+        return own
     if own and own.lower() != media_type.lower():
         _refuse(f"its mediaType is {own[:100]!r}, and its Content-Type is {media_type!r}")
     return media_type
