@@ -181,10 +181,10 @@ def test_t091_created_files_are_private_even_under_a_lax_umask(fresh: Stack, sma
         os.umask(before)
     assert stat.S_IMODE((fresh.home / ".ollama/id_ed25519").stat().st_mode) == 0o600
     hub_home = fresh.home / ".corral"
-    # Blobs and what is remembered about them have the mode that Ollama's store needs; here their folders are closed.
-    below = [path for path in hub_home.rglob("*") if path.is_dir() or path.parent == hub_home]
-    assert {path.name for path in below} >= {"hub.db", "peppers.json", "blobs"}
-    assert not [path for path in (hub_home, *below) if path.stat().st_mode & 0o077]
+    below = list(hub_home.rglob("*"))
+    assert {path.name for path in below} >= {"hub.db", "peppers.json", "registry-keys.json", "blobs"}
+    assert [path for path in below if path.name.startswith("sha256-")]
+    assert not [path for path in (hub_home, *below) if path.lstat().st_mode & 0o077]
 
 
 def test_unreachable_hub_is_told_as_such_and_local_models_run_on(fresh: Stack, small_model: Path) -> None:

@@ -170,6 +170,25 @@ def test_file_that_others_may_write_or_not_read_is_copied(store: BlobFiles, tmp_
     assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (CONTENT, 0o644)
 
 
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o622, 0o611])
+def test_t091_file_open_to_others_is_copied_into_a_closed_store(root: Path, tmp_path: Path, mode: int) -> None:
+    source = file_with(tmp_path / "w", CONTENT, mode=mode)
+    store = BlobFiles(root, tmp_path / "cache", mode=blobs_module.CLOSED)
+    path = store.path(store.put_file(source, quiet).digest)
+    assert path.stat().st_ino != source.stat().st_ino
+    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (CONTENT, 0o600)
+    assert stat.S_IMODE(source.stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400])
+def test_file_closed_to_others_is_taken_into_a_closed_store_without_a_copy(root: Path, tmp_path: Path, mode: int) -> None:
+    source = file_with(tmp_path / "w", CONTENT, mode=mode)
+    store = BlobFiles(root, tmp_path / "cache", mode=blobs_module.CLOSED)
+    path = store.path(store.put_file(source, quiet).digest)
+    assert path.stat().st_ino == source.stat().st_ino or _clones(source)
+    assert not stat.S_IMODE(path.stat().st_mode) & 0o077
+
+
 def test_file_behind_a_symbolic_link_is_taken_in_itself(store: BlobFiles, source: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(source)

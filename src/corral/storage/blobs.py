@@ -10,7 +10,8 @@ Theory of operation. Content is written or linked under a temporary name while i
 the directory is synced: a crash leaves the whole blob or none. A file that is already on this file system is taken over without
 copying: by a clone where the file system has them, else by a hard link. A hard link shares the file with its owner, who could
 write into it later; so only files that we own and nobody else may write are linked, and a file that is taken in again after it
-changed takes the blob that it spoiled out of the store. Everything here blocks; async callers use threads.
+changed takes the blob that it spoiled out of the store. The link has its origin's mode, which is not ours to change: a hub, whose
+blobs are closed, copies a file that others may read. Everything here blocks; async callers use threads.
 """
 
 import asyncio
@@ -59,7 +60,7 @@ class Blob:
 
 class BlobFiles:
     """The blobs under one directory. It is made when something is first written. cache_dir: may be deleted at any time. mode: of
-    the files that are made; a hard link has that of its origin."""
+    the files that are made; a hard link has that of its origin, which lets the same people read it."""
 
     def __init__(self, root: Path, cache_dir: Path, *, mode: int = OPEN) -> None:
         self._root = root
@@ -405,7 +406,8 @@ def _clone(source: BinaryIO, target: int) -> bool:
 def _link(path: Path, temporary: Path, found: os.stat_result, mode: int) -> bool:
     """Put a hard link to the file in the place of temporary; False where that is impossible or unwise."""
     readers = mode & 0o444
-    is_shareable = found.st_uid == os.geteuid() and found.st_mode & (readers | 0o022) == readers
+    unwanted = 0o022 if mode & 0o077 else 0o077
+    is_shareable = found.st_uid == os.geteuid() and found.st_mode & (readers | unwanted) == readers
     if not is_shareable:
         return False
     second = temporary.with_name(f"{temporary.name}{_TEMPORARY}")
