@@ -253,6 +253,19 @@ async def test_t092_realm_elsewhere_gets_no_request_and_no_signature() -> None:
     assert to.keys.wanted == 0
 
 
+async def test_t092_realm_in_another_case_gets_no_signature() -> None:
+    async with wired() as to:
+        port = to.at.url.rpartition(":")[2]
+        challenge = f'Bearer realm="http://LOCALHOST:{port}/token",service="s",scope="repository:a/b:pull"'
+        to.at.on = lambda _: answer(401, www_authenticate=challenge)
+        at = RemoteRepository(f"http://localhost:{port}", "a/b")
+        assert (await refused(to.client.send_blob(at, blob(CONTENT), lambda _: None))).code == "upstream_failed"
+        assert (await refused(to.client.manifest(at, "latest"))).code == "upstream_failed"
+        assert to.at.asked
+        assert all(asked.path != "/token" for asked in to.at.asked)
+    assert to.keys.wanted == 0
+
+
 async def test_t092_realm_given_twice_gets_no_signature() -> None:
     async with wired() as to, wired() as thief:
         twice = f'Bearer realm="{to.at.url}/token",realm="{thief.at.url}/token",service="s",scope="x"'

@@ -1,5 +1,7 @@
 """Forms: what is read from them, and what is refused before it is read."""
 
+from time import perf_counter
+
 import pytest
 from starlette.requests import Request
 
@@ -55,6 +57,12 @@ def test_t44_form_without_the_session_token_is_refused(body: bytes) -> None:
 )
 def test_t106_form_that_is_not_one_is_refused(request_: Request) -> None:
     assert refusal(request_) == "bad_request"
+
+
+def test_t106_a_million_semicolons_take_no_time() -> None:
+    started = perf_counter()
+    assert refusal(sent(b"csrf=token" + b";" * 1_000_000)) in ("bad_request", "forbidden", "too_large")
+    assert perf_counter() - started < 0.1
 
 
 def test_principal_without_a_session_sends_no_forms() -> None:

@@ -72,6 +72,10 @@ class BlobLinks:
             self._renewed.popitem(last=False)
         return True
 
+    async def check_room(self, repository: Repository, count: int) -> None:
+        """Refuse what the repository has no room for. Raises: forbidden for a quota; storage_full."""
+        await self._quotas.check(repository, count)
+
     def forget(self, repository: Repository, digest: Digest) -> None:
         """The repository does not have the blob any more."""
         self._renewed.pop((repository.id, digest), None)

@@ -129,14 +129,26 @@ class Registry:
         """Store a manifest under a tag or its digest, and under further tags, all at once. Gives its digest and its subject's.
 
         A blob that this repository lacks is taken from another one that the caller may pull from, since stock clients sometimes
-        take it for sent. Raises: manifest_invalid, manifest_blob_unknown, digest_invalid, too_large.
+        take it for sent. Raises: manifest_invalid, manifest_blob_unknown, digest_invalid, too_large, storage_full; forbidden for
+        a quota.
         """
         repository = await self._repositories.find(name, Right.PUSH, caller)
         digest = _digest_of(reference)
         named = _tags_to_set([*tags] if digest else [reference, *tags])
         new = await _parsed(body, content_type, digest)
+        await self._check_room(repository, new)
         await self._put(repository, new, named, caller)
         return new.manifest.digest, new.subject
+
+    async def _check_room(self, repository: Repository, new: NewManifest) -> None:
+        """Manifests are in the database, whose disk must never fill up. One that is there may get another tag all the same."""
+        try:
+            await self._links.check_room(repository, len(new.manifest.body))
+        except CorralError as error:
+            if error.code not in ("forbidden", "storage_full"):
+                raise
+            if await self._store.manifest(repository.id, new.manifest.digest) is None:
+                raise
 
     async def _put(self, repository: Repository, new: NewManifest, tags: Sequence[str], caller: Caller) -> None:
         try:
