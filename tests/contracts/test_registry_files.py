@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from corral.core.registry import RegistryFiles
+from corral.storage import uploads as uploads_module
 from corral.storage.uploads import UploadFiles
 from corral.wire.errors import CorralError
 from corral.wire.names import Digest
@@ -523,6 +524,45 @@ async def test_f07_r003_full_disk_takes_the_part_back_and_reading_goes_on(
     assert await content_of(on_disk, "u1", 4) == digest_of(b"head")
     assert await append(on_disk, b"tail", at=4) == 8
     await on_disk.commit("u1", 8, digest_of(b"headtail"))
+
+
+async def test_r018_upload_that_the_disk_could_not_keep_is_given_up(
+    on_disk: UploadFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def sync_fails() -> str:
+        # Patched because no disk of a test fails. The next attempt would succeed, without what the first one lost.
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", _fail)
+            return (await error_of(on_disk.commit("u1", 7, digest_of(b"weights")))).code
+
+    await append(on_disk, b"weights")
+    assert await sync_fails() == "unavailable"
+    assert (await error_of(on_disk.commit("u1", 7, digest_of(b"weights")))).code == "blob_upload_unknown"
+    await append(on_disk, b"weights")
+    await on_disk.commit("u1", 7, digest_of(b"weights"))
+    assert on_disk.size_of(digest_of(b"weights")) == 7
+
+
+def _fail(descriptor: int) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_long_part_is_written_to_the_disk_while_it_arrives(
+    on_disk: UploadFiles, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    # Patched so that a part is long after 2 MiB, and to see what is synced.
+    monkeypatch.setattr(uploads_module, "_SYNCED_AT_ONCE", 2 << 20)
+    part, synced = os.urandom(10 << 20), []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", _fail if fails else lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+        pieces = [part[start : start + 65_536] for start in range(0, len(part), 65_536)]
+        if fails:
+            assert (await error_of(append(on_disk, *pieces))).code == "unavailable"
+        else:
+            assert await append(on_disk, *pieces) == len(part)
+    assert fails or len(synced) > 1
+    assert (await error_of(append(on_disk, b"x", at=1 if fails else len(part) + 1))).code == "blob_upload_unknown"
 
 
 async def test_free_bytes_are_those_of_the_file_system(on_disk: UploadFiles, tmp_path: Path) -> None:
