@@ -276,8 +276,19 @@ async def test_manifest_with_null_layers_or_an_empty_config_is_taken(hub: Regist
 
 async def test_layers_that_may_be_fetched_elsewhere_need_not_be_here(hub: RegistryHub, alice: Principal) -> None:
     await hub.push_blob(TINY, alice, CONFIG)
-    foreign = {"mediaType": MODEL_LAYER, "digest": str(ABSENT), "size": 9, "urls": ["http://169.254.169.254/"]}
+    media_type = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+    foreign = {"mediaType": media_type, "digest": str(ABSENT), "size": 9, "urls": ["http://169.254.169.254/"]}
     await put(hub, alice, a_manifest(layers=[foreign]))
+
+
+async def test_t031_model_layer_with_urls_of_what_only_others_have_is_refused(
+    hub: RegistryHub, alice: Principal, bob: Principal
+) -> None:
+    # What it names would be described on a page, and run: by its digest alone, whoever it belongs to.
+    private = await hub.push_blob(OTHER, bob, b"of bob alone")
+    await hub.push_blob(TINY, alice, CONFIG)
+    layer = {"mediaType": MODEL_LAYER, "digest": str(private), "size": 12, "urls": ["https://e.example/"]}
+    assert (await error_of(put(hub, alice, a_manifest(layers=[layer])))).code == "manifest_blob_unknown"
 
 
 async def test_t041_f13_of_two_manifests_for_one_tag_one_wins_whole(hub: RegistryHub, alice: Principal) -> None:

@@ -470,10 +470,28 @@ def test_index_names_its_children() -> None:
     assert manifest.blobs == ()
 
 
-def test_layer_with_urls_need_not_be_here() -> None:
-    manifest = parse_image_manifest(encoded(image(layers=[descriptor(B, urls=["https://e.example/b"])])), OCI_MANIFEST_TYPE)
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        "application/vnd.oci.image.layer.nondistributable.v1.tar",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+    ],
+)
+def test_layer_that_is_not_distributed_need_not_be_here(media_type: str) -> None:
+    foreign = descriptor(B, mediaType=media_type, urls=["https://e.example/b"])
+    manifest = parse_image_manifest(encoded(image(layers=[foreign])), OCI_MANIFEST_TYPE)
     assert [blob.digest for blob in manifest.blobs] == [A]
     assert manifest.layers[0].urls
+    without_urls = parse_image_manifest(encoded(image(layers=[foreign | {"urls": []}])), OCI_MANIFEST_TYPE)
+    assert [blob.digest for blob in without_urls.blobs] == [B, A]
+
+
+@pytest.mark.parametrize("media_type", ["application/vnd.ollama.image.system", "application/vnd.oci.image.layer.v1.tar", ""])
+def test_t031_other_layers_must_be_here_with_urls_as_well(media_type: str) -> None:
+    layer = descriptor(B, mediaType=media_type, urls=["https://e.example/b"])
+    manifest = parse_image_manifest(encoded(image(layers=[layer])), OCI_MANIFEST_TYPE)
+    assert [blob.digest for blob in manifest.blobs] == [B, A]
 
 
 def test_blob_named_twice_is_one() -> None:

@@ -25,6 +25,8 @@ OCI_INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 DOCKER_LIST_TYPE = "application/vnd.docker.distribution.manifest.list.v2+json"
 _IMAGE_TYPES = frozenset({MANIFEST_TYPE, OCI_MANIFEST_TYPE})
 _INDEX_TYPES = frozenset({OCI_INDEX_TYPE, DOCKER_LIST_TYPE})
+#: Layers of containers that their makers hand out themselves. Source: image-spec 1.0 layer.md; distribution, schema 2.
+_NOT_DISTRIBUTED = ("application/vnd.oci.image.layer.nondistributable.", "application/vnd.docker.image.rootfs.foreign.diff.")
 
 _MAX_SIZE = 2**63 - 1
 
@@ -274,7 +276,7 @@ _MAX_BRACKETS, _MAX_COMMAS = 400_000, 2_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Descriptor:
-    """What a manifest says of something it refers to. urls: whether it may be fetched elsewhere, so that it need not be here."""
+    """What a manifest says of something it refers to. urls: whether it says where else that may be fetched."""
 
     media_type: str
     digest: Digest
@@ -282,6 +284,12 @@ class Descriptor:
     artifact_type: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
     urls: bool = False
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it need not be here. URLs alone are not enough: what a page shows or an engine loads is read from the blobs that
+        a manifest names, so whoever names one of those must have it (T30, T31)."""
+        return self.urls and self.media_type.startswith(_NOT_DISTRIBUTED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,9 +307,9 @@ class ImageManifest:
 
     @property
     def blobs(self) -> tuple[Descriptor, ...]:
-        """What has to be in the repository, each digest once: layers without urls, then the config."""
+        """What has to be in the repository, each digest once: the layers but those that may not be distributed, then the config."""
         config = () if self.config is None else (self.config,)
-        named = [*(layer for layer in self.layers if not layer.urls), *config]
+        named = [*(layer for layer in self.layers if not layer.is_elsewhere), *config]
         return tuple({descriptor.digest: descriptor for descriptor in named}.values())
 
     @property
