@@ -421,6 +421,14 @@ async def test_manifest_put_is_found_by_digest_and_tag_byte_for_byte(store: Regi
     assert (changed.created_at, changed.updated_at) == (NOON, LATER)
 
 
+@pytest.mark.parametrize("size", [65_536, 65_537, 4 << 20])
+async def test_manifest_of_any_length_is_found_byte_for_byte(store: RegistryStore, tiny: Repository, size: int) -> None:
+    new = manifest(b"x" * size)
+    await store.put_manifest(tiny.id, new, ["Latest"], now=NOON)
+    for reference in (new.manifest.digest, "Latest", "latest"):
+        assert await store.manifest(tiny.id, reference) == new.manifest
+
+
 async def test_manifest_is_found_only_in_the_repository_it_was_put_into(
     store: RegistryStore, tiny: Repository, foreign: Repository
 ) -> None:

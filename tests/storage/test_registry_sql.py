@@ -126,7 +126,7 @@ async def test_first_release_can_still_write_after_the_migration(first_release: 
 # ── Reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("statement", ["_REPOSITORY", "_RIGHT", "_BLOB_SIZE", "_UPLOAD"])
+@pytest.mark.parametrize("statement", ["_REPOSITORY", "_RIGHT", "_BLOB_SIZE", "_UPLOAD", "_MANIFEST", "_TAGGED"])
 def test_inline_reads_use_an_index_for_every_step(database: Database, path: Path, statement: str) -> None:
     text = getattr(registry_module, statement)
     with closing(sqlite3.connect(path)) as connection:

@@ -300,7 +300,8 @@ def _where_in(
     connection: sa.Connection, query: sa.Select[*tuple[object, ...]], column: sa.ColumnElement[str], values: Collection[str]
 ) -> Iterator[sa.Row[*tuple[object, ...]]]:
     for batch in _batches(values):
-        yield from connection.execute(query.where(column.in_(batch)))
+        # All at once: fetching row by row takes twice as long, and a manifest may name fifty thousand.
+        yield from connection.execute(query.where(column.in_(batch))).all()
 
 
 def _batches(values: Collection[str]) -> Iterator[list[str]]:

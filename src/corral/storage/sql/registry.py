@@ -58,6 +58,18 @@ _UPLOAD = (
     " FROM uploads u WHERE u.id = ?"
 )
 
+# A manifest of a model has a kilobyte or three; a longer one is read in a thread. Its length is in the row's head, so that
+# nothing of a long one is touched.
+_MANIFEST_COLUMNS = (
+    "SELECT m.digest, l.media_type, CASE WHEN length(m.body) <= 65536 THEN m.body END FROM repository_manifests l"
+    " JOIN manifests m ON m.digest = l.digest"
+)
+_MANIFEST = f"{_MANIFEST_COLUMNS} WHERE l.repository_id = ? AND l.digest = ?"
+_TAGGED = (
+    f"{_MANIFEST_COLUMNS} JOIN tags t ON t.repository_id = l.repository_id AND t.manifest_digest = l.digest"
+    " WHERE t.repository_id = ? AND t.tag = ?"
+)
+
 
 class SqlRegistry:
     """A RegistryStore."""
@@ -288,25 +300,15 @@ class SqlRegistry:
         await self._database.write(work)
 
     async def manifest(self, repository_id: str, reference: str | Digest) -> StoredManifest | None:
-        """Tag and body from one snapshot: what is served is always what one push put there (T41)."""
-
-        def work(connection: sa.Connection) -> StoredManifest | None:
-            if isinstance(reference, Digest):
-                digest: str | None = str(reference)
-            else:
-                found = content.tag_named(connection, repository_id, reference)
-                digest = found[1] if found else None
-            query = (
-                sa.select(manifests.c.digest, repository_manifests.c.media_type, manifests.c.body)
-                .join(repository_manifests, repository_manifests.c.digest == manifests.c.digest)
-                .where(repository_manifests.c.repository_id == repository_id, manifests.c.digest == digest)
-            )
-            row = connection.execute(query).one_or_none() if digest else None
-            if row is None:
-                return None
-            return StoredManifest(digest=parse_content_digest(row.digest), media_type=row.media_type, body=row.body)
-
-        return await self._database.read(work)
+        """Tag and body from one snapshot: what is served is always what one push put there (T41). Inline where it is short and
+        named exactly."""
+        is_digest = isinstance(reference, Digest)
+        row = self._database.row(_MANIFEST if is_digest else _TAGGED, repository_id, str(reference))
+        if row is not None and row[2] is not None:
+            return StoredManifest(digest=parse_content_digest(row[0]), media_type=row[1], body=row[2])
+        if row is None and is_digest:
+            return None
+        return await self._database.read(partial(_manifest, repository_id=repository_id, reference=reference))
 
     async def tags(self, repository_id: str, *, after: str = "", limit: int | None = None) -> Sequence[Tag]:
         """By the index of tags."""
@@ -416,3 +418,19 @@ class SqlRegistry:
 
     async def _read(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
         return await self._database.read(lambda connection: connection.execute(query).all())
+
+
+def _manifest(connection: sa.Connection, *, repository_id: str, reference: str | Digest) -> StoredManifest | None:
+    if isinstance(reference, Digest):
+        digest = str(reference)
+    elif found := content.tag_named(connection, repository_id, reference):
+        digest = found[1]
+    else:
+        return None
+    query = (
+        sa.select(repository_manifests.c.media_type, manifests.c.body)
+        .join(manifests, manifests.c.digest == repository_manifests.c.digest)
+        .where(repository_manifests.c.repository_id == repository_id, repository_manifests.c.digest == digest)
+    )
+    row = connection.execute(query).one_or_none()
+    return StoredManifest(digest=parse_content_digest(digest), media_type=row.media_type, body=row.body) if row else None
