@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.types import Receive
 
-from corral.edges.bodies import BodyLimits, BodyReader, BodyStream, Disconnected, StreamLimits
+from corral.edges.bodies import BodyLimits, BodyReader, BodyStream, Disconnected, Memory, StreamLimits
 from corral.wire.errors import CorralError
 
 CHUNKED = {"transfer-encoding": ["chunked"]}
@@ -127,7 +127,7 @@ async def test_t110_unfinished_bodies_are_bounded_together_and_let_go_when_they_
 # ── Bodies that are handed on as they arrive ─────────────────────────────────────────────────────────────────────────
 
 
-def stream_of(messages: Iterable[object], length: int | None, **limits: float) -> BodyStream:
+def stream_of(messages: Iterable[object], length: int | None, *, memory: Memory | None = None, **limits: float) -> BodyStream:
     """A stream over ASGI messages: bytes are parts, None waits for ever, and what is left out at the end is a lost connection."""
     left = iter(messages)
 
@@ -142,7 +142,7 @@ def stream_of(messages: Iterable[object], length: int | None, **limits: float) -
         return {"type": "http.request", "body": message, "more_body": True}
 
     headers = {"transfer-encoding": ["chunked"]} if length is None else {"content-length": [str(length)]}
-    return BodyStream(headers, receive, StreamLimits(**limits))  # type: ignore[arg-type]
+    return BodyStream(headers, receive, StreamLimits(**limits), memory)  # type: ignore[arg-type]
 
 
 async def test_stream_whole_gives_the_parts_as_they_came() -> None:
@@ -204,7 +204,30 @@ async def test_f26_stream_is_drained_for_a_bounded_time() -> None:
     await stream_of([None], 5000, drain_s=0.001).drain()
 
 
-@pytest.mark.parametrize("lengths", [["1", "2"], ["-1"], ["+1"], ["1,1"], [""]])
+async def test_f18_streams_that_are_read_whole_are_bounded_together_until_their_requests_end() -> None:
+    memory, large = Memory(100), [b"x" * 65_536, b"x" * 60, "end"]
+    first = stream_of(large, None, memory=memory)
+    assert len(await first.read(10**6)) == 65_596
+    second = stream_of(large, None, memory=memory)
+    with pytest.raises(CorralError) as caught:
+        await second.read(10**6)
+    assert (caught.value.code, caught.value.retry_after_s) == ("unavailable", 5)
+    # Small ones get in all the same.
+    assert await stream_of([b"x" * 65_536, "end"], None, memory=memory).read(10**6) == b"x" * 65_536
+    second.forget()
+    first.forget()
+    first.forget()
+    assert len(await stream_of(large, None, memory=memory).read(10**6)) == 65_596
+
+
+async def test_f22_length_of_thousands_of_digits_is_refused_and_not_counted() -> None:
+    digits = "0" * 5000 + "1"
+    with pytest.raises(CorralError) as caught:
+        await BodyReader(BodyLimits()).read({"content-length": [digits]}, sending([]), 10)
+    assert caught.value.code == "too_large"
+
+
+@pytest.mark.parametrize("lengths", [["1", "2"], ["-1"], ["+1"], ["1,1"], [""], ["0" * 5000 + "1"]])
 async def test_f22_stream_of_unclear_length_is_refused(lengths: list[str]) -> None:
     async def receive() -> dict[str, object]:
         raise AssertionError

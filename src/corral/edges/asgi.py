@@ -29,7 +29,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from corral.core.policy import Access, check_access
 from corral.core.records import Principal, RequestFacts, Visitor
-from corral.edges.bodies import BodyLimits, BodyReader, BodyStream, Disconnected, StreamLimits
+from corral.edges.bodies import BodyLimits, BodyReader, BodyStream, Disconnected, Memory, StreamLimits
 from corral.wire.errors import CorralError, anthropic_body, native_body, openai_body, registry_body
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -278,6 +278,7 @@ class App:
         self.options = options
         self.closing = asyncio.Event()
         self._bodies = BodyReader(options.body_limits)
+        self._memory = Memory(options.body_limits.max_unfinished_bytes)
         self._response_headers = [_raw_header(name, value) for name, value in options.response_headers]
         self._exact: dict[str, dict[str, Endpoint]] = {}
         self._patterns: list[tuple[re.Pattern[str], Mapping[str, Any], dict[str, Endpoint]]] = []
@@ -306,7 +307,11 @@ class App:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
-            await self._serve(scope, receive, send)
+            try:
+                await self._serve(scope, receive, send)
+            finally:
+                if "corral.body" in scope:
+                    scope["corral.body"].forget()
         else:
             await send({"type": "websocket.close", "code": 1003})
 
@@ -356,7 +361,7 @@ class App:
         if not row.access.is_public and _CREDENTIAL_HEADERS.isdisjoint(headers):
             raise CorralError("unauthorized")
         if row.streams_body:
-            scope["corral.body"] = BodyStream(headers, receive, self.options.stream_limits)
+            scope["corral.body"] = BodyStream(headers, receive, self.options.stream_limits, self._memory)
         body = b"" if row.streams_body else await self._bodies.read(headers, receive, row.max_body_bytes)
         facts = scope["corral.facts"] = _facts(scope, headers, body)
         if self.options.authenticate:

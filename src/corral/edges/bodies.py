@@ -5,6 +5,7 @@ the server wait and keep bytes; how long and how many is bounded here. A streame
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from starlette.types import Receive
 from corral.wire.errors import CorralError
 
 _RETRY_AFTER_S = 5
+#: More digits would be beyond any size, and are not turned into a number.
+_LENGTH = re.compile(r"[0-9]{1,18}")
+#: Of each streamed body that is read whole: kept without asking, so that those who hold large ones do not keep out small ones.
+_ALWAYS_KEPT = 64 * 1024
 
 
 class Disconnected(Exception):
@@ -26,7 +31,8 @@ class BodyLimits:
     """How much a server bears with its callers.
 
     stall_s: how long a body may pause. bytes_per_s: what it must bring on average; a byte now and then is a pause.
-    max_unfinished_bytes: kept for all bodies together that are still on their way.
+    max_unfinished_bytes: kept for all bodies together that are still on their way; as much again for those that a handler reads
+    whole, until it is done with them.
     """
 
     stall_s: float = 10
@@ -51,18 +57,41 @@ class StreamLimits:
     drain_s: float = 30
 
 
+class Memory:
+    """What all the bodies of one server may take up together."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._kept_bytes = 0
+
+    def keep(self, count: int) -> None:
+        """So many bytes more are kept. Raises: unavailable when that is too much; they count all the same."""
+        self._kept_bytes += count
+        if self._kept_bytes > self._max_bytes:
+            text = "too many request bodies are on their way; try again later"
+            raise CorralError("unavailable", text, retry_after_s=_RETRY_AFTER_S)
+
+    def let_go(self, count: int) -> None:
+        """So many are not kept any more."""
+        self._kept_bytes -= count
+
+
 class BodyStream:
     """A body as it arrives. Iterate once; nothing is read before. declared_bytes: its Content-Length, 0 for no body, None when
-    the sender does not say (chunked transfer)."""
+    the sender does not say (chunked transfer). memory: of the server, for a body that is read whole."""
 
-    def __init__(self, headers: Mapping[str, Sequence[str]], receive: Receive, limits: StreamLimits) -> None:
+    def __init__(
+        self, headers: Mapping[str, Sequence[str]], receive: Receive, limits: StreamLimits, memory: Memory | None = None
+    ) -> None:
         lengths = headers.get("content-length", ())
-        if len(lengths) > 1 or any(not (text.isascii() and text.isdecimal()) for text in lengths):
+        if len(lengths) > 1 or any(not _LENGTH.fullmatch(text) for text in lengths):
             raise CorralError("bad_request", "Content-Length must be one number")
         is_chunked = "transfer-encoding" in headers
         self.declared_bytes = None if is_chunked else int(lengths[0]) if lengths else 0
         self._receive = receive
         self._limits = limits
+        self._memory = memory or Memory(limits.drain_bytes)
+        self._kept_bytes = 0
         self._received_bytes = 0
         self._is_over = self.declared_bytes == 0
         self._is_gone = False
@@ -80,15 +109,27 @@ class BodyStream:
         raise StopAsyncIteration
 
     async def read(self, max_bytes: int) -> bytes:
-        """All of it. Raises: too_large, and as iterating does."""
+        """All of it; it counts as kept until `forget`. Raises: too_large, unavailable, and as iterating does."""
         if self.declared_bytes is not None and self.declared_bytes > max_bytes:
             raise _too_large(max_bytes)
         parts = []
         async for part in self:
-            parts.append(part)
             if self._received_bytes > max_bytes:
                 raise _too_large(max_bytes)
+            self._keep()
+            parts.append(part)
         return b"".join(parts)
+
+    def _keep(self) -> None:
+        more = self._received_bytes - _ALWAYS_KEPT - self._kept_bytes
+        if more > 0:
+            self._kept_bytes += more
+            self._memory.keep(more)
+
+    def forget(self) -> None:
+        """The request is over, and nobody has what was read any more."""
+        self._memory.let_go(self._kept_bytes)
+        self._kept_bytes = 0
 
     async def drain(self) -> None:
         """Read and drop what is left, within bounds; after the answer was sent."""
@@ -151,7 +192,7 @@ class BodyReader:
 
     def __init__(self, limits: BodyLimits) -> None:
         self._limits = limits
-        self._unfinished_bytes = 0
+        self._memory = Memory(limits.max_unfinished_bytes)
         self._waiting: set[_Wait] = set()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -160,7 +201,7 @@ class BodyReader:
         if "content-length" not in headers and "transfer-encoding" not in headers:
             return b""
         declared = headers.get("content-length", ("0",))[0]
-        if not declared.isdecimal() or int(declared) > max_bytes:
+        if not _LENGTH.fullmatch(declared) or int(declared) > max_bytes:
             raise _too_large(max_bytes)
         if declared == "0" and "transfer-encoding" not in headers:
             # Nothing will come; asking the server for it takes a round trip to its own threads.
@@ -209,17 +250,10 @@ class BodyReader:
                 if not message.get("more_body", False):
                     return parts[0] if len(parts) == 1 else b"".join(parts)
                 size += len(part)
-                self._keep(len(part))
+                self._memory.keep(len(part))
                 self._extend(wait, len(part))
         finally:
-            self._unfinished_bytes -= size
-
-    def _keep(self, count: int) -> None:
-        self._unfinished_bytes += count
-        if self._unfinished_bytes > self._limits.max_unfinished_bytes:
-            raise CorralError(
-                "unavailable", "too many request bodies are on their way; try again later", retry_after_s=_RETRY_AFTER_S
-            )
+            self._memory.let_go(size)
 
     def _extend(self, wait: _Wait, count: int) -> None:
         """Every byte buys a little time, which cannot be saved up beyond one pause."""

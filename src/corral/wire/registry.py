@@ -287,8 +287,8 @@ class Descriptor:
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether it need not be here. URLs alone are not enough: what a page shows or an engine loads is read from the blobs that
-        a manifest names, so whoever names one of those must have it (T30, T31)."""
+        """Whether it need not be here. URLs alone are not enough: what a page shows or an engine loads is read from the blobs
+        that a manifest names, so whoever names one of those must have it (T30, T31)."""
         return self.urls and self.media_type.startswith(_NOT_DISTRIBUTED)
 
 
@@ -307,7 +307,7 @@ class ImageManifest:
 
     @property
     def blobs(self) -> tuple[Descriptor, ...]:
-        """What has to be in the repository, each digest once: the layers but those that may not be distributed, then the config."""
+        """What has to be in the repository, each digest once: layers, but for those that are elsewhere, then the config."""
         config = () if self.config is None else (self.config,)
         named = [*(layer for layer in self.layers if not layer.is_elsewhere), *config]
         return tuple({descriptor.digest: descriptor for descriptor in named}.values())
