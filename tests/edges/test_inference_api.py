@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from asgi_client import Answer, Caller
 from corral.core.policy import CLIENT_PROOFS, PUBLIC, Access
-from corral.core.ports import Chunk, Finish, Timings
+from corral.core.ports import ChatCall, Chunk, CompletionCall, Finish, Timings
 from corral.core.records import Capability, Model, Principal, RequestFacts, Scope
 from corral.edges.asgi import App, AppOptions
 from corral.edges.inference_api import inference_endpoints, ps_endpoint
@@ -20,8 +21,10 @@ from corral.hub.inference import HostedInference
 from corral.hub.metering import UsageMeter
 from corral.hub.running import RunningRequests
 from corral.wire.errors import CorralError
+from corral.wire.frames import SseDecoder
 from fakes import NOON, FakeClock, MemoryUsage
 from fakes_inference import (
+    STOP,
     FakePool,
     FakeRelay,
     FakeRunner,
@@ -55,6 +58,7 @@ class Server:
     model: Model = field(default_factory=lambda: a_model("m", capabilities=frozenset(Capability)))
     pool: FakePool = field(init=False)
     usage: MemoryUsage = field(default_factory=MemoryUsage)
+    pool_fails: CorralError | None = None
 
     async def post(self, path: str, body: Any = None, *, raw: bytes | None = None, **options: Any) -> Answer:
         return await self.call("POST", path, raw if raw is not None else json.dumps(body).encode(), **options)
@@ -64,7 +68,7 @@ class Server:
         return await Caller(await self._app()).request(method, path, headers=headers, body=body, **options)
 
     async def _app(self) -> App:
-        self.pool = FakePool(self.runner)
+        self.pool = FakePool(self.runner, fails=self.pool_fails)
         elsewhere = a_hosted("big", upstream_url="http://10.0.0.9:8000", upstream_model="meta/big")
         hidden = a_hosted("bob/secret", is_public=False)
         mine = a_hosted("m", model=self.model)
@@ -230,12 +234,114 @@ async def test_errors_have_ollamas_status_and_text(path: str, body: dict[str, An
     assert (answer.status, answer.json()) == (status, {"error": text})
 
 
-@pytest.mark.parametrize("path", ["/api/generate", "/api/chat", "/api/embed", "/api/embeddings", "/v1/chat/completions"])
+RUNS = [
+    *(f"/api/{name}" for name in ("generate", "chat", "embed", "embeddings")),
+    *(f"/v1/{name}" for name in ("chat/completions", "completions", "embeddings", "responses")),
+    *(f"/v1/messages{more}" for more in ("", "/count_tokens")),
+]
+
+
+@pytest.mark.parametrize("path", RUNS)
 async def test_running_a_model_needs_a_credential(path: str) -> None:
     assert (await serving().post(path, {"model": "m"}, key="")).status == 401
 
 
-@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])
+# A body that every route takes to its engine.
+ANY = {"model": "m", "prompt": "hi", "input": "hi", "messages": MESSAGES, "max_tokens": 9}
+NATIVE_RUNS = RUNS[:4]
+
+
+@pytest.mark.parametrize("path", NATIVE_RUNS)
+async def test_full_queue_is_told_in_ollamas_words(path: str) -> None:
+    server = serving()
+    server.pool_fails = CorralError("busy")
+    answer = await server.post(path, ANY)
+    text = "server busy, please try again.  maximum pending requests exceeded"
+    assert (answer.status, answer.body.decode()) == (503, f'{{"error":"{text}"}}')
+
+
+@pytest.mark.parametrize("path", NATIVE_RUNS)
+async def test_name_that_is_none_or_two_things_at_once_is_told_in_ollamas_words(path: str) -> None:
+    for name, text in (("a//b", "invalid model name"), ("x:cloud:local", 'use either :local or :cloud, not both: \\"{}\\"')):
+        answer = await serving().post(path, {**ANY, "model": name})
+        assert (answer.status, answer.body.decode()) == (400, f'{{"error":"{text.format(name)}"}}')
+
+
+@pytest.mark.parametrize(
+    ("path", "has", "fields", "text"),
+    [
+        ("/api/generate", Capability.EMBEDDING, {}, '"m" does not support generate'),
+        ("/api/chat", Capability.EMBEDDING, {}, '"m" does not support chat'),
+        ("/api/chat", Capability.COMPLETION, {"think": True}, '"m" does not support thinking'),
+        ("/api/generate", Capability.COMPLETION, {"think": "low"}, '"m" does not support thinking'),
+        (
+            "/api/chat",
+            Capability.COMPLETION,
+            {"tools": [{"type": "function", "function": {"name": "f"}}]},
+            "registry.ollama.ai/library/m:latest does not support tools",
+        ),
+        (
+            "/api/chat",
+            Capability.COMPLETION,
+            {"think": "x"},
+            'invalid think value: "x" (must be "high", "medium", "low", "max", true, or false)',
+        ),
+        (
+            "/api/generate",
+            Capability.COMPLETION,
+            {"raw": True, "system": "s"},
+            "raw mode does not support template, system, or context",
+        ),
+    ],
+)
+async def test_what_a_model_cannot_is_told_in_ollamas_words(path: str, has: Capability, fields: Any, text: str) -> None:
+    answer = await serving(model=a_model("m", capabilities=frozenset({has}))).post(path, {**ANY, **fields})
+    assert (answer.status, answer.json()) == (400, {"error": text})
+
+
+async def test_model_without_markers_for_a_gap_is_told_in_ollamas_words() -> None:
+    refusal = CorralError("bad_request", "Infill is not supported by this model", status=501)
+    for path in ("/api/generate", "/v1/completions"):
+        answer = await serving(refusal).post(path, {**ANY, "suffix": "x"})
+        assert answer.status == 400
+        assert "registry.ollama.ai/library/m:latest does not support insert" in answer.body.decode()
+
+
+@pytest.mark.parametrize("path", ["/api/generate", "/api/chat"])
+async def test_engines_own_refusal_keeps_its_status_and_words(path: str) -> None:
+    answer = await serving(CorralError("bad_request", "no such grammar", status=422)).post(path, ANY)
+    assert (answer.status, answer.json()) == (422, {"error": "no such grammar"})
+
+
+async def test_format_that_is_none_is_told_in_ollamas_words() -> None:
+    answer = await serving().post("/api/chat", {**ANY, "format": "yaml"})
+    text = 'invalid format: "\\"yaml\\""; expected "json" or a valid JSON Schema object'
+    assert (answer.status, answer.json()) == (500, {"error": text})
+
+
+async def test_chat_streams_calls_in_its_last_line() -> None:
+    calls = [{"id": "call_ab12cd34", "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}]
+    answer = await serving(Chunk(tool_calls=calls), Finish(reason="stop", timings=Timings())).post("/api/chat", ANY)
+    assert lines(answer) == [
+        f'{{"model":"m","created_at":"{TIME}","message":{{"role":"assistant","content":"","tool_calls":[{{"id":"call_ab12cd34",'
+        '"function":{"index":0,"name":"get_weather","arguments":{"city":"Oslo"}}}]},"done":true,"done_reason":"stop",'
+        '"load_duration":41234567}'
+    ]
+
+
+async def test_logprobs_have_their_alternatives_only_when_asked_for() -> None:
+    token = {"token": "é", "logprob": -0.5, "bytes": [195, 169], "top_logprobs": [{"token": "e", "logprob": -1.5}]}
+    answer = Chunk(content="é", logprobs=[token])
+    for asked, more in ((0, ""), (1, ',"top_logprobs":[{"token":"e","logprob":-1.5,"bytes":[101]}]')):
+        body = {**ANY, "logprobs": True, "top_logprobs": asked}
+        first = lines(await serving(answer, Finish(reason="stop", timings=Timings())).post("/api/chat", body))[0]
+        assert first == (
+            f'{{"model":"m","created_at":"{TIME}","message":{{"role":"assistant","content":"é"}},"done":false,'
+            f'"logprobs":[{{"token":"é","logprob":-0.5,"bytes":[195,169]{more}}}]}}'
+        )
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions", "/v1/messages", "/v1/responses"])
 async def test_t095_compressed_bodies_are_refused(path: str) -> None:
     body = gzip.compress(json.dumps({"model": "m", "messages": MESSAGES}).encode())
     for encoding in ("gzip", "zstd", "br"):
@@ -247,7 +353,7 @@ async def test_t095_compressed_bodies_are_refused(path: str) -> None:
 
 async def test_t106_deep_json_is_refused_in_both_dialects() -> None:
     body = b'{"model":"m","messages":' + b"[" * 100_000
-    for path in ("/api/chat", "/v1/chat/completions"):
+    for path in RUNS:
         assert (await serving().post(path, raw=body)).status == 400
 
 
@@ -305,6 +411,185 @@ async def test_completion_errors_have_openais_form(
     assert answer.headers["content-type"] == "application/json"
 
 
+async def test_text_completion_is_one_object_or_a_stream() -> None:
+    answer = await serving().post("/v1/completions", {"model": "m", "prompt": "hi"})
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    body = answer.json()
+    assert body.pop("id").startswith("cmpl-")
+    assert body == {
+        "object": "text_completion",
+        "created": 1790000000,
+        "model": "m",
+        "system_fingerprint": "fp_ollama",
+        "choices": [{"text": "Hello", "index": 0, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 11, "completion_tokens": 9, "total_tokens": 20},
+    }
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    answer = await serving().post("/v1/completions", {"model": "m", "prompt": "hi", **options})
+    assert answer.headers["content-type"] == "text/event-stream"
+    chunks = answer.body.decode().removesuffix("\n\n").split("\n\n")
+    assert [json.loads(chunk[6:])["choices"] for chunk in chunks[:-1]] == [
+        [{"text": "Hel", "index": 0, "finish_reason": None}],
+        [{"text": "lo", "index": 0, "finish_reason": None}],
+        [{"text": "", "index": 0, "finish_reason": "stop"}],
+        [],
+    ]
+    assert (json.loads(chunks[-2][6:])["usage"]["total_tokens"], chunks[-1]) == (20, "data: [DONE]")
+
+
+async def test_text_completion_takes_a_suffix() -> None:
+    server = serving()
+    await server.post("/v1/completions", {"model": "m", "prompt": "def f(", "suffix": "return 1"})
+    (call,) = server.runner.calls
+    assert isinstance(call, CompletionCall)
+    assert (call.prompt, call.suffix) == ("def f(", "return 1")
+
+
+async def test_openais_embeddings_are_numbers_or_bytes() -> None:
+    answer = await serving().post("/v1/embeddings", {"model": "m", "input": ["a b", "c"]})
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.body == (
+        b'{"object":"list","data":[{"object":"embedding","embedding":[0.6,0.8],"index":0},'
+        b'{"object":"embedding","embedding":[0.6,0.8],"index":1}],"model":"m","usage":{"prompt_tokens":3,"total_tokens":3}}'
+    )
+    answer = await serving().post("/v1/embeddings", {"model": "m", "input": "", "encoding_format": "base64"})
+    assert answer.json()["data"] == [{"object": "embedding", "embedding": "mpkZP83MTD8=", "index": 0}]
+
+
+async def test_response_is_one_object_or_a_stream() -> None:
+    answer = await serving().post("/v1/responses", {"model": "m", "input": "hi", "instructions": "be brief"})
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    body = answer.json()
+    assert (body["id"][:5], body["status"], body["created_at"], body["completed_at"]) == (
+        "resp_",
+        "completed",
+        1790000000,
+        1790000000,
+    )
+    assert body["output"][0]["content"][0]["text"] == "Hello"
+    assert (body["usage"]["input_tokens"], body["usage"]["output_tokens"]) == (11, 9)
+    answer = await serving(Chunk(thinking="hm"), Chunk(content="Hi"), STOP).post(
+        "/v1/responses", {"model": "m", "input": "hi", "stream": True}
+    )
+    assert answer.headers["content-type"] == "text/event-stream"
+    found = [json.loads(item.data) for item in SseDecoder().feed(answer.body)]
+    assert [item["type"] for item in found] == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.reasoning_summary_text.delta",
+        "response.reasoning_summary_text.done",
+        "response.output_item.done",
+        "response.output_item.added",
+        "response.content_part.added",
+        "response.output_text.delta",
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
+    assert [item["sequence_number"] for item in found] == list(range(len(found)))
+
+
+# ── Anthropic's routes ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_messages_stream_the_trace() -> None:
+    end = Finish(reason="stop", timings=Timings(prompt_tokens=9, eval_tokens=2))
+    answer = await serving(Chunk(content="Hi"), end).post(
+        "/v1/messages", {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "Hello there"}], "stream": True}
+    )
+    assert (answer.status, answer.headers["content-type"]) == (200, "text/event-stream")
+    frames = answer.body.decode().removesuffix("\n\n").split("\n\n")
+    message_id = json.loads(frames[0].partition("data: ")[2])["message"]["id"]
+    assert re.fullmatch("msg_[0-9a-f]{24}", message_id)
+    assert frames == [
+        'event: message_start\ndata: {"type":"message_start","message":{"id":"' + message_id + '","type":"message",'
+        '"role":"assistant","model":"m","content":[],"usage":{"input_tokens":3,"output_tokens":0}}}',
+        'event: content_block_start\ndata: {"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}',
+        'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hi"}}',
+        'event: content_block_stop\ndata: {"type":"content_block_stop","index":0}',
+        'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":"end_turn"},'
+        '"usage":{"input_tokens":9,"output_tokens":2}}',
+        'event: message_stop\ndata: {"type":"message_stop"}',
+    ]
+
+
+async def test_message_is_one_object_by_default() -> None:
+    answer = await serving().post("/v1/messages?beta=true", ANY, headers={"x-api-key": "k", "anthropic-version": "2023-06-01"})
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    message_id = answer.json()["id"]
+    assert answer.body.decode() == (
+        f'{{"id":"{message_id}","type":"message","role":"assistant","model":"m","content":[{{"type":"text","text":"Hello"}}],'
+        '"stop_reason":"end_turn","usage":{"input_tokens":11,"output_tokens":9}}'
+    )
+
+
+async def test_model_that_cannot_think_answers_who_asks_it_to_in_anthropics_dialect() -> None:
+    server = serving(model=a_model("m"))
+    answer = await server.post("/v1/messages", {**ANY, "thinking": {"type": "enabled", "budget_tokens": 1024}})
+    assert answer.status == 200
+    (call,) = server.runner.calls
+    assert isinstance(call, ChatCall)
+    assert call.template_kwargs == {}
+
+
+async def test_tokens_of_a_prompt_are_counted_and_nothing_runs() -> None:
+    server = serving()
+    answer = await server.post("/v1/messages/count_tokens", {"model": "m", "system": "be brief", "messages": MESSAGES})
+    # system: be brief user: hi
+    assert (answer.status, answer.body) == (200, b'{"input_tokens":5}')
+    assert server.runner.calls == []
+    await server.meter.flush()
+    assert [(entry.path, entry.prompt_tokens, entry.eval_tokens) for entry in server.usage.entries] == [
+        ("/v1/messages/count_tokens", 0, 0)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind", "text"),
+    [
+        (b"", 400, "invalid_request_error", "EOF"),
+        (b"{}", 400, "invalid_request_error", "model is required"),
+        (b'{"model":"m"}', 400, "invalid_request_error", "max_tokens is required and must be positive"),
+        (b'{"model":"m","max_tokens":1}', 400, "invalid_request_error", "messages is required"),
+        (
+            b'{"model":"x","max_tokens":1,"messages":[{"role":"user","content":"a"}]}',
+            404,
+            "not_found_error",
+            "model 'x' not found",
+        ),
+    ],
+)
+async def test_errors_of_messages_have_anthropics_form(body: bytes, status: int, kind: str, text: str) -> None:
+    answer = await serving().post("/v1/messages", raw=body)
+    assert (answer.status, answer.headers["content-type"]) == (status, "application/json")
+    told = answer.json()
+    assert re.fullmatch("req_[0-9a-f]{24}", told.pop("request_id"))
+    assert told == {"type": "error", "error": {"type": kind, "message": text}}
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind"),
+    [
+        (CorralError("unauthorized"), 401, "authentication_error"),
+        (CorralError("forbidden"), 403, "permission_error"),
+        (CorralError("rate_limited"), 429, "rate_limit_error"),
+        (CorralError("busy"), 503, "overloaded_error"),
+        (CorralError("bad_request", status=529), 529, "overloaded_error"),
+        (CorralError("engine_failed"), 500, "api_error"),
+    ],
+)
+async def test_error_types_of_messages_follow_the_status(error: CorralError, status: int, kind: str) -> None:
+    answer = await serving(error).post("/v1/messages", ANY)
+    assert (answer.status, answer.json()["error"]["type"]) == (status, kind)
+
+
+async def test_stranger_is_told_in_anthropics_form() -> None:
+    answer = await serving().post("/v1/messages", ANY, key="")
+    assert (answer.status, answer.json()["error"]["type"]) == (401, "authentication_error")
+
+
 async def test_models_are_listed_and_found_by_the_name_asked_for() -> None:
     answer = await serving().call("GET", "/v1/models", key="")
     assert answer.body == (
@@ -339,12 +624,39 @@ async def test_r09_openai_stream_ends_with_an_error_event_and_no_done() -> None:
     assert (last, end) == ('data: {"error":{"message":"gone","type":"api_error","param":null,"code":null}}', "")
 
 
-@pytest.mark.parametrize("path", ["/api/generate", "/api/chat", "/v1/chat/completions"])
+async def test_r09_completion_stream_ends_with_an_error_event_and_no_done() -> None:
+    answer = await serving(Chunk(content="Hel"), CorralError("engine_failed", "gone")).post(
+        "/v1/completions", {**ANY, "stream": True}
+    )
+    *_, last, end = answer.body.decode().split("\n\n")
+    assert (last, end) == ('data: {"error":{"message":"gone","type":"api_error","param":null,"code":null}}', "")
+
+
+async def test_r09_message_stream_ends_with_an_error_event() -> None:
+    answer = await serving(Chunk(content="Hel"), CorralError("engine_failed", "gone")).post(
+        "/v1/messages", {**ANY, "stream": True}
+    )
+    assert answer.status == 200
+    *_, last, end = answer.body.decode().split("\n\n")
+    assert (last, end) == ('event: error\ndata: {"type":"error","error":{"type":"api_error","message":"gone"}}', "")
+
+
+async def test_r09_response_stream_ends_with_a_failed_response() -> None:
+    answer = await serving(Chunk(content="Hel"), CorralError("engine_failed", "gone")).post(
+        "/v1/responses", {**ANY, "stream": True}
+    )
+    last = SseDecoder().feed(answer.body)[-1]
+    assert last.name == "response.failed"
+    assert json.loads(last.data)["response"]["error"] == {"code": "server_error", "message": "gone"}
+
+
+STREAMS = ["/api/generate", "/api/chat", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"]
+
+
+@pytest.mark.parametrize("path", STREAMS)
 @pytest.mark.parametrize("is_stream", [True, False])
 async def test_error_before_the_first_event_is_a_real_status(path: str, is_stream: bool) -> None:
-    answer = await serving(CorralError("busy")).post(
-        path, {"model": "m", "prompt": "hi", "messages": MESSAGES, "stream": is_stream}
-    )
+    answer = await serving(CorralError("busy")).post(path, {**ANY, "stream": is_stream})
     assert answer.status == 503
     assert "maximum pending requests exceeded" in answer.body.decode()
 
@@ -356,16 +668,16 @@ async def test_error_in_the_middle_of_a_collected_answer_is_a_real_status() -> N
     assert server.pool.lent == 0
 
 
-@pytest.mark.parametrize("path", ["/api/generate", "/api/chat", "/v1/chat/completions"])
+@pytest.mark.parametrize("path", STREAMS)
 @pytest.mark.parametrize("is_stream", [True, False])
 async def test_caller_who_leaves_stops_the_engine(path: str, is_stream: bool) -> None:
     server = serving(Chunk(content="Hel"))
     server.runner.go_on = asyncio.Event()
     leave_after = 1 if is_stream else 0
-    await server.post(path, {"model": "m", "prompt": "hi", "messages": MESSAGES, "stream": is_stream}, leave_after=leave_after)
+    await server.post(path, {**ANY, "stream": is_stream}, leave_after=leave_after)
     assert (server.pool.lent, server.runner.open_answers) == (0, 0)
     await server.meter.flush()
-    assert [entry.outcome for entry in server.usage.entries] == ["canceled"]
+    assert [(entry.path, entry.outcome) for entry in server.usage.entries] == [(path, "canceled")]
 
 
 # ── Passing on ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -380,6 +692,51 @@ async def test_request_for_an_upstream_is_answered_by_it() -> None:
     assert "set-cookie" not in answer.headers
     assert server.relay is not None
     assert server.relay.sent[0][2] == b'{"model":"meta/big","unknown":1.50}'
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/embeddings"])
+async def test_other_requests_in_openais_dialect_are_passed_on_and_counted(path: str) -> None:
+    body = b'{"usage":{"prompt_tokens":3,"completion_tokens":2}}'
+    server = Server(relay=FakeRelay(FakeStream(body, content_type="application/json")))
+    answer = await server.post(path, raw=b'{"model":"big:cloud","unknown": 1.50}')
+    assert (answer.status, answer.body) == (200, body)
+    assert server.relay is not None
+    assert server.relay.sent == [("http://10.0.0.9:8000", path, b'{"model":"meta/big","unknown":1.50}')]
+    await server.meter.flush()
+    assert [(entry.path, entry.prompt_tokens, entry.eval_tokens) for entry in server.usage.entries] == [(path, 3, 2)]
+
+
+async def test_pieces_of_a_passed_completion_are_counted_when_nobody_says_how_many() -> None:
+    piece = b'data: {"choices":[{"text":"x"}]}\n\n'
+    server = Server(relay=FakeRelay(FakeStream(piece, piece, b"data: [DONE]\n\n")))
+    await server.post("/v1/completions", {"model": "big", "stream": True})
+    await server.meter.flush()
+    assert [entry.eval_tokens for entry in server.usage.entries] == [2]
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+async def test_requests_in_dialects_few_upstreams_speak_are_translated(path: str) -> None:
+    server = Server(relay=FakeRelay(FakeStream()))
+    answer = await server.post(path, {**ANY, "model": "big"})
+    assert (answer.status, b"Hello" in answer.body) == (200, True)
+    assert server.relay is not None
+    assert server.relay.sent == []
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("/v1/chat/completions", "model 'x' not found"),
+        ("/v1/completions", "model 'x' not found"),
+        ("/v1/embeddings", 'model "x" not found, try pulling it first'),
+        ("/v1/responses", "model 'x' not found"),
+    ],
+)
+@pytest.mark.parametrize("relay", [None, FakeRelay(FakeStream())])
+async def test_unknown_model_is_told_in_the_words_of_the_native_route(path: str, text: str, relay: FakeRelay | None) -> None:
+    answer = await Server(relay=relay).post(path, {**ANY, "model": "x"})
+    expected = {"error": {"message": text, "type": "not_found_error", "param": None, "code": None}}
+    assert (answer.status, answer.json()) == (404, expected)
 
 
 async def test_stream_of_an_upstream_is_passed_as_it_arrives() -> None:
