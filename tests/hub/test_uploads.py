@@ -521,6 +521,56 @@ async def test_f07_full_disk_is_told_before_anything_is_read(hub: RegistryHub, a
     await hub.push_blob(TINY, alice, b"ab")
 
 
+async def test_f07_stream_of_unknown_length_leaves_the_headroom_of_the_disk(hub: RegistryHub, alice: Principal) -> None:
+    upload = await hub.start(TINY, alice)
+    await patch(hub, upload, alice, b"abc")
+
+    async def endless() -> AsyncIterator[bytes]:
+        while hub.files.free > 0:
+            hub.files.free -= 1 << 20
+            yield b"x" * (1 << 20)
+
+    hub.files.free = (256 << 20) + (4 << 20)
+    assert (await error_of(hub.registry.append(upload.id, TINY, alice, endless()))).code == "storage_full"
+    # It is looked at every eight megabytes.
+    assert hub.files.free > (256 - 9) << 20
+    assert hub.files.upload_bytes(upload.id) == b"abc"
+
+
+async def test_f07_parallel_pushes_do_not_each_use_up_the_same_disk(hub: RegistryHub, alice: Principal) -> None:
+    hub.files.free = (256 << 20) + 100
+    gates = [Gate(b"x" * 20, b"y" * 20) for _ in range(5)]
+    uploads = [await hub.start(TINY, alice) for _ in gates]
+    tasks = [
+        asyncio.create_task(hub.registry.append(upload.id, TINY, alice, gate.body(), length=40))
+        for upload, gate in zip(uploads, gates, strict=True)
+    ]
+    await gates[0].reached.wait()
+    # What has arrived is the disk's own affair: only what is awaited counts besides.
+    hub.files.free -= 40
+    for gate in gates:
+        gate.go_on.set()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    refused = [outcome.code for outcome in outcomes if isinstance(outcome, CorralError)]
+    assert refused == ["storage_full"] * 3
+    hub.files.free = (256 << 20) + 40
+    await hub.registry.append(uploads[-1].id, TINY, alice, chunks(b"z" * 40), length=40)
+
+
+async def test_t040_parallel_mounts_do_not_exceed_the_quota() -> None:
+    hub = RegistryHub(quota_bytes=100)
+    alice, bob = await hub.add("alice"), await hub.add("bob")
+    digests = [await hub.push_blob(OTHER, bob, bytes([number]) * 30) for number in range(3)]
+    await hub.repositories.set_visibility(OTHER, bob, Visibility.PUBLIC)
+    await hub.push_blob(TINY, alice, b"x" * 35)
+    # A mount takes no room on the disk.
+    hub.files.free = (256 << 20) + 1
+    mounts = [hub.registry.start_upload(TINY, alice, mount=digest, source=str(OTHER)) for digest in digests]
+    outcomes = await asyncio.gather(*mounts, return_exceptions=True)
+    assert sum(isinstance(outcome, Mounted) for outcome in outcomes) == 2
+    assert await hub.store.stored_bytes("alice") == 95
+
+
 async def test_t040_parallel_pushes_do_not_exceed_the_quota() -> None:
     hub = RegistryHub(quota_bytes=100)
     alice = await hub.add("alice")

@@ -100,6 +100,9 @@ class BlobLinks:
         size_bytes = await self.size_of(source, digest)
         if size_bytes is None:
             return False
-        if repository.id != source.id:
-            await self._quotas.check(repository, size_bytes)
-        return await self._store.link_blob(repository.id, digest, until=self._clock.now() + LEASE)
+        # Taken until it is linked, so that many who mount at once cannot each use up the same room.
+        async with self._quotas.linked(repository, 0 if repository.id == source.id else size_bytes) as room:
+            is_linked = await self._store.link_blob(repository.id, digest, until=self._clock.now() + LEASE)
+            if is_linked:
+                room.keep()
+        return is_linked

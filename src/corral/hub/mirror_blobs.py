@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from corral.core.ports import Clock, Entropy
 from corral.core.registry import RegistryFiles, RegistryStore, Repository, Visibility
 from corral.core.transfer_ports import RegistryGateway, RemoteRepository
-from corral.hub.quotas import Quotas
+from corral.hub.quotas import Quotas, Reservation
 from corral.hub.sharing import Remembered, SharedWork
 from corral.wire.errors import CorralError
 from corral.wire.names import Digest
@@ -176,20 +176,21 @@ class MirrorBlobs:
                 if await self._files.free_bytes() - size_bytes < self._limits.keep_free_bytes:
                     raise CorralError("storage_full", "the mirror stops before this hub's disk is full")
                 async with self._quotas.reserved(kept.repository, size_bytes) as room:
-                    await self._receive(kept, digest, size_bytes)
+                    await self._receive(kept, digest, size_bytes, room)
                     room.keep()
         except CorralError as error:
             shown = told(error, kept.remote)
             self._remembered.note(question, self._limits.failed_s, shown)
             raise shown from error
 
-    async def _receive(self, kept: Kept, digest: Digest, size_bytes: int) -> None:
+    async def _receive(self, kept: Kept, digest: Digest, size_bytes: int, room: Reservation) -> None:
         upload_id = self._entropy.bytes(_UPLOAD_ID_BYTES).hex()
         try:
             # In parts: each is on the disk before the next is asked for.
             for part in parts(size_bytes):
                 async with contextlib.aclosing(self._bytes_of(kept.remote, digest, part)) as chunks:
-                    end = await self._files.append(upload_id, part.first, chunks, max_bytes=part.last + 1)
+                    counted = room.counted(chunks)
+                    end = await self._files.append(upload_id, part.first, counted, max_bytes=part.last + 1)
                 if end != part.last + 1:
                     raise trouble(kept.remote, "a blob is shorter than its manifest says")
             until = self._clock.now() + self._limits.lease

@@ -15,6 +15,8 @@ from corral.wire.errors import CorralError
 
 #: Kept free for the database, which must still take revocations when the disk is full of blobs.
 HEADROOM_BYTES = 256 << 20
+#: How much may come of something of unknown length until the disk is looked at again.
+_LOOK_EVERY_BYTES = 8 << 20
 
 
 @dataclass(slots=True)
@@ -42,11 +44,29 @@ class _Limit:
 
 
 @dataclass(slots=True)
+class _Disk:
+    """The disk that everything arrives on. awaited_bytes: of what was let in, those that have not arrived yet."""
+
+    files: RegistryFiles
+    headroom_bytes: int
+    awaited_bytes: int = 0
+
+    async def check(self) -> None:
+        """Raises: storage_full when what is awaited does not fit."""
+        if await self.files.free_bytes() - self.headroom_bytes < self.awaited_bytes:
+            raise CorralError("storage_full")
+
+
+@dataclass(slots=True)
 class Reservation:
-    """Room that is taken while something arrives."""
+    """Room that is taken while something arrives. _disk: None for what is there already. _next_look: how much may have arrived
+    beyond what was announced until the disk is looked at again."""
 
     _limits: list[_Limit]
+    _disk: _Disk | None
     _taken: int = 0
+    _arrived: int = 0
+    _next_look: int = 0
     _is_kept: bool = False
 
     def take(self, count: int) -> None:
@@ -55,14 +75,29 @@ class Reservation:
             if not limit.has_room(count):
                 raise CorralError("forbidden", f"the storage of {limit.what} is used up; its quota is {limit.quota_bytes} bytes")
         self._taken += count
+        self._await(count)
         for limit in self._limits:
             limit.tally.arriving_bytes += count
 
     async def counted(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """The chunks of something whose length nobody knows, each with room taken for it."""
+        """The chunks as they arrive, with room taken for each that was not announced. Raises: forbidden, storage_full."""
         async for chunk in chunks:
-            self.take(len(chunk))
+            await self._take_unannounced(self._arrived + len(chunk) - self._taken)
+            self._arrived += len(chunk)
+            self._await(-len(chunk))
             yield chunk
+
+    async def _take_unannounced(self, count: int) -> None:
+        if count <= 0:
+            return
+        self.take(count)
+        if self._disk is not None and self._taken >= self._next_look:
+            self._next_look = self._taken + _LOOK_EVERY_BYTES
+            await self._disk.check()
+
+    def _await(self, count: int) -> None:
+        if self._disk is not None:
+            self._disk.awaited_bytes += count
 
     def keep(self) -> None:
         """What arrived is stored now."""
@@ -70,6 +105,7 @@ class Reservation:
 
     def close(self) -> None:
         """Give the room back, to the store's own count if it was kept."""
+        self._await(self._arrived - self._taken)
         for limit in self._limits:
             limit.tally.arriving_bytes -= self._taken
             limit.tally.arrived_bytes += self._taken if self._is_kept else 0
@@ -89,10 +125,9 @@ class Quotas:
         headroom_bytes: int = HEADROOM_BYTES,
     ) -> None:
         self._store = store
-        self._files = files
         self._accounts = accounts
         self._default_bytes = default_bytes
-        self._headroom_bytes = headroom_bytes
+        self._disk = _Disk(files, headroom_bytes)
         # Only those that somebody watches: nothing is kept of a namespace that nobody pushes to.
         self._tallies: dict[str, _Tally] = {}
 
@@ -105,8 +140,19 @@ class Quotas:
     async def reserved(self, repository: Repository, count: int) -> AsyncIterator[Reservation]:
         """Room for so many bytes while the block runs; more can be taken as it turns out to be needed. Raises: forbidden,
         storage_full."""
-        if await self._files.free_bytes() - self._headroom_bytes < count:
-            raise CorralError("storage_full")
+        async with self._taken(repository, count, self._disk) as reservation:
+            # Looked at when it was taken: else all who ask at once would find the same room free.
+            await self._disk.check()
+            yield reservation
+
+    @contextlib.asynccontextmanager
+    async def linked(self, repository: Repository, count: int) -> AsyncIterator[Reservation]:
+        """The same for what is on the disk already. Raises: forbidden."""
+        async with self._taken(repository, count, None) as reservation:
+            yield reservation
+
+    @contextlib.asynccontextmanager
+    async def _taken(self, repository: Repository, count: int, disk: _Disk | None) -> AsyncIterator[Reservation]:
         with contextlib.ExitStack() as watching:
             limits = []
             for what, quota_bytes, repository_id in await self._quotas_of(repository):
@@ -114,7 +160,7 @@ class Quotas:
                 arrived_before = tally.arrived_bytes
                 stored = await self._store.stored_bytes(repository.namespace, repository_id=repository_id)
                 limits.append(_Limit(quota_bytes, what, tally, arrived_before, stored))
-            reservation = Reservation(limits)
+            reservation = Reservation(limits, disk)
             try:
                 reservation.take(count)
                 yield reservation

@@ -192,8 +192,7 @@ class Uploads:
                 upload = await _unbroken(self._advance(upload, start))
             epoch = turn.begin()
         async with self._quotas.reserved(repository, _expected_length(byte_range, length) or 0) as room:
-            body = room.counted(chunks) if _expected_length(byte_range, length) is None else chunks
-            end = await self._receive(upload, start, body, _expected_length(byte_range, length))
+            end = await self._receive(upload, start, room.counted(chunks), _expected_length(byte_range, length))
             async with turn.lock:
                 turn.check(epoch)
                 upload = await _unbroken(self._advance(upload, end))
@@ -228,8 +227,7 @@ class Uploads:
             if chunks is None:
                 return await _unbroken(self._finish(upload, upload.offset_bytes, expected))
         async with self._quotas.reserved(repository, _expected_length(byte_range, length) or 0) as room:
-            body = room.counted(chunks) if _expected_length(byte_range, length) is None else chunks
-            end = await self._receive(upload, upload.offset_bytes, body, _expected_length(byte_range, length))
+            end = await self._receive(upload, upload.offset_bytes, room.counted(chunks), _expected_length(byte_range, length))
             async with turn.lock:
                 turn.check(epoch)
                 digest = await _unbroken(self._finish(upload, end, expected))
