@@ -706,7 +706,7 @@ async def build_local(settings: Settings) -> AsyncIterator[Built]:
         await _tidy(store, settings)
         switch = CloudSwitch(by_env=settings.is_cloud_off, by_config=lambda: is_cloud_off(ollama_home / "server.json"))
         api = LocalApi(
-            models=LocalModels(store, Inference(runners, SystemClock())),
+            models=LocalModels(store, Inference(runners, SystemClock(), prefers_go=settings.prefers_go_template)),
             loaded=runners.loaded,
             cloud=CloudAccess(gateway, switch, device_name=device_name(), version=OLLAMA_VERSION),
             hub_url=hub_url,

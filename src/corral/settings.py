@@ -92,6 +92,7 @@ class Settings:
     is_cloud_off: bool = False
     is_history_off: bool = False
     is_prune_off: bool = False
+    prefers_go_template: bool | None = None
     debug: int = 0
     api_key: Secret | None = None
     hub: str = ""
@@ -131,6 +132,7 @@ class Settings:
             is_cloud_off=read.truth("OLLAMA_NO_CLOUD"),
             is_history_off=read.truth("OLLAMA_NOHISTORY"),
             is_prune_off=read.truth("OLLAMA_NOPRUNE"),
+            prefers_go_template=read.truth("OLLAMA_GO_TEMPLATE") if read.text("OLLAMA_GO_TEMPLATE") else None,
             debug=_debug_level(read.text("OLLAMA_DEBUG")),
             api_key=Secret(key) if (key := read.text("OLLAMA_API_KEY")) else None,
             hub=parse_hub_url(value, where="CORRAL_HUB") if (value := read.text("CORRAL_HUB")) else "",

@@ -198,7 +198,7 @@ DIGEST = "sha256:" + "0" * 64
         ({"from": "x:cloud", "info": {"context_length": -1}}, 'info field "context_length" must be a non-negative integer'),
         ({"from": "x:cloud", "info": {"embedding_length": 1.5}}, 'info field "embedding_length" must be a non-negative integer'),
         ({"from": "x:cloud", "license": {"a": 1}}, "license must be a text or a list of texts"),
-        ({"from": "x:cloud", "template": "{{ if }}"}, "template error: template: :1: unexpected EOF"),
+        ({"from": "x:cloud", "template": "{{ if }}"}, "template error: template: :1: missing value for if"),
     ],
 )
 async def test_what_cannot_be_made_is_refused_in_ollamas_words(world: World, fields: dict[str, Any], message: str) -> None:

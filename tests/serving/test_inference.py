@@ -425,22 +425,18 @@ async def test_counting_fails_as_the_engine_does() -> None:
 @pytest.mark.parametrize(
     ("model", "fields"),
     [
-        ({}, {"template": "{{ .Prompt }}"}),
         ({}, {"raw": True, "images": [b"x"]}),
-        ({"chat_template": "", "template": "{{ .System }}{{ .Prompt }}"}, {}),
+        ({"weights": None, "chat_template": ""}, {"template": "{{ .Prompt }}"}),
+        ({"chat_template": "", "template": "{{ .System }}{{ .Prompt }}"}, {"images": [b"x"]}),
     ],
 )
 async def test_generate_says_what_is_not_built_yet(model: dict[str, Any], fields: dict[str, Any]) -> None:
     kitchen = Kitchen()
     kitchen.model = a_model(**model)
-    error = await kitchen.refused("generate", **fields)
-    assert error.code == "not_supported"
-
-
-async def test_chat_of_a_model_with_a_go_template_only_says_so() -> None:
-    kitchen = Kitchen()
-    kitchen.model = a_model(chat_template="", template="{{ .System }}{{ .Prompt }}")
-    assert (await kitchen.refused("chat")).code == "not_supported"
+    with pytest.raises(CorralError) as refused:
+        await kitchen.generate(**fields)
+    assert refused.value.code == "not_supported"
+    assert kitchen.runner.calls == []
 
 
 async def test_chat_of_weights_without_any_template_is_the_turns_in_a_row() -> None:

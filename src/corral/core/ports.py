@@ -378,13 +378,15 @@ class ChatCall:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionCall:
     """A prompt sent as it is. context: tokens that go before it. suffix: when set, what stands between prompt and suffix is asked
-    for; the engine puts the model's own markers around them."""
+    for; the engine puts the model's own markers around them. preserved_tokens: special tokens whose text is wanted in the answer,
+    where an engine would leave them out."""
 
     prompt: str
     suffix: str = ""
     context: Sequence[int] = ()
     grammar_schema: dict[str, Any] | None = None
     sampling: Sampling = Sampling()
+    preserved_tokens: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -112,6 +112,8 @@ class LlamaHttp:
         }
         if call.grammar_schema is not None:
             body["json_schema"] = call.grammar_schema
+        if call.preserved_tokens:
+            body["preserved_tokens"] = list(call.preserved_tokens)
         if call.suffix:
             between = {"input_prefix": call.prompt, "input_suffix": call.suffix, "input_extra": [], "prompt": ""}
             return self._answer("/infill", body | between, CompletionDecoder())

@@ -23,9 +23,9 @@ from corral.wire import create, manifest
 from corral.wire.create import UNQUANTIZED, WORKING_DIGEST, CreateRequest, ProgressEvent
 from corral.wire.errors import CorralError
 from corral.wire.gguf import format_parameters
+from corral.wire.goprompt import check_template
 from corral.wire.manifest import Layer, Manifest, ModelConfig
 from corral.wire.names import Digest, ModelName, ModelReference, Source, parse_name, parse_reference
-from corral.wire.templates import go_fault
 
 Events = AsyncGenerator[ProgressEvent, None]
 #: Brings a model here from its registry; its events are passed on.
@@ -352,8 +352,7 @@ class ModelMaker:
         replace."""
         request = asked.request
         if request.template:
-            if fault := go_fault(request.template):
-                raise CorralError("bad_request", f"template error: template: {fault}")
+            check_template(request.template)
             making.parts = [part for part in making.parts if part.layer.media_type != manifest.PROMPT_LAYER]
             await self._replace(making, manifest.TEMPLATE_LAYER, request.template.encode())
         if request.system:

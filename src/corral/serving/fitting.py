@@ -4,8 +4,9 @@ Nobody counts the tokens of a request that fits: that would cost every request t
 as bad_request, and only then is the prompt rendered and counted here, so that its text need not be understood.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from corral.core.ports import ChatCall, Chunk, CompletionCall, Finish, Runner
@@ -23,9 +24,20 @@ TOO_LONG = (
 INPUT_TOO_LONG = "the input length exceeds the context length"
 
 
-async def fitted_events(runner: Runner, call: Call, *, context_length: int, truncate: bool) -> AsyncGenerator[Event, None]:
+async def fitted_events(
+    runner: Runner,
+    call: Call,
+    *,
+    context_length: int,
+    truncate: bool,
+    shorter: Callable[[int], Call] | None = None,
+    droppable: int = 0,
+) -> AsyncGenerator[Event, None]:
     """The events of a call. truncate: leave out the oldest messages of a chat that is too long, never system messages or the last
-    one. Raises: bad_request with Ollama's text when it cannot be made to fit; whatever the runner raises."""
+    one. shorter, droppable: the call without so many messages, and how many may go; for a call that is no chat itself. Raises:
+    bad_request with Ollama's text when it cannot be made to fit; whatever the runner raises."""
+    if isinstance(call, ChatCall):
+        shorter, droppable = partial(_without, call), len(call.messages) - 1
     events = _started(runner, call)
     try:
         try:
@@ -33,11 +45,11 @@ async def fitted_events(runner: Runner, call: Call, *, context_length: int, trun
         except CorralError as error:
             if error.code != "bad_request":
                 raise
-            shorter = await _shortened(runner, call, context_length, truncate=truncate)
-            if shorter is None:
+            fitting = await _shortened(runner, call, context_length, shorter if truncate else None, droppable)
+            if fitting is None:
                 raise
             await _close(events)
-            events = _started(runner, shorter)
+            events = _started(runner, fitting)
             event = await anext(events, None)
         while event is not None:
             yield event
@@ -56,24 +68,26 @@ async def _close(events: AsyncIterator[Event]) -> None:
         await close()
 
 
-async def _shortened(runner: Runner, call: Call, context_length: int, *, truncate: bool) -> Call | None:
+async def _shortened(
+    runner: Runner, call: Call, context_length: int, shorter: Callable[[int], Call] | None, droppable: int
+) -> Call | None:
     """The call made to fit; None when length was not what the engine disliked. Raises: bad_request."""
     if context_length <= 0 or await count_tokens(runner, call) < context_length:
         return None
-    if not truncate or isinstance(call, CompletionCall) or len(call.messages) < 2:
+    if shorter is None or droppable < 1:
         raise CorralError("bad_request", TOO_LONG)
     # Leaving out more never makes a prompt longer, so the fewest messages to leave out are found by halving.
-    low, high = 1, len(call.messages) - 1
+    low, high = 1, droppable
     while low < high:
         middle = (low + high) // 2
-        if await count_tokens(runner, _without(call, middle)) < context_length:
+        if await count_tokens(runner, shorter(middle)) < context_length:
             high = middle
         else:
             low = middle + 1
-    shorter = _without(call, low)
-    if await count_tokens(runner, shorter) >= context_length:
+    fitting = shorter(low)
+    if await count_tokens(runner, fitting) >= context_length:
         raise CorralError("bad_request", TOO_LONG)
-    return shorter
+    return fitting
 
 
 def _without(call: ChatCall, count: int) -> ChatCall:

@@ -1,26 +1,37 @@
 """Native requests answered by runners: what to check, what to ask the engine for, what to say of its answer.
 
-A chat always goes through the engine's chat with the template inside the weights, and so does a generation that is not raw:
-thinking and calls are split off by the engine (Ollama does that for chats only). Weights without any template get the text as it
-is. Nothing here knows HTTP, names of the hub or who is calling. Source: ollama server/routes.go, fb30760.
+A chat goes through the engine's chat with the template inside the weights, and so does a generation that is not raw: thinking and
+calls are split off by the engine (Ollama does that for chats only). Where a Go template makes the prompt, serving.rendered does
+the same around a completion. Nothing here knows HTTP, names of the hub or who is calling. Source: ollama server/routes.go,
+fb30760.
 """
 
 import hashlib
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from datetime import date
 from http import HTTPStatus
 from typing import Any, Protocol
 
 from corral.core.ports import ChatCall, Chunk, Clock, CompletionCall, Finish, Runner, Sampling
 from corral.core.records import Capability, Model
 from corral.serving.fitting import count_tokens, embed_fitting, fitted_events
+from corral.serving.rendered import (
+    RenderedCall,
+    completion_sampling,
+    rendered_call,
+    rendered_events,
+    rendered_prompt,
+    template_for,
+)
 from corral.wire.engine_chat import engine_message, native_call
 from corral.wire.errors import CorralError
-from corral.wire.inventory import DEFAULT_TEMPLATE
+from corral.wire.goprompt import go_prompt
 from corral.wire.native import (
     ChatRequest,
     ChatResponse,
+    DebugInfo,
     EmbeddingsRequest,
     EmbeddingsResponse,
     EmbedRequest,
@@ -35,8 +46,9 @@ from corral.wire.native import (
     format_time,
 )
 from corral.wire.options import Options, Think, completion_schema, merge_options, response_format, template_kwargs
+from corral.wire.templates import go_fields
 
-Call = ChatCall | CompletionCall
+Call = ChatCall | CompletionCall | RenderedCall
 
 
 class Slot(Protocol):
@@ -68,11 +80,15 @@ class RunnerPool(Protocol):
 
 
 class Inference:
-    """Runs models. Generators must be closed by whoever does not read them to the end, which stops the engine."""
+    """Runs models. Generators must be closed by whoever does not read them to the end, which stops the engine.
 
-    def __init__(self, runners: RunnerPool, clock: Clock) -> None:
+    prefers_go: whether a model's Go template goes before the template inside its weights; None for the better one of the two.
+    """
+
+    def __init__(self, runners: RunnerPool, clock: Clock, *, prefers_go: bool | None = None) -> None:
         self._runners = runners
         self._clock = clock
+        self._prefers_go = prefers_go
 
     async def generate(self, model: Model, request: GenerateRequest) -> AsyncGenerator[GenerateResponse, None]:
         """The events of a generation. Raises: bad_request, not_supported, busy, unavailable, engine_failed."""
@@ -87,8 +103,11 @@ class Inference:
             if request.only_loads:
                 yield self._generated(request, done=True, done_reason="load")
                 return
-            call = await _generate_call(model, request, slot, _sampling(options, request, slot), think)
-            run = _Run(slot, call, started_ns, unsupported=_no_insert(model) if request.suffix else None)
+            call, instead = await self._generate_call(model, request, slot, _sampling(options, request, slot), think)
+            if request.debug_render_only:
+                yield self._generated(request, debug_info=await _debug_info(slot.runner, call, request.images))
+                return
+            run = _Run(slot, call, started_ns, instead=instead, unsupported=_no_insert(model) if request.suffix else None)
             async with aclosing(run.chunks(truncate=request.truncate is not False)) as chunks:
                 async for chunk in chunks:
                     yield self._generated(
@@ -113,7 +132,12 @@ class Inference:
             if request.only_loads:
                 yield self._chatted(request, done=True, done_reason="load")
                 return
-            run = _Run(slot, _chat_call(model, request, _sampling(options, request, slot), think), started_ns)
+            call = self._chat_call(model, request, _sampling(options, request, slot), think)
+            if request.debug_render_only:
+                images = [image for message in request.messages for image in message.images]
+                yield self._chatted(request, debug_info=await _debug_info(slot.runner, call, images))
+                return
+            run = _Run(slot, call, started_ns)
             async with aclosing(run.chunks(truncate=request.truncate is not False)) as chunks:
                 async for chunk in chunks:
                     logprobs = _logprobs(chunk, request.top_logprobs)
@@ -127,9 +151,10 @@ class Inference:
         think = _check_chat(model, request)
         options = merge_options(model.parameters, request.options)
         async with self._runners.use(model, options=options.load, keep_alive_s=request.keep_alive_s) as slot:
-            call = _chat_call(model, request, _sampling(options, request, slot), think)
+            call = self._chat_call(model, request, _sampling(options, request, slot), think)
             try:
-                return await count_tokens(slot.runner, call)
+                counted = call.completion(call.prompt) if isinstance(call, RenderedCall) else call
+                return await count_tokens(slot.runner, counted)
             except CorralError as error:
                 if error.code != "not_supported":
                     raise
@@ -170,6 +195,79 @@ class Inference:
         options = merge_options(model.parameters, request.options)
         return self._runners.use(model, options=options.load, keep_alive_s=request.keep_alive_s, embedding=True)
 
+    async def _generate_call(
+        self, model: Model, request: GenerateRequest, slot: Slot, sampling: Sampling, think: Think
+    ) -> tuple[Call, Call | None]:
+        """The call, and another one for an engine that cannot do the first."""
+        schema = completion_schema(request.format)
+        if request.raw:
+            return CompletionCall(prompt=request.prompt, grammar_schema=schema, sampling=sampling), None
+        if request.suffix:
+            # Whether the model has markers for the gap only the engine knows for sure, so it is asked (docs/divergences.md).
+            prompt = _infill(model, request, think, self._clock.now().date())
+            asked = CompletionCall(prompt=request.prompt, suffix=request.suffix, grammar_schema=schema, sampling=sampling)
+            rendered = CompletionCall(prompt=prompt, grammar_schema=schema, sampling=sampling) if prompt else None
+            return (rendered, None) if rendered and request.template else (asked, rendered)
+        call = self._templated(
+            model,
+            _messages(model, request),
+            [],
+            request.format,
+            sampling,
+            think,
+            template=request.template,
+            context=request.context,
+        )
+        if not request.context or isinstance(call, RenderedCall):
+            return call, None
+        # An earlier answer's tokens are put in front of what the template makes of this prompt, as Ollama does.
+        prompt = await rendered_prompt(slot.runner, call)
+        sampling = completion_sampling(sampling)
+        return CompletionCall(prompt=prompt, context=tuple(request.context), grammar_schema=schema, sampling=sampling), None
+
+    def _chat_call(self, model: Model, request: ChatRequest, sampling: Sampling, think: Think) -> ChatCall | RenderedCall:
+        stored = [Message(role=role, content=text) for role, text in model.messages]
+        messages = [*stored, *request.messages]
+        if model.system and request.messages[0].role != "system":
+            messages.insert(0, Message(role="system", content=model.system))
+        return self._templated(model, messages, request.tools, request.format, sampling, think)
+
+    def _templated(
+        self,
+        model: Model,
+        messages: Sequence[Message],
+        tools: list[dict[str, Any]],
+        wanted: object,
+        sampling: Sampling,
+        think: Think,
+        *,
+        template: str = "",
+        context: Sequence[int] | None = None,
+    ) -> ChatCall | RenderedCall:
+        """The call for messages. wanted: the request's `format`. template: the request's own."""
+        template = template or template_for(model, prefers_go=self._prefers_go)
+        if template and model.chat_template and any(message.images for message in messages):
+            template = ""  # a completion takes no pictures here, the engine's own chat does
+        if template:
+            return rendered_call(
+                model,
+                template,
+                messages,
+                tools=tools or None,
+                think=think,
+                today=self._clock.now().date(),
+                sampling=sampling,
+                schema=completion_schema(wanted),
+                context=tuple(context or ()),
+            )
+        return ChatCall(
+            messages=[engine_message(message) for message in messages],
+            tools=tools,
+            response_format=response_format(wanted),
+            template_kwargs=template_kwargs(think),
+            sampling=sampling,
+        )
+
     def _generated(self, request: GenerateRequest, *, response: str = "", done: bool = False, **fields: Any) -> GenerateResponse:
         created_at = format_time(self._clock.now())
         return GenerateResponse(model=request.model, created_at=created_at, response=response, done=done, **fields)
@@ -201,24 +299,31 @@ class Inference:
 
 
 class _Run:
-    """One call on its way through the engine. finish, calls and the text are complete once `chunks` has ended. unsupported: what
-    it means when the engine says that it cannot do such a thing."""
+    """One call on its way through the engine. finish, calls and the text are complete once `chunks` has ended. instead: the call
+    to make when the engine says that it cannot do such a thing, or else unsupported: what that means."""
 
-    def __init__(self, slot: Slot, call: Call, started_ns: int, *, unsupported: CorralError | None = None) -> None:
+    def __init__(
+        self,
+        slot: Slot,
+        call: Call,
+        started_ns: int,
+        *,
+        instead: Call | None = None,
+        unsupported: CorralError | None = None,
+    ) -> None:
         self.slot = slot
         self.call = call
         self.started_ns = started_ns
         self.calls: list[ToolCall] = []
         self.finish: Finish
         self._text: list[str] = []
+        self._instead = instead
         self._unsupported = unsupported
 
     async def chunks(self, *, truncate: bool) -> AsyncGenerator[Chunk, None]:
         """Everything worth an event of its own. Raises: engine_failed also for an answer that ends without saying why."""
         finish: Finish | None = None
-        slot = self.slot
-        fitted = fitted_events(slot.runner, self.call, context_length=slot.context_length, truncate=truncate)
-        async with _worded(self._unsupported), aclosing(fitted) as events:
+        async with _worded(self._unsupported), aclosing(self._events(truncate=truncate)) as events:
             async for event in events:
                 if isinstance(event, Finish):
                     finish = event
@@ -233,13 +338,35 @@ class _Run:
             raise CorralError("engine_failed", "an error was encountered while running the model: the answer ended early")
         self.finish = finish
 
+    async def _events(self, *, truncate: bool) -> AsyncGenerator[Chunk | Finish, None]:
+        try:
+            async with aclosing(self._started(truncate=truncate)) as events:
+                async for event in events:
+                    yield event
+            return
+        except CorralError as error:
+            if self._instead is None or error.status != HTTPStatus.NOT_IMPLEMENTED:
+                raise
+        self.call, self._instead = self._instead, None
+        async with aclosing(self._started(truncate=truncate)) as events:
+            async for event in events:
+                yield event
+
+    def _started(self, *, truncate: bool) -> AsyncGenerator[Chunk | Finish, None]:
+        runner, context_length = self.slot.runner, self.slot.context_length
+        if isinstance(self.call, RenderedCall):
+            return rendered_events(runner, self.call, context_length=context_length, truncate=truncate)
+        return fitted_events(runner, self.call, context_length=context_length, truncate=truncate)
+
     async def context(self, earlier: Sequence[int]) -> list[int]:
         """The tokens of prompt and answer, for a later request's `context`; empty where the engine cannot tell, because an answer
         that is complete must not fail for the sake of a deprecated field."""
         runner, call = self.slot.runner, self.call
         try:
-            prompt = call.prompt if isinstance(call, CompletionCall) else await runner.apply_template(call)
-            return [*earlier, *await runner.tokenize(prompt + "".join(self._text), add_special=not earlier)]
+            # Where parts are told apart here, the tags between them belong to the text.
+            text = call.raw if isinstance(call, RenderedCall) else self._text
+            prompt = await rendered_prompt(runner, call)
+            return [*earlier, *await runner.tokenize(prompt + "".join(text), add_special=not earlier)]
         except CorralError:
             return []
 
@@ -272,12 +399,10 @@ def _check_generate(model: Model, request: GenerateRequest) -> Think:
         raise CorralError("bad_request", f'"{request.model}" does not support generate')
     if request.suffix and request.raw and Capability.INSERT not in model.capabilities:
         raise _no_insert(model)
-    if request.template:
-        raise CorralError("not_supported", "a template in the request is not supported yet; send a raw prompt, or use /api/chat")
+    if request.template and not model.weights:
+        raise CorralError("not_supported", "this model runs at an upstream, which takes no template in a request")
     if request.raw and request.images:
         raise CorralError("not_supported", "a raw prompt with images is not supported yet; leave raw out")
-    if not (request.raw or request.suffix):
-        _check_template(model)
     return think
 
 
@@ -292,17 +417,7 @@ def _check_chat(model: Model, request: ChatRequest) -> Think:
         raise CorralError("bad_request", f'"{request.model}" does not support chat')
     if request.tools and Capability.TOOLS not in model.capabilities:
         raise CorralError("bad_request", f"{model.name} does not support tools")
-    _check_template(model)
     return think
-
-
-def _check_template(model: Model) -> None:
-    if model.weights and not model.chat_template and model.template not in ("", DEFAULT_TEMPLATE):
-        raise CorralError(
-            "not_supported",
-            f"{model.name.short} has a template in Go's language only, which is not supported yet; "
-            "use weights with an embedded chat template, or send a raw prompt to /api/generate",
-        )
 
 
 def _think(model: Model, request: GenerateRequest | ChatRequest) -> Think:
@@ -333,53 +448,27 @@ def _logprob_options(request: GenerateRequest | ChatRequest) -> dict[str, Any]:
     return {"logprobs": True, "top_logprobs": wanted}
 
 
-async def _generate_call(model: Model, request: GenerateRequest, slot: Slot, sampling: Sampling, think: Think) -> Call:
-    if request.raw:
-        return CompletionCall(prompt=request.prompt, grammar_schema=completion_schema(request.format), sampling=sampling)
-    if request.suffix:
-        # Whether the model has markers for the gap only the engine knows for sure, so it is asked (docs/divergences.md).
-        schema = completion_schema(request.format)
-        return CompletionCall(prompt=request.prompt, suffix=request.suffix, grammar_schema=schema, sampling=sampling)
+def _messages(model: Model, request: GenerateRequest) -> list[Message]:
+    """The chat that a generation is a turn of."""
     system = request.system or model.system
     stored = [] if request.context is not None else [Message(role=role, content=text) for role, text in model.messages]
-    messages = [
+    return [
         *([Message(role="system", content=system)] if system else []),
         *stored,
         Message(role="user", content=request.prompt, images=request.images),
     ]
-    call = _templated(model, messages, [], request.format, sampling, think)
-    if not request.context or isinstance(call, CompletionCall):
-        return call
-    # An earlier answer's tokens are put in front of what the template makes of this prompt, as Ollama does.
-    prompt = await slot.runner.apply_template(call)
-    return CompletionCall(
-        prompt=prompt, context=tuple(request.context), grammar_schema=completion_schema(request.format), sampling=sampling
-    )
 
 
-def _chat_call(model: Model, request: ChatRequest, sampling: Sampling, think: Think) -> Call:
-    stored = [Message(role=role, content=text) for role, text in model.messages]
-    messages = [*stored, *request.messages]
-    if model.system and request.messages[0].role != "system":
-        messages.insert(0, Message(role="system", content=model.system))
-    return _templated(model, messages, request.tools, request.format, sampling, think)
+def _infill(model: Model, request: GenerateRequest, think: Think, today: date) -> str:
+    """The prompt that a Go template makes of prompt and suffix; empty when there is none that knows of a suffix."""
+    template = request.template or model.template
+    if not model.weights or (not request.template and "suffix" not in go_fields(template)):
+        return ""
+    return go_prompt(template).infill(request.prompt, request.suffix, think, today=today)
 
 
-def _templated(
-    model: Model, messages: Sequence[Message], tools: list[dict[str, Any]], wanted: object, sampling: Sampling, think: Think
-) -> Call:
-    """The call for messages. wanted: the request's `format`."""
-    if model.weights and not model.chat_template:
-        # Base models: Ollama's template for them is the prompt alone, turn after turn.
-        prompt = "".join(message.content for message in messages if message.role in ("user", "assistant"))
-        return CompletionCall(prompt=prompt, grammar_schema=completion_schema(wanted), sampling=sampling)
-    return ChatCall(
-        messages=[engine_message(message) for message in messages],
-        tools=tools,
-        response_format=response_format(wanted),
-        template_kwargs=template_kwargs(think),
-        sampling=sampling,
-    )
+async def _debug_info(runner: Runner, call: Call, images: Sequence[bytes]) -> DebugInfo:
+    return DebugInfo(rendered_template=await rendered_prompt(runner, call), image_count=len(images))
 
 
 # ── Answers ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -106,6 +106,7 @@ class _TextRequest(_RunRequest, frozen=True, kw_only=True):
     shift: bool | None = None
     logprobs: bool = False
     top_logprobs: int = 0
+    debug_render_only: bool = msgspec.field(default=False, name="_debug_render_only")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,8 +116,8 @@ class _TextRequest(_RunRequest, frozen=True, kw_only=True):
 
     @property
     def wants_stream(self) -> bool:
-        """Streaming is the default of native routes."""
-        return self.stream is not False
+        """Streaming is the default of native routes, except for a prompt that is only shown."""
+        return self.stream is not False and not self.debug_render_only
 
 
 class GenerateRequest(_TextRequest, frozen=True, kw_only=True):
@@ -192,6 +193,13 @@ class ShowRequest(msgspec.Struct, frozen=True, kw_only=True):
     verbose: bool = False
 
 
+class DebugInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What `_debug_render_only` is answered with: the prompt that the model would have read."""
+
+    rendered_template: str
+    image_count: int = 0
+
+
 class GenerateResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One event of a generation; the last has done set. Durations in ns. created_at: see format_time."""
 
@@ -211,6 +219,7 @@ class GenerateResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     eval_count: int = 0
     eval_duration: int = 0
     tool_calls: list[ToolCall] = []
+    debug_info: DebugInfo | None = msgspec.field(default=None, name="_debug_info")
     logprobs: list[Logprob] = []
 
 
@@ -224,6 +233,7 @@ class ChatResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     message: Message
     done: bool
     done_reason: str = ""
+    debug_info: DebugInfo | None = msgspec.field(default=None, name="_debug_info")
     logprobs: list[Logprob] = []
     total_duration: int = 0
     load_duration: int = 0

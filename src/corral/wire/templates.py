@@ -8,6 +8,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from corral.wire.errors import CorralError
+from corral.wire.goprompt import GoPrompt, go_prompt
+
 #: What may hold words that are no fields: strings and comments. Unclosed ones end the text, which keeps the search linear.
 _QUOTED = re.compile(r'"(?:\\.|[^"\\])*(?:"|\Z)|`[^`]*(?:`|\Z)|/\*.*?(?:\*/|\Z)', re.DOTALL)
 #: One action, with strings and runes in it that may hold braces, or a comment. Possessive, which keeps it linear.
@@ -35,6 +38,38 @@ def jinja_has_thinking(template: str) -> bool:
     # Some templates only cut earlier thoughts away; the engine still tells thought from answer then.
     splits = "content.split('</think>')" in template or 'content.split("</think>")' in template
     return splits and "reasoning_content" not in template and "<SPECIAL_12>" not in template
+
+
+def jinja_is_preferred(chat_template: str, template: str) -> bool:
+    """Whether the Jinja template inside the weights serves better than the model's Go template: when more can be done with it, or
+    the same, but only it shows the model what tools answered. A Go template that cannot be read serves nobody."""
+    try:
+        go = go_prompt(template)
+    except CorralError:
+        return True
+    found = {"tools": jinja_has_tools(chat_template), "thinking": jinja_has_thinking(chat_template)}
+    jinja_can = {name for name, is_found in found.items() if is_found}
+    go_can = {name for name in ("tools", "suffix") if name in go.fields} | ({"thinking"} if all(go.thinking_tags) else set())
+    if len(jinja_can) > len(go_can):
+        return not _go_shows_results(go, template) or _jinja_shows_results(chat_template)
+    if jinja_can != go_can or "tools" not in go_can:
+        return False
+    return _jinja_shows_results(chat_template) and not _go_shows_results(go, template)
+
+
+def _go_shows_results(go: GoPrompt, template: str) -> bool:
+    marks = ('eq .Role "tool"', "tool_response", "TOOL_RESULTS")
+    return go.fields >= {"tools", "toolcalls"} and any(mark in template for mark in marks)
+
+
+_ROLE_IS_TOOL = re.compile(r"""role(?:'\]|"\]) == (?:'tool'|"tool")|message\.role == (?:'tool'|"tool")""")
+
+
+def _jinja_shows_results(chat_template: str) -> bool:
+    has_calls = "tool_calls" in chat_template or "assistant_tool_call" in chat_template
+    marks = ("tool_response", "tool_results", "ipython")
+    shows = any(mark in chat_template for mark in marks) or _ROLE_IS_TOOL.search(chat_template) is not None
+    return has_calls and shows
 
 
 def go_fields(template: str) -> frozenset[str]:

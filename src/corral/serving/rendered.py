@@ -1,0 +1,251 @@
+"""Chats whose prompt a Go template makes: which models those are, the prompt, and the parts of the answer.
+
+The engine sees a bare completion, so what it does elsewhere happens here: the oldest messages are left out of a chat that is too
+long, thoughts and calls are told apart by the template's tags, and a schema is held to only once thinking has ended. Source:
+ollama server/routes.go, server/prompt.go, server/images.go, fb30760.
+"""
+
+import re
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from datetime import date
+from typing import Any
+
+from corral.core.ports import ChatCall, Chunk, CompletionCall, Finish, Runner, Sampling
+from corral.core.records import Model
+from corral.serving.fitting import fitted_events
+from corral.wire.errors import CorralError
+from corral.wire.goprompt import ANY_OBJECT, GoPrompt, go_prompt
+from corral.wire.inventory import DEFAULT_TEMPLATE
+from corral.wire.native import Message
+from corral.wire.options import Think
+from corral.wire.splitting import CallSplitter, ThinkingSplitter
+from corral.wire.templates import jinja_is_preferred
+
+Event = Chunk | Finish
+
+#: What templates may begin with and tokenizers add by themselves.
+_BEGINNING = re.compile(r"<s>|<bos>|<BOS_TOKEN>|<\|begin_of_text\|>|<\|startoftext\|>|<｜begin▁of▁sentence｜>|\[BOS\]")
+_SPECIAL = re.compile(r"<[^>]+>|\[[^\]]+\]")
+_THINK_TAGS = ("<think>", "</think>")
+
+
+def template_for(model: Model, *, prefers_go: bool | None) -> str:
+    """The Go template that makes this model's prompts; empty when the template inside the weights does. prefers_go: what the
+    operator said (OLLAMA_GO_TEMPLATE), None for nothing."""
+    if not model.weights:
+        return ""
+    if not model.chat_template:
+        return model.template or DEFAULT_TEMPLATE
+    # Ollama renders these by code of its own; the template inside the weights says the same.
+    has_own_code = model.renderer or model.parser or model.details.family in ("gptoss", "gpt-oss")
+    if not model.template or has_own_code or prefers_go is False:
+        return ""
+    if prefers_go is None and jinja_is_preferred(model.chat_template, model.template):
+        return ""
+    return model.template
+
+
+@dataclass(slots=True, kw_only=True)
+class RenderedCall:
+    """A chat and the template that makes its prompt. tools: None when the request has none. schema: of the answer. context:
+    tokens that go before the prompt. tags: around thoughts, empty when none are expected. raw: the engine's answer as it came,
+    complete at its end."""
+
+    template: GoPrompt
+    messages: Sequence[Message]
+    tools: Sequence[dict[str, Any]] | None
+    think: Think
+    today: date
+    tags: tuple[str, str] = ("", "")
+    schema: dict[str, Any] | None = None
+    context: Sequence[int] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    raw: list[str] = field(default_factory=list)
+
+    @property
+    def prompt(self) -> str:
+        """For all messages. Raises: bad_request for what the template does wrong."""
+        return self.template.chat(self.messages, self.tools, self.think, today=self.today)
+
+    def completion(self, prompt: str) -> CompletionCall:
+        """What the engine is asked, without the schema."""
+        wanted = [self.template.call_tag] if self.tools and self.template.call_tag not in (ANY_OBJECT, "[") else []
+        special = [match[0] if (match := _SPECIAL.match(tag)) else tag for tag in (*wanted, *self.tags) if tag]
+        return CompletionCall(prompt=prompt, context=self.context, sampling=self.sampling, preserved_tokens=tuple(special))
+
+    def without(self, count: int) -> "RenderedCall":
+        """The chat without the first so many messages, except those of the system among them."""
+        kept = [message for message in self.messages[:count] if message.role == "system"]
+        return replace(self, messages=[*kept, *self.messages[count:]])
+
+
+def rendered_call(
+    model: Model,
+    template: str,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[dict[str, Any]] | None,
+    think: Think,
+    today: date,
+    sampling: Sampling,
+    schema: dict[str, Any] | None = None,
+    context: Sequence[int] = (),
+) -> RenderedCall:
+    """Raises: bad_request for a template that cannot be read; not_supported for pictures."""
+    if any(message.images for message in messages):
+        raise CorralError("not_supported", "pictures are not supported yet where a Go template makes the prompt")
+    prompt = go_prompt(template)
+    tags = prompt.thinking_tags
+    if not all(tags) and all(tag in model.chat_template for tag in _THINK_TAGS):
+        tags = _THINK_TAGS
+    if model.details.family == "qwen3" or model.name.model == "deepseek-r1":
+        messages = _without_old_thoughts(messages)
+    return RenderedCall(
+        template=prompt,
+        messages=messages,
+        tools=tools,
+        think=think,
+        today=today,
+        tags=tags if think else ("", ""),
+        schema=schema,
+        context=context,
+        sampling=completion_sampling(sampling),
+    )
+
+
+def completion_sampling(sampling: Sampling) -> Sampling:
+    """Options of a chat in the words of a completion, which has its own for likelihoods."""
+    values = {name: value for name, value in sampling.values.items() if name not in ("logprobs", "top_logprobs")}
+    if sampling.values.get("logprobs"):
+        values["n_probs"] = sampling.values["top_logprobs"]
+    return Sampling(values=values)
+
+
+def _without_old_thoughts(messages: Sequence[Message]) -> list[Message]:
+    """Older clients send back what a model thought as part of what it said; only what follows the last question keeps it."""
+    last_question = max((index for index, message in enumerate(messages) if message.role == "user"), default=-1)
+    return [
+        _said(message) if message.role == "assistant" and index < last_question else message
+        for index, message in enumerate(messages)
+    ]
+
+
+def _said(message: Message) -> Message:
+    splitter = ThinkingSplitter(*_THINK_TAGS)
+    _, content = splitter.feed(message.content)
+    return Message(
+        role=message.role,
+        content=content + splitter.finish()[1],
+        thinking=message.thinking,
+        images=message.images,
+        tool_calls=message.tool_calls,
+    )
+
+
+# ── Running ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def rendered_events(
+    runner: Runner, call: RenderedCall, *, context_length: int, truncate: bool
+) -> AsyncGenerator[Event, None]:
+    """The events of a rendered chat, thoughts and calls told apart. Raises: as fitted_events."""
+    prompt = await _without_second_beginning(runner, call.prompt)
+    splitter = _Splitter(call, prompt)
+    completion = call.completion(prompt)
+    thinks_first = call.schema is not None and splitter.expects_thoughts
+    first = completion if thinks_first else replace(completion, grammar_schema=call.schema)
+    tokens = 0
+
+    def shorter(count: int) -> CompletionCall:
+        nonlocal prompt
+        prompt = call.without(count).prompt
+        return replace(first, prompt=prompt)
+
+    # An earlier answer's tokens are not messages that could be left out.
+    droppable = 0 if call.context else len(call.messages) - 1
+    events = fitted_events(runner, first, context_length=context_length, truncate=truncate, shorter=shorter, droppable=droppable)
+    async with aclosing(events) as answer:
+        async for event in answer:
+            if isinstance(event, Finish):
+                for chunk in splitter.finish():
+                    yield chunk
+                yield event
+                return
+            tokens += 1
+            call.raw.append(event.content)
+            chunk = splitter.split(event)
+            if thinks_first and chunk.content.strip():
+                # Here the schema begins: what was said from here on is asked for again, under it.
+                call.raw[:] = ["".join(call.raw).removesuffix(chunk.content)]
+                yield replace(chunk, content="", logprobs=())
+                break
+            yield chunk
+        else:
+            return
+    async for event in _continued(runner, call, prompt, context_length, tokens):
+        yield event
+
+
+async def _continued(
+    runner: Runner, call: RenderedCall, prompt: str, context_length: int, tokens: int
+) -> AsyncGenerator[Event, None]:
+    """The answer under its schema, behind the thoughts. tokens: how many those were; they count as said, not as read."""
+    completion = replace(call.completion(prompt + call.raw[0]), grammar_schema=call.schema)
+    events = fitted_events(runner, completion, context_length=context_length, truncate=False)
+    async with aclosing(events) as answer:
+        async for event in answer:
+            if isinstance(event, Finish):
+                timings = event.timings
+                yield replace(
+                    event,
+                    timings=replace(
+                        timings,
+                        prompt_tokens=max(0, timings.prompt_tokens - tokens),
+                        eval_tokens=timings.eval_tokens + tokens,
+                    ),
+                )
+            else:
+                call.raw.append(event.content)
+                yield event
+
+
+async def _without_second_beginning(runner: Runner, prompt: str) -> str:
+    """The prompt without a first token that the tokenizer adds by itself: models answer worse when it comes twice."""
+    match = _BEGINNING.match(prompt)
+    if match is None:
+        return prompt
+    tokens = await runner.tokenize(match[0], add_special=True)
+    return prompt[match.end() :] if len(tokens) > 1 and tokens[0] == tokens[1] else prompt
+
+
+class _Splitter:
+    """Chunks of text in, chunks with their parts told apart out."""
+
+    def __init__(self, call: RenderedCall, prompt: str) -> None:
+        opening, closing = call.tags
+        self.expects_thoughts = bool(opening and closing)
+        is_inside = self.expects_thoughts and prompt.rstrip().endswith(opening)
+        self._thoughts = ThinkingSplitter(opening, closing, is_inside=is_inside) if self.expects_thoughts else None
+        names = [str(tool.get("function", {}).get("name", "")) for tool in call.tools or ()]
+        self._calls = CallSplitter(call.template.call_tag, [name for name in names if name]) if any(names) else None
+
+    def split(self, chunk: Chunk) -> Chunk:
+        thoughts, content = self._thoughts.feed(chunk.content) if self._thoughts else ("", chunk.content)
+        content, calls = self._calls.feed(content) if self._calls and content else (content, [])
+        return Chunk(content=content, thinking=thoughts, tool_calls=calls, logprobs=chunk.logprobs)
+
+    def finish(self) -> list[Chunk]:
+        """What was held back, if anything."""
+        thoughts, content = self._thoughts.finish() if self._thoughts else ("", "")
+        calls: list[dict[str, Any]] = []
+        if self._calls:
+            content, calls = self._calls.feed(content)
+            content += self._calls.finish()
+        return [Chunk(content=content, thinking=thoughts, tool_calls=calls)] if content or thoughts or calls else []
+
+
+async def rendered_prompt(runner: Runner, call: "ChatCall | CompletionCall | RenderedCall") -> str:
+    """The prompt that the engine would read."""
+    return await runner.apply_template(call) if isinstance(call, ChatCall) else call.prompt
