@@ -41,7 +41,7 @@ SETTINGS = {
     "OLLAMA_NOPRUNE": ("`0`", "Keep blobs that no model needs, at the start of the server and when a model is replaced."),
     "OLLAMA_GO_TEMPLATE": (
         "the better one",
-        "Whether a model's Go template (`TEMPLATE`) makes its prompts (`1`) or the template inside its weights (`0`), where it has both.",
+        "Whether a model's own `TEMPLATE` makes its prompts (`1`) or the template inside its weights (`0`), where it has both.",
     ),
     "OLLAMA_DEBUG": ("`0`", "1 or 2: log more."),
     "OLLAMA_API_KEY": ("", "An API key for the hub, used by commands instead of this device's signature."),
