@@ -32,7 +32,9 @@ def python_client() -> Client:
         pytest.skip("the clients' environment is not there; `make test` makes it")
 
     def run(script: str, url: str, model: str, key: str) -> dict[str, Any]:
-        env = {"OLLAMA_API_KEY": key, "OPENAI_API_KEY": key or "unused"} if key else {"OPENAI_API_KEY": "unused"}
+        env = dict.fromkeys(("OPENAI_API_KEY", "ANTHROPIC_API_KEY"), key or "unused")
+        if key:
+            env["OLLAMA_API_KEY"] = key
         return report_by([str(python), str(HERE / "clients" / script), url, model], env, HERE)
 
     return run

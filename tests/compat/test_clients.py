@@ -30,6 +30,12 @@ def openai_report(request: pytest.FixtureRequest, servers: Stack, python_client:
     return report_of(python_client, "python_openai.py", request.param, servers)
 
 
+@pytest.fixture(params=WAYS)
+def anthropic_report(request: pytest.FixtureRequest, servers: Stack, python_client: Client) -> dict[str, Any]:
+    """What the anthropic package saw on one way."""
+    return report_of(python_client, "python_anthropic.py", request.param, servers)
+
+
 def report_of(run: Client, script: str, way: str, servers: Stack) -> dict[str, Any]:
     """The report of a client, made once."""
     if (script, way) not in _reports:
@@ -91,6 +97,54 @@ def test_openai_chat_is_the_same_whole_and_streamed(openai_report: dict[str, Any
 
 def test_openai_unknown_model_raises_not_found(openai_report: dict[str, Any]) -> None:
     assert openai_report["unknown_model"] == {"error": "NotFoundError", "status": 404}
+
+
+def test_openai_completion_is_the_same_whole_and_streamed(openai_report: dict[str, Any]) -> None:
+    whole, streamed = openai_report["completion"], openai_report["completion_streamed"]
+    assert whole["text"]
+    assert whole["finish"] in ("stop", "length")
+    assert (streamed["text"], streamed["tokens"]) == (whole["text"], whole["tokens"])
+    assert streamed["chunks"] > 2
+
+
+def test_openai_embeddings_are_the_same_packed_and_as_numbers(openai_report: dict[str, Any]) -> None:
+    assert openai_report["embeddings"] == {"sizes": [576, 576], "is_same": True}
+
+
+def test_openai_response_is_the_same_whole_and_streamed(openai_report: dict[str, Any]) -> None:
+    whole, streamed = openai_report["response"], openai_report["response_streamed"]
+    assert whole["text"]
+    assert 0 < whole["tokens"] <= 12
+    assert (streamed["text"], streamed["status"], whole["status"]) == (whole["text"], "completed", "completed")
+    assert (streamed["first"], streamed["last"]) == ("response.created", "response.completed")
+
+
+def test_anthropic_message_is_the_same_whole_and_streamed(anthropic_report: dict[str, Any]) -> None:
+    whole, streamed = anthropic_report["message"], anthropic_report["streamed"]
+    assert whole["text"]
+    assert whole["stop"] in ("end_turn", "max_tokens")
+    assert 0 < whole["out"] <= 12
+    assert (streamed["text"], streamed["stop"], streamed["out"]) == (whole["text"], whole["stop"], whole["out"])
+    assert (streamed["first"], streamed["last"]) == ("message_start", "message_stop")
+
+
+def test_anthropic_holds_a_streamed_conversation(anthropic_report: dict[str, Any]) -> None:
+    assert [bool(said) for said in anthropic_report["conversation"]] == [True, True, True]
+
+
+def test_anthropic_sends_results_of_tools_and_asks_any_model_to_think(anthropic_report: dict[str, Any]) -> None:
+    assert anthropic_report["blocks"] == "assistant"
+
+
+def test_anthropic_counts_tokens_as_the_engine_does(anthropic_report: dict[str, Any]) -> None:
+    few, many = anthropic_report["count"]
+    assert few == anthropic_report["message"]["in"]
+    assert many > few + 20
+
+
+def test_anthropic_errors_are_the_packages_own(anthropic_report: dict[str, Any]) -> None:
+    assert anthropic_report["unknown_model"] == {"error": "NotFoundError", "status": 404}
+    assert anthropic_report["no_messages"] == {"error": "BadRequestError", "status": 400}
 
 
 @pytest.mark.parametrize(

@@ -521,6 +521,21 @@ async def test_hub_that_dies_in_a_stream_ends_it_with_an_error_frame_and_nothing
     assert b"[DONE]" not in answer.body
 
 
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/v1/completions", b'data: {"error":{"message":"'),
+        ("/v1/responses", b'event: error\ndata: {"type":"error","code":"server_error","message":"'),
+        ("/v1/messages", b'event: error\ndata: {"type":"error","error":{"type":"api_error","message":"'),
+    ],
+)
+async def test_hub_that_dies_in_a_stream_is_told_in_the_routes_own_form(path: str, told: bytes, local: Local) -> None:
+    local.hub.script = streaming(b"event: a\ndata: {}\n\nevent", content_type="text/event-stream", then_cut=True)
+    answer = await local.request("POST", path, {"model": "m:cloud", "stream": True})
+    assert answer.body.startswith(b"event: a\ndata: {}\n\n" + told)
+    assert answer.body.endswith(b"\n\n")
+
+
 async def test_stream_without_a_last_line_end_arrives_whole(local: Local) -> None:
     local.hub.script = streaming(b'{"a":1}\n{"done":true}')
     assert (await local.request("POST", "/api/chat", {"model": "m:cloud"})).body == b'{"a":1}\n{"done":true}'

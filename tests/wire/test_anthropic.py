@@ -231,11 +231,24 @@ def test_block_that_cannot_be_used_is_refused(block: dict[str, Any], text: str |
     assert found == text or (text is None and found.startswith("invalid base64 image data: "))
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"format": {"type": "json_schema", "schema": {"type": "object"}}}, {"type": "object"}),
+        ({"format": {"type": "novel"}}, None),
+        ({"format": None}, None),
+    ],
+)
+def test_output_format_is_mapped(config: dict[str, Any], expected: Any) -> None:
+    assert native(output_config=config).format == expected
+
+
 def test_tools_are_shown_as_functions_and_a_search_of_ours_is_not() -> None:
     search = {"type": "web_search_20250305", "name": "web_search", "max_uses": 3}
+    fetch = {"type": "web_fetch_20260318", "name": "web_fetch"}
     shell = {"type": "bash_20250124", "name": "bash"}
     function = {"name": "bash", "description": "", "parameters": {"type": "object", "properties": {}}}
-    assert native(tools=[WEATHER, search, shell]).tools == [SHOWN, {"type": "function", "function": function}]
+    assert native(tools=[WEATHER, search, fetch, shell]).tools == [SHOWN, {"type": "function", "function": function}]
 
 
 @pytest.mark.parametrize(

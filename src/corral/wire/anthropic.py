@@ -18,8 +18,8 @@ from corral.wire.native import ChatRequest, ChatResponse, Message, ToolCall, Too
 from corral.wire.options import Think
 
 _encode = msgspec.json.Encoder().encode
-#: Tools of this type are run by the server and not by the caller.
-_WEB_SEARCH = "web_search"
+#: How types of tools begin that the server runs and not the caller.
+_SERVER_TOOLS = ("web_search", "web_fetch", "code_execution", "tool_search")
 
 
 # ── Requests ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -65,8 +65,14 @@ class _Thinking(msgspec.Struct, frozen=True, kw_only=True):
     type: str = ""
 
 
+class _Format(msgspec.Struct, frozen=True, kw_only=True):
+    type: str = ""
+    schema: dict[str, Any] | None = None
+
+
 class _OutputConfig(msgspec.Struct, frozen=True, kw_only=True):
     effort: str = ""
+    format: _Format | None = None
 
 
 class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,6 +129,7 @@ def to_native(request: MessagesRequest) -> NativeMessages:
         model=request.model,
         messages=_native_messages(request),
         stream=request.stream,
+        format=_native_format(request.output_config),
         options={name: value for name, value in options.items() if value is not None},
         tools=_native_tools(request),
         think=_think(request),
@@ -158,13 +165,20 @@ def _think(request: CountTokensRequest) -> Think:
     return {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "max"}.get(effort)
 
 
+def _native_format(wanted: _OutputConfig | None) -> dict[str, Any] | None:
+    match wanted:
+        case _OutputConfig(format=_Format(type="json_schema", schema=schema)):
+            return schema
+    return None
+
+
 def _native_tools(request: CountTokensRequest) -> list[dict[str, Any]]:
-    """The caller's own tools, as far as tool_choice lets the model see them. A built-in search is left out: nothing here runs it
-    yet, and a model that is shown a tool nobody answers waits for it."""
+    """The caller's own tools, as far as tool_choice lets the model see them. What the server should run itself is left out:
+    nothing here does yet, and a model that is shown a tool nobody answers waits for it."""
     choice = request.tool_choice or _ToolChoice()
     if choice.type == "none":
         return []
-    tools = [tool for tool in request.tools if not tool.type.startswith(_WEB_SEARCH)]
+    tools = [tool for tool in request.tools if not tool.type.startswith(_SERVER_TOOLS)]
     if choice.type == "tool":
         tools = [tool for tool in tools if tool.name == choice.name]
     return [_native_tool(tool) for tool in tools]
