@@ -55,7 +55,7 @@ class Server:
 
     runner: FakeRunner = field(default_factory=FakeRunner)
     relay: FakeRelay | None = None
-    model: Model = field(default_factory=lambda: a_model("m", capabilities=frozenset(Capability)))
+    model: Model = field(default_factory=lambda: a_model("m", capabilities=frozenset(Capability) - {Capability.IMAGE}))
     pool: FakePool = field(init=False)
     usage: MemoryUsage = field(default_factory=MemoryUsage)
     pool_fails: CorralError | None = None
@@ -271,6 +271,7 @@ async def test_name_that_is_none_or_two_things_at_once_is_told_in_ollamas_words(
     ("path", "has", "fields", "text"),
     [
         ("/api/generate", Capability.EMBEDDING, {}, '"m" does not support generate'),
+        ("/api/generate", Capability.IMAGE, {"raw": True, "system": "s"}, "image generation models are not currently supported"),
         ("/api/chat", Capability.EMBEDDING, {}, '"m" does not support chat'),
         ("/api/chat", Capability.COMPLETION, {"think": True}, '"m" does not support thinking'),
         ("/api/generate", Capability.COMPLETION, {"think": "low"}, '"m" does not support thinking'),

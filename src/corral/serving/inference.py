@@ -392,6 +392,8 @@ def _call_id(started_ns: int, index: int) -> str:
 
 def _check_generate(model: Model, request: GenerateRequest) -> Think:
     """What to think, when the model can do what is asked. Raises: bad_request, not_supported."""
+    if Capability.IMAGE in model.capabilities:
+        raise CorralError("bad_request", "image generation models are not currently supported")
     if request.raw and (request.template or request.system or request.context):
         raise CorralError("bad_request", "raw mode does not support template, system, or context")
     think = _think(model, request)
