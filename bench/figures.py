@@ -18,7 +18,7 @@ from nacl.bindings import crypto_sign_open
 
 from bench import load
 from bench.measure import Figure, compared, in_turn, limited, quantile
-from corral.main import SystemEntropy
+from corral.main.shared import SystemEntropy
 from corral.storage.home import FileDeviceKeys
 from corral.wire import signing
 from flows.stack import MODEL, Running, Stack, corral_command, free_port, wait_until

@@ -27,7 +27,7 @@ from sqlalchemy.engine.default import DefaultDialect
 from corral.core.records import Principal
 from corral.core.registry import Upload
 from corral.hub.registry import Registry
-from corral.main import HubServices, RegistryServices, open_hub_services, registry_services
+from corral.main.services import HubServices, RegistryServices, open_hub_services, registry_services
 from corral.settings import Settings
 from corral.storage.sql.accounts import SqlAccounts
 from corral.wire.errors import CorralError

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import click
 
-from corral import main as composition
 from corral.cli.app import root
 from corral.edges.asgi import Endpoint
+from corral.main.hub import build_hub
+from corral.main.local import build_local
+from corral.main.shared import Built
 from corral.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -183,15 +185,15 @@ def variables() -> set[str]:
 
 def hub_endpoints() -> list[Endpoint]:
     """The hub's whole route table."""
-    return asyncio.run(_endpoints_of(composition.build_hub))
+    return asyncio.run(_endpoints_of(build_hub))
 
 
 def local_endpoints() -> list[Endpoint]:
     """The local server's whole route table."""
-    return asyncio.run(_endpoints_of(composition.build_local))
+    return asyncio.run(_endpoints_of(build_local))
 
 
-async def _endpoints_of(build: Callable[[Settings], AbstractAsyncContextManager[composition.Built]]) -> list[Endpoint]:
+async def _endpoints_of(build: Callable[[Settings], AbstractAsyncContextManager[Built]]) -> list[Endpoint]:
     """A server is put together on an empty home, asked, and taken apart."""
     with tempfile.TemporaryDirectory() as home:
         async with build(Settings.from_env({"HOME": home})) as built:

@@ -11,7 +11,7 @@ from corral.core.records import Principal
 from corral.hub.collector import Collected
 from corral.hub.links import LEASE
 from corral.hub.registry import Registry
-from corral.main import HubServices, RegistryServices, offer_repository, open_hub_services, registry_services
+from corral.main.services import HubServices, RegistryServices, offer_repository, open_hub_services, registry_services
 from corral.settings import Settings
 from corral.wire.manifest import MANIFEST_TYPE, parse_manifest
 from fakes_models import gguf_bytes

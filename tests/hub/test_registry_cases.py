@@ -21,7 +21,8 @@ import sqlalchemy as sa
 from asgi_client import Answer, Caller
 from corral.core.policy import ALL_SCOPES
 from corral.hub import registry as registry_module
-from corral.main import build_hub, open_hub_services
+from corral.main.hub import build_hub
+from corral.main.services import open_hub_services
 from corral.settings import Settings
 from corral.storage.sql.engine import Database
 from corral.wire.manifest import CONFIG_TYPE, MANIFEST_TYPE

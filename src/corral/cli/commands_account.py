@@ -79,13 +79,13 @@ async def _link_of(access: HubAccess, status: int, answer: Any) -> str:
     offered = answer.get("signin_url") if isinstance(answer, dict) else None
     if isinstance(offered, str) and len(offered) <= 2048 and origin_of(offered) == origin_of(base):
         return offered
-    from corral.main import device_name
+    from corral.main.shared import device_name
 
     return connect_url(base, device_name(), access.client.device_key())
 
 
 def _show_link(environment: Environment, access: HubAccess, link: str, *, no_browser: bool) -> None:
-    from corral.main import device_name
+    from corral.main.shared import device_name
 
     is_opening = not no_browser and _has_browser(environment.environ)
     render.say(f"Opening {link}" if is_opening else f"Open this link in a browser:\n  {link}")
@@ -140,7 +140,7 @@ async def _wait_until_connected(access: HubAccess) -> dict[str, Any]:
 
 async def _connect_by_key(access: HubAccess) -> dict[str, Any]:
     """Connect this device with an API key instead of a browser. Raises: Failed."""
-    from corral.main import device_name
+    from corral.main.shared import device_name
     from corral.wire.apikeys import parse_api_key
     from corral.wire.errors import CorralError
 

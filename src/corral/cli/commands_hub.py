@@ -20,7 +20,7 @@ from corral.cli.starting import parse_model_option
 
 if TYPE_CHECKING:
     from corral.core.records import Account, ApiKey, Device, Scope
-    from corral.main import HubServices
+    from corral.main.services import HubServices
 
 T = TypeVar("T")
 _CONSOLE = "console"
@@ -29,7 +29,7 @@ _SCOPES = click.option("--scope", "scopes", multiple=True, metavar="SCOPE", help
 
 
 def _with_hub(environment: Environment, work: Callable[["HubServices"], Awaitable[T]]) -> T:
-    from corral.main import open_hub_services
+    from corral.main.services import open_hub_services
 
     async def run() -> T:
         async with open_hub_services(environment.settings) as hub:
@@ -233,7 +233,7 @@ async def _devices_of(hub: "HubServices", user: str) -> list[dict[str, Any]]:
 @pass_environment
 def host(environment: Environment, name: str, upstream: str, upstream_model: str, private: bool) -> None:
     """Offer a model to signed-in devices and API keys: one of this hub's repositories, or one that an upstream server runs."""
-    from corral.main import offer_repository, offer_upstream
+    from corral.main.services import offer_repository, offer_upstream
 
     if upstream_model and not upstream:
         raise Failed("--upstream-model says what an upstream calls the model, so it needs --upstream", status=2)
@@ -266,7 +266,7 @@ def unhost(environment: Environment, name: str) -> None:
 @pass_environment
 def quota(environment: Environment, name: str, size: str) -> None:
     """Say how much an account, or a repository called NAMESPACE/MODEL, may hold: a SIZE such as 20GB, or none of its own."""
-    from corral.main import set_quota
+    from corral.main.services import set_quota
     from corral.settings import parse_size
 
     quota_bytes = None if size == "none" else parse_size(size)
@@ -285,7 +285,7 @@ def quota(environment: Environment, name: str, size: str) -> None:
 def collect(environment: Environment, dry_run: bool, as_json: bool) -> None:
     """Remove blobs that no repository has any more, uploads that were given up, and what killed processes left behind. A running
     hub does so every hour by itself."""
-    from corral.main import collect_garbage
+    from corral.main.services import collect_garbage
 
     collected = wait_for(collect_garbage(environment.settings, is_dry_run=dry_run))
     if as_json:
@@ -307,7 +307,7 @@ def rotate(environment: Environment) -> None:
 
     What was made with the former ones stays good: tokens for an hour, links for a day, API keys as long as they live. A hub that
     is running takes the new ones at its next start."""
-    from corral.main import rotate_keys
+    from corral.main.services import rotate_keys
 
     wait_for(rotate_keys(environment.settings))
     render.say("Rotated the key of registry tokens, the secret of download links and the pepper of API keys.")
@@ -321,7 +321,8 @@ def rotate(environment: Environment) -> None:
 @pass_environment
 def install(environment: Environment, models: tuple[str, ...]) -> None:
     """Install GGUF files on this machine, publish them on its hub and offer them there. `corral up --model` runs this."""
-    from corral.main import install_model, publish_model
+    from corral.main.local import install_model
+    from corral.main.services import publish_model
 
     for name, path in [parse_model_option(text) for text in models]:
         for verb, work in (("installing", install_model), ("publishing", publish_model)):

@@ -25,10 +25,10 @@ Serve = Callable[["Settings", Callable[[dict[str, Any]], None], asyncio.Event], 
 @pass_environment
 def serve(environment: Environment, supervised: bool) -> None:
     """Run the local server: models on this machine, and hosted ones through the hub for a signed-in device."""
-    from corral import main
+    from corral.main.local import run_local
 
     settings = environment.settings
-    _run(settings, main.run_local, local_lines, supervised=supervised, advice=local_port_advice(settings))
+    _run(settings, run_local, local_lines, supervised=supervised, advice=local_port_advice(settings))
 
 
 @click.command("serve")
@@ -37,13 +37,13 @@ def serve(environment: Environment, supervised: bool) -> None:
 @pass_environment
 def hub_serve(environment: Environment, workers: int, supervised: bool) -> None:
     """Run the hub: accounts, API keys, devices and hosted models."""
-    from corral import main
+    from corral.main.hub import run_hub
 
     if workers > 1:
         # Sightings of unknown devices and sign-in throttles are kept in memory; workers that do not share them break both.
         raise Failed("this release runs the hub in one worker", "leave --workers out", status=2)
     settings = environment.settings
-    _run(settings, main.run_hub, hub_lines, supervised=supervised, advice=hub_port_advice(settings))
+    _run(settings, run_hub, hub_lines, supervised=supervised, advice=hub_port_advice(settings))
 
 
 @click.command()
@@ -61,7 +61,7 @@ def up(environment: Environment, models: tuple[str, ...]) -> int:
 
 
 def _run(settings: "Settings", run: Serve, lines: Callable[[dict[str, Any]], str], *, supervised: bool, advice: str) -> None:
-    from corral.main import set_up_process
+    from corral.main.shared import set_up_process
     from corral.wire.errors import CorralError
 
     set_up_process(settings)

@@ -21,7 +21,7 @@ _STATUS_TIMEOUT_S = 2.0
 def chosen_hub(environment: Environment, option: str) -> str:
     """The base URL of the hub that somebody chose: the option, else CORRAL_HUB, else the hub of the local server that runs here,
     else the saved one; empty when nobody did. Raises: BadSetting."""
-    from corral.main import hub_memory
+    from corral.main.shared import hub_memory
     from corral.settings import parse_hub_url
 
     settings = environment.settings
@@ -93,7 +93,7 @@ class HubAccess:
 @contextlib.asynccontextmanager
 async def hub_access(environment: Environment, option: str) -> AsyncIterator[HubAccess]:
     """Requests to the hub that `chosen_hub` finds, else to ollama.com. Raises: Failed when that default cannot be reached."""
-    from corral.main import hub_client, hub_memory
+    from corral.main.shared import hub_client, hub_memory
     from corral.settings import DEFAULT_HUB
     from corral.wire.errors import CorralError
 

@@ -55,7 +55,7 @@ class Supervisor:
         return 0
 
     def _check_ports(self) -> None:
-        from corral.main import check_free
+        from corral.main.shared import check_free
         from corral.wire.errors import CorralError
 
         hub, local = self._settings.hub_listen, self._settings.local
