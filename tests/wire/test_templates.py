@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corral.wire.templates import go_fault, go_fields, go_has_thinking, jinja_has_thinking, jinja_has_tools
+from corral.wire.templates import go_fields, go_has_thinking, jinja_has_thinking, jinja_has_tools, jinja_is_preferred
 
 QWEN3 = """
 {{- if or .System .Tools .Thinking }}<|im_start|>system
@@ -105,27 +105,27 @@ def test_thinking_of_a_jinja_template(template: str, has_thinking: bool) -> None
     assert jinja_has_thinking(template) is has_thinking
 
 
+GO_TOOLS = "{{ range .Messages }}{{ .ToolCalls }}{{ end }}{{ .Tools }}"
+GO_ROUND_TRIP = '{{ range .Messages }}{{ if eq .Role "tool" }}{{ end }}{{ .ToolCalls }}{{ end }}{{ .Tools }}'
+JINJA_ROUND_TRIP = "{% if tools %}{{ message.tool_calls }}{% elif message['role'] == 'tool' %}{% endif %}"
+
+
 @pytest.mark.parametrize(
-    ("template", "fault"),
+    ("jinja", "go", "is_preferred"),
     [
-        ("", ""),
-        ("{{ .Prompt }}", ""),
-        ("{{- range .Messages -}}{{ if .A }}x{{ else if .B }}y{{ else }}z{{ end }}{{- end -}}", ""),
-        ("{{ \"}}\" }}{{ `}}` }}{{ '}' }}{{/* }} */}}{{- /* }} */ -}}", ""),
-        ("{{ if .A", ":1: unclosed action"),
-        ("a\n{{/* b", ":2: unclosed action"),
-        ("a\n{{ end }}", ":2: unexpected {{end}}"),
-        ("{{ else }}", ":1: unexpected {{else}}"),
-        ("{{ if\n.A }}\n\n", ":4: unexpected EOF"),
+        ("{{ messages }}", "{{ .Prompt }}", False),
+        ("{{ messages }}", "{{ .Prompt", True),
+        ("{{ tools }}", "{{ .Prompt }}", True),
+        ("{{ tools }}", GO_TOOLS, False),
+        (JINJA_ROUND_TRIP, GO_TOOLS, True),
+        (JINJA_ROUND_TRIP, GO_ROUND_TRIP, False),
+        ("{{ tools }}<think></think>", GO_ROUND_TRIP, False),
+        (JINJA_ROUND_TRIP + "<think></think>", GO_ROUND_TRIP, True),
+        ("<think></think>", "{{ .Tools }}", False),
+        ("{{ tools }}", "{{ .Tools }}{{ .Suffix }}", False),
+        ("{{ message.tool_calls }} ipython", "{{ .Tools }}", True),
+        ('{{ message.tool_calls }}{% if message.role == "tool" %}', "{{ .Tools }}", True),
     ],
 )
-def test_shape_of_a_go_template_is_judged_in_gos_words(template: str, fault: str) -> None:
-    assert go_fault(template) == fault
-
-
-@pytest.mark.parametrize(
-    "evil", ["{{" * 50_000, "{{ '" * 50_000, "{{/*" * 50_000, "{{ /*" * 50_000, "{{ a}" * 50_000, '{{"' * 50_000]
-)
-def test_t106_judging_a_template_takes_linear_time(evil: str) -> None:
-    """A search for the end of a comment from every place took minutes on one of these."""
-    assert go_fault(evil) == ":1: unclosed action"
+def test_jinja_is_preferred_when_more_can_be_done_with_it(jinja: str, go: str, is_preferred: bool) -> None:
+    assert jinja_is_preferred(jinja, go) is is_preferred

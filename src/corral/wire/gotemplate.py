@@ -46,7 +46,9 @@ _MAX_DEPTH = 100
 #: Copying or comparing so many characters or items counts as one step.
 _PER_STEP = 1024
 #: Sorting so many keys does.
-_SORTED_PER_STEP = 16
+_SORTED_PER_STEP = 8
+#: Writing so many characters of a list, mapping or struct, or escaping them, does.
+_SHOWN_PER_STEP = 16
 NO_VALUE = "<no value>"
 _TYPES = {str: "string", bool: "bool", int: "int", float: "float64"}
 
@@ -82,7 +84,8 @@ class _Run:
 
     # ── Limits ──
 
-    def _spend(self, steps: int = 1) -> None:
+    def spend(self, steps: int = 1) -> None:
+        """Count work."""
         self._steps -= steps
         if self._steps < 0:
             raise self._fault("takes too many steps")
@@ -92,6 +95,14 @@ class _Run:
         self._characters -= len(text)
         if self._characters < 0:
             raise self._fault("makes too much text")
+        return text
+
+    def text_of(self, value: Any) -> str:
+        """A value as it is printed; what is made for it counts as work, since it may be JSON or many values."""
+        if isinstance(value, str):
+            return value
+        text = shown(value)
+        self.spend(len(text) // _SHOWN_PER_STEP)
         return text
 
     def _deeper(self) -> None:
@@ -108,7 +119,7 @@ class _Run:
         """Run the nodes; gives `break` or `continue` when one was met, which ends them early."""
         self._deeper()
         for node in nodes:
-            self._spend()
+            self.spend()
             match node:
                 case Text():
                     self.out.append(self.made(node.text))
@@ -129,7 +140,7 @@ class _Run:
     def _act(self, pipe: Pipe, dot: Any) -> None:
         value = self._pipe(pipe, dot)
         if not pipe.variables:
-            self.out.append(self.made(NO_VALUE if value is None else shown(value)))
+            self.out.append(self.made(NO_VALUE if value is None else self.text_of(value)))
 
     def _branch(self, branch: Branch, dot: Any) -> str:
         mark = len(self._variables)
@@ -148,7 +159,7 @@ class _Run:
         is_empty = True
         for index, item in self._items(value, branch.pipe):
             is_empty = False
-            self._spend()
+            self.spend()
             self._set_items(branch.pipe, index, item)
             jump = self.walk(branch.body, item)
             del self._variables[mark:]
@@ -166,7 +177,7 @@ class _Run:
             case list() | tuple():
                 return enumerate(value)
             case Mapping():
-                self._spend(len(value) // _SORTED_PER_STEP)
+                self.spend(len(value) // _SORTED_PER_STEP)
                 return [(key, value[key]) for key in sorted(value)]
             case int() if not isinstance(value, bool) and len(pipe.variables) < 2:
                 return ((None, number) for number in range(value))
@@ -230,7 +241,7 @@ class _Run:
         return self._value(first, dot)
 
     def _value(self, operand: Operand, dot: Any) -> Any:
-        self._spend()
+        self.spend()
         match operand:
             case Literal():
                 return operand.value
@@ -262,11 +273,11 @@ class _Run:
     def _member(self, value: Any, name: str) -> Any:
         if isinstance(value, Struct):
             if name in value.methods:
-                return self.made(value.methods[name]())
+                return self.made(self.text_of(Shown((), value.methods[name])))
             if name in value.members:
                 return value.members[name]
         elif isinstance(value, Shown) and name == "String":
-            return self.made(value.text())
+            return self.made(self.text_of(value))
         elif isinstance(inner := plain(value), Mapping):
             return inner.get(name)
         raise self._fault(f"can't evaluate field {name} in type {_type(value)}")
@@ -280,12 +291,16 @@ class _Run:
         least, most, function = _FUNCTIONS[name]
         if not least <= len(values) <= most:
             raise self._fault(f"wrong number of args for {name}: got {len(values)}")
-        self._spend(1 + sum(map(_weight, values)))
+        self.spend(1 + sum(map(_weight, values)))
         try:
             result = function(self, values)
         except _Refused as error:
             raise self._fault(f"error calling {name}: {error}") from error
-        return self.made(result) if isinstance(result, str) else result
+        if not isinstance(result, str):
+            return result
+        if not all(isinstance(value, str | int | float | None) for value in values):
+            self.spend(len(result) // _SHOWN_PER_STEP)
+        return self.made(result)
 
     def _first(self, operands: Sequence[Operand], dot: Any, final: tuple[Any, ...], *, is_or: bool) -> Any:
         """`and` and `or`: the first operand that decides, else the last; what comes after is not run."""
@@ -433,8 +448,8 @@ def _escaped(escape: Callable[[str], str]) -> Callable[[_Run, list[Any]], str]:
 
     def function(run: _Run, values: list[Any]) -> str:
         text = sprint([NO_VALUE if value is None else value for value in values])
-        # Before escapes make it longer.
-        return escape(run.made(text))
+        run.spend(len(text) // _SHOWN_PER_STEP)
+        return escape(text)
 
     return function
 

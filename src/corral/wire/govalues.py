@@ -5,10 +5,10 @@ Source: Go's fmt, encoding/json and text/template, 1.26.
 """
 
 import base64
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring as _quoted
 from typing import Any
 
 from corral.wire.errors import CorralError
@@ -103,7 +103,7 @@ def _general(value: float) -> str:
     digits, exponent, sign = _decimal(value)
     if not digits:
         return sign
-    return _scientific(digits, exponent, sign) if not -4 <= exponent < 21 else _fixed(digits, exponent, sign)
+    return _scientific(digits, exponent, sign) if not -4 <= exponent < 6 else _fixed(digits, exponent, sign)
 
 
 def _decimal(value: float) -> tuple[str, int, str]:
@@ -137,14 +137,15 @@ def _fixed(digits: str, exponent: int, sign: str) -> str:
 
 # ── JSON ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-_HTML = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+_UNSAFE = re.compile("[<>&\u2028\u2029]")
 
 
 def to_json(value: Any) -> str:
     """JSON as Go's encoding/json writes it: compact, sorted keys, `<>&` escaped. Raises: bad_request for deep nesting."""
     parts: list[str] = []
     _write(value, parts.append, 0)
-    return "".join(parts)
+    # All of these can stand in texts only.
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", "".join(parts))
 
 
 def _write(value: Any, put: Callable[[str], None], depth: int) -> None:
@@ -185,10 +186,6 @@ def _write_object(pairs: Iterable[tuple[str, Any]], put: Callable[[str], None], 
         put(":")
         _write(item, put, depth + 1)
     put("}")
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False).translate(_HTML)
 
 
 def _json_number(value: float) -> str:
@@ -242,8 +239,11 @@ def _formatted(value: Any, verb: str, flags: str, precision: int | None) -> str:
             return f"%!{verb}(<nil>)"
         case bool(), "t":
             return shown(value)
-        case str() | Shown() | Struct(), "s":
-            return shown(value)[:precision]
+        case str(), "s":
+            return value[:precision]
+        case Shown() | Struct(), "s":
+            # Not cut: what is made is what counts as work.
+            return shown(value)
         case str(), "q":
             return _go_quoted(value)
         case bool(), _:

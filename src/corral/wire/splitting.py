@@ -112,7 +112,8 @@ class CallSplitter:
         self._has_calls |= bool(calls)
         if not self._has_calls and (len(self._held) > _MAX_CALL_CHARACTERS or (self._is_bare and self._scanner.is_closed)):
             self._state = "done"
-            return content + self._held, []
+            held, self._held = self._held, ""
+            return content + held, []
         return content, [{"function": {"name": call.name, "arguments": call.arguments}} for call in calls]
 
     def finish(self) -> str:

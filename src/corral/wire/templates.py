@@ -13,12 +13,6 @@ from corral.wire.goprompt import GoPrompt, go_prompt
 
 #: What may hold words that are no fields: strings and comments. Unclosed ones end the text, which keeps the search linear.
 _QUOTED = re.compile(r'"(?:\\.|[^"\\])*(?:"|\Z)|`[^`]*(?:`|\Z)|/\*.*?(?:\*/|\Z)', re.DOTALL)
-#: One action, with strings and runes in it that may hold braces, or a comment. Possessive, which keeps it linear.
-_ACTION = re.compile(
-    r"\{\{(?:-\s)?(?:/\*.*?\*/(?:\s-)?|(?!/\*)\s*+(?P<keyword>\w*+)"
-    r"(?:[^\"`'}]|\"(?:\\.|[^\"\\\n])*+\"|`[^`]*+`|'(?:\\.|[^'\\\n])*+'|\}(?!\}))*+)\}\}",
-    re.DOTALL,
-)
 _FIELD = re.compile(r"\.(\w+)")
 #: A chain that begins with the dot: `.Thinking`, but neither `$.Thinking` nor `.Message.Thinking`.
 _OWN_FIELD = re.compile(r"(?<![\w$.)])\.(\w+)")
@@ -75,24 +69,6 @@ def _jinja_shows_results(chat_template: str) -> bool:
 def go_fields(template: str) -> frozenset[str]:
     """The names of all fields a Go template uses, in lower case."""
     return frozenset(name.lower() for _, action in _pieces(template) for name in _FIELD.findall(action))
-
-
-def go_fault(template: str) -> str:
-    """What is wrong with the shape of a Go template, in the words of Go's parser; empty when every action is closed and every
-    block ended. What stands inside the actions is not looked at."""
-    open_blocks, at, line = 0, 0, 1
-    while (start := template.find("{{", at)) >= 0:
-        line += template.count("\n", at, start)
-        action = _ACTION.match(template, start)
-        if action is None:
-            return f":{line}: unclosed action"
-        keyword = action["keyword"] or ""
-        if keyword in ("end", "else") and not open_blocks:
-            return f":{line}: unexpected {{{{{keyword}}}}}"
-        open_blocks += (keyword in _OPENERS) - (keyword == "end")
-        line += action[0].count("\n")
-        at = action.end()
-    return f":{line + template.count(chr(10), at)}: unexpected EOF" if open_blocks else ""
 
 
 def _pieces(template: str) -> Iterator[tuple[str, str]]:
