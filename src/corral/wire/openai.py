@@ -117,9 +117,11 @@ def to_native(request: ChatCompletionRequest) -> NativeChatCompletion:
     """The same request for the native service. Raises: bad_request with Ollama's texts."""
     if not request.messages:
         raise CorralError("bad_request", "[] is too short - 'messages'")
+    # The function that a tool message answers; the last call with its id counts.
+    names = {call.id: call.function.name for message in request.messages for call in message.tool_calls or () if call.id}
     return NativeChatCompletion(
         model=request.model,
-        messages=[_native_message(message, request.messages) for message in request.messages],
+        messages=[_native_message(message, names) for message in request.messages],
         stream=request.stream,
         format=_native_format(request.response_format),
         options=_native_options(request),
@@ -189,8 +191,9 @@ def _chosen_tools(tools: list[dict[str, Any]], choice: Any) -> list[dict[str, An
     return tools
 
 
-def _native_message(message: _Message, all_messages: Sequence[_Message]) -> Message:
-    """One message stays one message. Ollama makes one of each part, which templates that want turns to alternate refuse."""
+def _native_message(message: _Message, names: Mapping[str, str]) -> Message:
+    """One message stays one message. Ollama makes one of each part, which templates that want turns to alternate refuse. names:
+    call id -> function."""
     content, images = _content(message)
     is_tool = message.role.lower() == "tool"
     return Message(
@@ -199,7 +202,7 @@ def _native_message(message: _Message, all_messages: Sequence[_Message]) -> Mess
         thinking=message.reasoning,
         images=images,
         tool_calls=[_native_call(call) for call in message.tool_calls or ()],
-        tool_name=(message.name or _name_of_call(all_messages, message.tool_call_id)) if is_tool else "",
+        tool_name=(message.name or names.get(message.tool_call_id, "")) if is_tool else "",
         tool_call_id=message.tool_call_id,
     )
 
@@ -281,14 +284,6 @@ def parse_arguments(text: str) -> dict[str, Any] | None:
         return _ARGUMENTS.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeError):
         return None
-
-
-def _name_of_call(messages: Sequence[_Message], call_id: str) -> str:
-    """The function a tool message answers; the last call with its id counts."""
-    if not call_id:
-        return ""
-    calls = (call for message in reversed(messages) for call in message.tool_calls or ())
-    return next((call.function.name for call in calls if call.id == call_id), "")
 
 
 # ── Answers ──────────────────────────────────────────────────────────────────────────────────────────────────────────

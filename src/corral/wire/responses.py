@@ -222,7 +222,9 @@ class _Conversation:
         index = len(last.tool_calls) if last is not None and last.role == "assistant" else 0
         call = ToolCall(id=call_id, function=ToolCallFunction(index=index, name=name, arguments=arguments))
         if last is not None and last.role == "assistant":
-            self._replace_last(last, tool_calls=[*last.tool_calls, call])
+            # Appended in place: copying the list for each of a hundred thousand calls would take hours.
+            last.tool_calls.append(call)
+            self._replace_last(last)
         else:
             self._append(Message(role="assistant", content="", tool_calls=[call]))
 
