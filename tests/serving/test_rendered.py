@@ -1,19 +1,22 @@
 """Chats whose prompt a Go template makes: which template it is, the prompt, and thoughts and calls told apart."""
 
+from collections.abc import AsyncIterator
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 import go_templates
-from corral.core.ports import ChatCall, Chunk, CompletionCall, Finish, Timings
+from corral.core.ports import ChatCall, Chunk, CompletionCall, Finish, LoadOptions, Timings
 from corral.core.records import Capability, Model, ModelDetails
+from corral.engines.llamacpp import LlamaCppEngine, LlamaRunner
 from corral.serving.inference import Inference
 from corral.serving.rendered import template_for
 from corral.wire.errors import CorralError
 from corral.wire.native import ChatRequest, GenerateRequest, Message, ToolCall, ToolCallFunction
-from fakes import FakeClock
+from fakes import FakeClock, SeededEntropy
 from fakes_inference import CONTEXT, STOP, FakePool, FakeRunner, Step, a_model
 
 WEATHER = {
@@ -190,6 +193,32 @@ async def test_rendered_prompt_is_shown_without_running_anything() -> None:
     (event,) = await kitchen.generate("hi", debug_render_only=True, images=[b"x"])
     assert (event.debug_info.rendered_template, event.debug_info.image_count) == ("user: hi ", 1)
     assert (kitchen.runner.calls, kitchen.pool.lent) == ([], 0)
+
+
+@pytest.fixture
+async def real_runner(small_model: Path) -> AsyncIterator[LlamaRunner]:
+    engine = LlamaCppEngine(SeededEntropy())
+    runner = await engine.load(a_model(weights=str(small_model)), LoadOptions(num_ctx=512, parallel=1))
+    yield runner
+    await runner.close()
+
+
+async def test_small_models_own_template_in_go_gives_the_prompt_and_answer_of_its_jinja(real_runner: LlamaRunner) -> None:
+    """Its Jinja template adds a system message of its own, so one is given."""
+    turns = [Message(role="system", content="Be brief."), Message(role="user", content="Name a colour.")]
+    request = {"options": {"temperature": 0, "num_predict": 12, "stop": ["<|im_end|>"]}}
+    kitchen = Kitchen(model_with(go_templates.CHATML, chat_template="{{ messages }}"), prefers_go=False)
+    kitchen.pool.runner = real_runner  # type: ignore[assignment]  # the real thing in place of the fake
+    shown, said = [], []
+    for prefers_go in (False, True):
+        kitchen.inference = Inference(kitchen.pool, FakeClock(), prefers_go=prefers_go)
+        await kitchen.chat(*turns, debug_render_only=True)
+        (event,) = kitchen.events
+        shown.append(event.debug_info.rendered_template)
+        said.append((await kitchen.chat(*turns, **request)).content)
+    assert shown[0] == shown[1]
+    assert said[0] == said[1]
+    assert said[0].strip()
 
 
 # ── Filling in the middle ────────────────────────────────────────────────────────────────────────────────────────────

@@ -47,11 +47,14 @@ def chat(template: str, *turns: tuple[str, str] | Message, tools: Any = None, th
 # ── Turns ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+CHATML_PROMPT = "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+
+
 @pytest.mark.parametrize(
     ("template", "turns", "prompt"),
     [
-        (go_templates.CHATML, [(S, "s"), (U, "a")], "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"),
-        (go_templates.CHATML_TURNS, [(S, "s"), (U, "a")], "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"),
+        (go_templates.CHATML, [(S, "s"), (U, "a")], CHATML_PROMPT),
+        (go_templates.CHATML_TURNS, [(S, "s"), (U, "a")], CHATML_PROMPT),
         (go_templates.LLAMA2, [(S, "s"), (U, "a"), (A, "b"), (U, "c")],
          "[INST] <<SYS>>\ns\n<</SYS>>\n\na [/INST] b</s>[INST] c [/INST] "),
         (go_templates.LLAMA2, [(U, "a"), (A, "begun")], "[INST] a [/INST] begun"),
@@ -64,7 +67,8 @@ def chat(template: str, *turns: tuple[str, str] | Message, tools: Any = None, th
         ("{{ .Prompt }}", [(S, "s"), (U, "a"), (A, "b"), (U, "c")], "abc"),
         ("{{ .System }}|", [(S, "a"), (S, "b")], "a\n\nb|"),
         ("{{ range .Messages }}{{ .Content }};{{ end }}", [(T, "a"), (T, "b"), (U, "c"), (U, "d")], "a;b;c\n\nd;"),
-        ("{{ if .Prompt }}{{ .Prompt }}{{ .Response }}after{{ else }}none{{ end }}end", [(U, "a"), (A, "b"), (U, "c")], "abafterendc"),
+        ("{{ if .Prompt }}{{ .Prompt }}{{ .Response }}after{{ else }}none{{ end }}end", [(U, "a"), (A, "b"), (U, "c")],
+         "abafterendc"),
         ("{{ .Prompt }}", [], ""),
     ],
 )  # fmt: skip
@@ -127,9 +131,11 @@ def test_types_of_properties_are_told_in_typescript() -> None:
 
 
 def test_calls_are_shown_with_sorted_arguments() -> None:
-    body = b'{"messages":[{"role":"assistant","content":"","tool_calls":[{"id":"c","function":{"name":"f","arguments":{"z":1000000,"a":[1.5,true]}}}]}]}'
+    call = b'{"id":"c","function":{"name":"f","arguments":{"z":1000000,"a":[1.5,true]}}}'
+    body = b'{"messages":[{"role":"assistant","content":"","tool_calls":[%s]}]}' % call
     template = (
-        "{{ range .Messages }}{{ range .ToolCalls }}{{ .ID }} {{ .Function.Index }} {{ .Function.Name }} {{ .Function.Arguments }}"
+        "{{ range .Messages }}{{ range .ToolCalls }}"
+        "{{ .ID }} {{ .Function.Index }} {{ .Function.Name }} {{ .Function.Arguments }}"
         "{{ range $k, $v := .Function.Arguments }} {{ $k }}={{ $v }}{{ end }}{{ end }}{{ end }}"
     )
     messages = decode(body, ChatRequest).messages
