@@ -108,3 +108,19 @@ async def test_failure_nobody_thought_of_does_not_end_the_work() -> None:
     await put(workshop, "a")
     async with workshop.working():
         await workshop.until_described(2)
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_shutdown_that_comes_with_a_push_ends_the_work(workshop: Workshop, turns: int) -> None:
+    task = asyncio.create_task(workshop.describing.run())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    workshop.describing.notify()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    done, _ = await asyncio.wait([task], timeout=0.2)
+    # A second time, so that a failure of this test is no task that is left.
+    task.cancel()
+    assert done
+    assert task.cancelled()

@@ -42,8 +42,10 @@ class Describing:
                 _log.warning("describing models waits: %s", error.message)
             except Exception:  # noqa: BLE001 - the outermost loop of a background task: one failure does not end it
                 _log.exception("describing models failed")
+            # Not wait_for: up to Python 3.11 it forgets a cancellation that comes with a push, and the hub would never end.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._awake.wait(), self._pause_s)
+                async with asyncio.timeout(self._pause_s):
+                    await self._awake.wait()
 
     async def catch_up(self) -> None:
         """Describe and index all that waits. Raises: unavailable."""
