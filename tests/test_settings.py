@@ -248,3 +248,8 @@ def test_quota_is_a_size(text: str, expected: int) -> None:
 def test_quota_that_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(BadSetting, match="CORRAL_QUOTA"):
         settings(CORRAL_QUOTA=text)
+
+
+@pytest.mark.parametrize(("text", "prefers"), [("", None), ("1", True), ("0", False), ("false", False), ("yes", True)])
+def test_go_templates_are_chosen_only_when_somebody_says(text: str, prefers: bool | None) -> None:
+    assert settings(OLLAMA_GO_TEMPLATE=text).prefers_go_template is prefers
