@@ -7,9 +7,9 @@
                                             takes that name, removed with the upload
 ```
 
-Theory of operation. What arrives is handed in blocks to a thread, which writes and hashes one while the next is received: neither
-waits for the other, and memory holds two blocks per upload, however long the blob is. A block of 1 MiB is still in the cache when
-it is hashed; with 4 MiB both cost half as much again.
+Theory of operation. What arrives is handed in blocks to two threads, of which one writes and the other hashes, while the next is
+received: nothing waits for the other two, and memory holds two blocks per upload, however long the blob is. A block of 1 MiB is
+still in the cache of the second thread that comes to it; with 4 MiB both cost half as much again.
 
 An accepted part lies in the kernel's page cache: it survives a killed process, and a power cut costs the client its upload.
 While a part arrives the disk is told every now and then to write what it has, which takes a fifth off the whole and most of the
@@ -183,22 +183,28 @@ class _Part:
     async def put(self, pieces: Sequence[bytes]) -> None:
         """Have a block written and hashed, once the one before it is."""
         await self._written()
-        self._block = asyncio.create_task(in_thread(partial(self._write, pieces)))
+        self._block = asyncio.create_task(self._take_in(b"".join(pieces)))
         if self._syncing is not None and self._syncing.done():
             await self._synced()
         if self._syncing is None and self.size_bytes - self._synced_bytes >= _SYNCED_AT_ONCE:
             self._synced_bytes = self.size_bytes
             self._syncing = asyncio.create_task(in_thread(self._sync))
 
-    def _write(self, pieces: Sequence[bytes]) -> None:
-        block = b"".join(pieces)
+    async def _take_in(self, block: bytes) -> None:
+        """Write and hash at once, in two threads."""
+        hashing = asyncio.create_task(in_thread(partial(self._hash.update, block)))
+        try:
+            await in_thread(partial(self._write, block))
+        finally:
+            await hashing
+
+    def _write(self, block: bytes) -> None:
         rest = memoryview(block)
         with disk_errors(_STORE):
             while rest:
                 written = os.pwrite(self._descriptor, rest, self.size_bytes)
                 self.size_bytes += written
                 rest = rest[written:]
-        self._hash.update(block)
 
     def _sync(self) -> None:
         with disk_errors(_STORE):
