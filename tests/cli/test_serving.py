@@ -229,7 +229,7 @@ def test_model_of_an_upstream_is_offered_and_withdrawn(running: Stack) -> None:
         return [model["name"] for model in call("GET", f"{running.hub_url}/api/tags").json["models"]]
 
     done = running.corral("hub", "host", "fixed", "--upstream", f"http://127.0.0.1:{free_port()}")
-    assert done.stderr == "fixed is offered, to devices as fixed:cloud.\n"
+    assert done.stderr == "fixed is offered to everybody who is signed in or has an API key, to devices as fixed:cloud.\n"
     assert offered() == ["fixed:latest"]
     running.corral("hub", "unhost", "fixed")
     assert offered() == []

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from corral.core.records import Principal
+from corral.core.registry import Visibility
 from corral.hub.collector import Collected
+from corral.hub.hosting import Hosting
 from corral.hub.links import LEASE
 from corral.hub.registry import Registry
 from corral.main.services import HubServices, RegistryServices, offer_repository, open_hub_services, registry_services
@@ -59,7 +61,7 @@ async def hub(tmp_path: Path) -> AsyncIterator[Hub]:
 
 
 async def test_pushed_model_is_offered_without_a_copy(hub: Hub) -> None:
-    assert await offer_repository(hub.services, "Alice/TINY", is_public=True) == "Alice/TINY:latest"
+    assert (await offer_repository(hub.services, "Alice/TINY", is_public=True)).name == "Alice/TINY:latest"
     hosted = await hub.services.hosted.get("alice/tiny")
     assert hosted is not None
     assert hosted.model is not None
@@ -67,15 +69,35 @@ async def test_pushed_model_is_offered_without_a_copy(hub: Hub) -> None:
     assert len(list(Path(hosted.model.weights or "").parent.glob("sha256-*"))) == 2
 
 
-async def test_offered_model_has_a_stub_that_anybody_may_install(hub: Hub) -> None:
+async def test_t029_offering_a_model_of_a_private_repository_shows_it_to_nobody_else(hub: Hub) -> None:
+    assert not (await offer_repository(hub.services, "alice/tiny", is_public=True)).is_public
+    bob = with_key(await hub.services.accounts.add("bob", email="", password=PASSWORD, is_admin=False))
+    hosting = Hosting(hub.services.hosted)
+    for stranger in (None, bob):
+        assert await hosting.list(stranger) == []
+        assert await hosting.resolve("alice/tiny", stranger) is None
+    assert await hosting.resolve("alice/tiny", hub.alice) is not None
     assert (await error_of(hub.registry.manifest(TINY, "cloud", None))).code == "unauthorized"
+    await hub.built.repositories.set_visibility(TINY, hub.alice, Visibility.PUBLIC)
+    assert await hosting.resolve("alice/tiny", bob) is not None
+    await hub.built.repositories.set_visibility(TINY, hub.alice, Visibility.PRIVATE)
+    assert await hosting.resolve("alice/tiny", bob) is None
+
+
+async def test_what_holds_no_weights_is_not_offered(hub: Hub) -> None:
+    await hub.registry.put_manifest(TINY, "empty", hub.alice, a_manifest(), MANIFEST_TYPE)
+    assert (await error_of(offer_repository(hub.services, "alice/tiny:empty", is_public=True))).code == "invalid"
+    assert await hub.offered() == []
+
+
+async def test_offered_model_of_a_public_repository_has_a_stub_that_anybody_may_install(hub: Hub) -> None:
+    assert (await error_of(hub.registry.manifest(TINY, "cloud", None))).code == "unauthorized"
+    await hub.built.repositories.set_visibility(TINY, hub.alice, Visibility.PUBLIC)
     await offer_repository(hub.services, "alice/tiny", is_public=True)
     manifest = parse_manifest((await hub.registry.manifest(TINY, "cloud", None)).body)
     assert manifest.config is not None
     config = json.loads((await hub.registry.blob(TINY, manifest.config.digest, None)).content or b"")
     assert (config["remote_host"], config["remote_model"]) == ("http://localhost:11435", "alice/tiny")
-    # The weights stay as private as they were.
-    assert (await error_of(hub.registry.manifest(TINY, "latest", None))).code == "unauthorized"
 
 
 async def test_deleted_tag_withdraws_what_is_hosted_by_it(hub: Hub) -> None:

@@ -229,7 +229,9 @@ async def _devices_of(hub: "HubServices", user: str) -> list[dict[str, Any]]:
 @click.argument("name")
 @click.option("--upstream", default="", metavar="URL", help="An OpenAI-compatible server that runs it, without /v1.")
 @click.option("--upstream-model", default="", metavar="NAME", help="What the upstream calls it. [default: NAME]")
-@click.option("--private", is_flag=True, help="List it only for those who are signed in.")
+@click.option(
+    "--private", is_flag=True, help="Only for the owner of its namespace, as a model of a private repository always is."
+)
 @pass_environment
 def host(environment: Environment, name: str, upstream: str, upstream_model: str, private: bool) -> None:
     """Offer a model to signed-in devices and API keys: one of this hub's repositories, or one that an upstream server runs."""
@@ -237,17 +239,20 @@ def host(environment: Environment, name: str, upstream: str, upstream_model: str
 
     if upstream_model and not upstream:
         raise Failed("--upstream-model says what an upstream calls the model, so it needs --upstream", status=2)
+    is_public = not private
     if upstream:
         hosted = _with_hub(
             environment,
             lambda hub: offer_upstream(hub, name, url=upstream, model=upstream_model or name, is_public=not private),
         )
     else:
-        hosted = _with_hub(environment, lambda hub: offer_repository(hub, name, is_public=not private))
+        found = _with_hub(environment, lambda hub: offer_repository(hub, name, is_public=not private))
+        hosted, is_public = found.name, found.is_public
     from corral.wire.names import DEFAULT_TAG, cloud_tag
 
     shown = hosted.removesuffix(f":{DEFAULT_TAG}")
-    render.say(f"{render.plain(shown)} is offered, to devices as {render.plain(cloud_tag(shown))}.")
+    who = "everybody who is signed in or has an API key" if is_public else "the owner of its namespace alone"
+    render.say(f"{render.plain(shown)} is offered to {who}, to devices as {render.plain(cloud_tag(shown))}.")
 
 
 @click.command()

@@ -16,6 +16,7 @@ from corral.wire.errors import CorralError
 
 if TYPE_CHECKING:
     from corral.core.ports import AuditLog, UsageStore
+    from corral.core.records import HostedModel
     from corral.core.transfer_ports import RegistryGateway
     from corral.hub.accounts import Accounts
     from corral.hub.catalog import Catalog
@@ -315,18 +316,20 @@ async def offer_upstream(services: HubServices, name: str, *, url: str, model: s
     return shown
 
 
-async def offer_repository(services: HubServices, name: str, *, is_public: bool) -> str:
-    """Offer a model of this hub's repositories. Returns the name it is offered under. Raises: not_found."""
-    from corral.core.records import HostedModel, Model, ModelDetails
-    from corral.wire.names import Digest, parse_name
+async def offer_repository(services: HubServices, name: str, *, is_public: bool) -> "HostedModel":
+    """Offer a model of this hub's repositories; what is in a private one is for its owner alone. Raises: not_found; invalid for
+    what nothing here could run."""
+    from corral.wire.names import parse_name
 
-    parsed, now = parse_name(name), services.clock.now()
-    # The store looks the repository and tag up by name and takes nothing else from this.
-    model = Model(
-        name=parsed, digest=Digest("0" * 64), size_bytes=0, modified_at=now, details=ModelDetails(), capabilities=frozenset()
-    )
-    await services.hosted.offer(HostedModel(name=parsed.short, model=model, is_public=is_public, created_at=now))
-    return parsed.short
+    parsed = parse_name(name)
+    await services.hosted.offer_stored(parsed, is_public=is_public, now=services.clock.now())
+    hosted = await services.hosted.get(parsed.short)
+    if hosted is None or hosted.model is None:
+        raise CorralError("conflict", f"{parsed.short} was withdrawn or deleted just now")
+    if hosted.model.weights is None and not hosted.model.is_stub:
+        await services.hosted.withdraw(parsed.short)
+        raise CorralError("invalid", f"{parsed.short} holds no weights that this hub could run")
+    return hosted
 
 
 async def publish_model(settings: Settings, name: str, path: Path, progress: Callable[[int, int], None]) -> None:

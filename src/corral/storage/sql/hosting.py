@@ -36,13 +36,17 @@ _LEASE = timedelta(hours=1)
 #: Deleting a blob takes the milliseconds of one file's removal.
 _TRIES, _PAUSE_S = 20, 0.05
 
+#: Spelled out in the statement, so that `row` has one parameter.
+_PUBLIC: sa.ColumnElement[str] = sa.literal_column(f"'{Visibility.PUBLIC}'")
+
 #: A hosted model with the tag it stands for; nothing in the columns of the tag for an upstream.
 _HOSTED = (
     sa.select(
         hosted_models.c.shown_name,
         hosted_models.c.upstream_url,
         hosted_models.c.upstream_model,
-        hosted_models.c.is_public,
+        # What is in a private repository is not shown to more people by being offered, whenever it became private.
+        (hosted_models.c.is_public & (sa.func.coalesce(repositories.c.visibility, _PUBLIC) == _PUBLIC)).label("is_public"),
         hosted_models.c.created_at,
         repositories.c.namespace,
         repositories.c.name.label("model"),
