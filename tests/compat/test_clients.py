@@ -149,7 +149,12 @@ def test_anthropic_errors_are_the_packages_own(anthropic_report: dict[str, Any])
 
 @pytest.mark.parametrize(
     ("script", "error"),
-    [("python_ollama.py", "unauthorized"), ("npm_ollama.mjs", "unauthorized"), ("python_openai.py", "AuthenticationError")],
+    [
+        ("python_ollama.py", "unauthorized"),
+        ("npm_ollama.mjs", "unauthorized"),
+        ("python_openai.py", "AuthenticationError"),
+        ("python_anthropic.py", "AuthenticationError"),
+    ],
 )
 def test_revoked_key_raises_the_packages_own_401(
     servers: Stack, python_client: Client, node_client: Client, script: str, error: str
@@ -158,6 +163,6 @@ def test_revoked_key_raises_the_packages_own_401(
     servers.corral("hub", "key", "revoke", "alice", key.removeprefix("crlk_")[:10])
     run = node_client if script.endswith("mjs") else python_client
     report = run(script, servers.hub_url, MODEL, key)
-    for check in ("chat", "chat_streamed"):
+    for check in ("message", "streamed") if "anthropic" in script else ("chat", "chat_streamed"):
         assert report[check]["status"] == 401
         assert error in report[check]["error"]
