@@ -29,6 +29,8 @@ from registry_hub import CONFIG, TINY, a_manifest, with_key
 UPLOADS = "/v2/alice/tiny/blobs/uploads/"
 MANIFESTS = "/v2/alice/tiny/manifests"
 ABSENT = Digest("0" * 64)
+#: Alone layers of this kind may be absent.
+ELSEWHERE = "application/vnd.oci.image.layer.nondistributable.v1.tar"
 
 
 @pytest.fixture
@@ -195,7 +197,7 @@ SHAPES: dict[str, tuple[str, dict[str, object]]] = {
     ),
     "layer that is elsewhere": (
         MANIFEST_TYPE,
-        {"layers": [{"mediaType": "a/b", "digest": str(ABSENT), "size": 9, "urls": ["https://example.org/x"]}]},
+        {"layers": [{"mediaType": ELSEWHERE, "digest": str(ABSENT), "size": 9, "urls": ["https://example.org/x"]}]},
     ),
     "no blobs at all": (OCI_INDEX_TYPE, {"mediaType": OCI_INDEX_TYPE, "config": None, "layers": None, "manifests": []}),
     "kind nobody knows": ("application/vnd.example.thing+json", {"mediaType": "application/vnd.example.thing+json"}),
