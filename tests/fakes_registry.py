@@ -6,6 +6,7 @@ Every verb of the store runs without waiting for anything, so each is a transact
 import asyncio
 import contextlib
 import hashlib
+import itertools
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -166,7 +167,9 @@ class FakeRegistryStore:
             for upload in self._uploads.values()
             if upload.repository_id in repositories and upload.finished_as is None
         ]
-        return sum(self._blobs[digest].size_bytes for digest in linked) + sum(under_way)
+        kept = {digest: new for key in repositories for digest, new in self._contents[key].manifests.items()}
+        bodies = sum(len(new.manifest.body) for new in kept.values())
+        return sum(self._blobs[digest].size_bytes for digest in linked) + bodies + sum(under_way)
 
     # ── Uploads ──────────────────────────────────────────────────────────────────────────────────────────────────────
     async def add_upload(self, upload: Upload, *, max_open: int) -> None:
@@ -264,10 +267,18 @@ class FakeRegistryStore:
         content.tags = {tag: target for tag, target in content.tags.items() if target[0] != digest}
         return content.manifests.pop(digest, None) is not None
 
-    async def referrers(self, repository_id: str, subject: Digest) -> Sequence[Referrer]:
+    async def referrers(
+        self, repository_id: str, subject: Digest, *, artifact_type: str = "", after: str = "", limit: int, max_bytes: int
+    ) -> tuple[Sequence[Referrer], bool]:
         manifests = self._contents.get(repository_id, _Content()).manifests
-        found = (new for _, new in sorted(manifests.items(), key=lambda item: str(item[0])) if new.subject == subject)
-        return [
+        named = [
+            new
+            for digest, new in sorted(manifests.items(), key=lambda item: str(item[0]))
+            if new.subject == subject and str(digest) > after and artifact_type in ("", new.artifact_type)
+        ]
+        ends = itertools.accumulate(len(new.manifest.body) for new in named[:limit])
+        found = named[: sum(end <= max_bytes for end in ends) or 1]
+        told = [
             Referrer(
                 digest=new.manifest.digest,
                 media_type=new.manifest.media_type,
@@ -277,6 +288,7 @@ class FakeRegistryStore:
             )
             for new in found
         ]
+        return told, len(named) > len(told)
 
     # ── Collecting ───────────────────────────────────────────────────────────────────────────────────────────────────
     async def garbage(self, *, now: datetime) -> Garbage:

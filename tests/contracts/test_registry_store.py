@@ -307,8 +307,10 @@ async def test_t040_stored_bytes_count_each_blob_once_and_uploads_under_way(
     await store.add_upload(upload(offset_bytes=100), max_open=9)
     await store.add_upload(upload("u2", to=second.id, offset_bytes=10), max_open=9)
     await store.add_upload(upload("u3", offset_bytes=1, finished_as=WEIGHTS), max_open=9)
-    assert await store.stored_bytes("ADA") == 7 + 2**40 + 5 + 110
-    assert await store.stored_bytes("ada", repository_id=second.id) == 7 + 5 + 10
+    await store.put_manifest(tiny.id, manifest(b"twelve bytes"), ["a"], now=NOON)
+    await store.put_manifest(second.id, manifest(b"twelve bytes"), ["b"], now=NOON)
+    assert await store.stored_bytes("ADA") == 7 + 2**40 + 5 + 110 + 12
+    assert await store.stored_bytes("ada", repository_id=second.id) == 7 + 5 + 10 + 12
     assert await store.stored_bytes("ada", repository_id=foreign.id) == 0
     assert await store.stored_bytes("nobody") == 0
 
@@ -622,14 +624,32 @@ async def test_end12_referrers_are_those_of_this_repository(store: RegistryStore
         await store.put_manifest(tiny.id, new, [], now=NOON)
     await store.put_manifest(tiny.id, manifest(b"c", subject=digest_of(b"else")), [], now=NOON)
     await store.put_manifest(foreign.id, manifest(b"d", subject=subject), [], now=NOON)
-    found = await store.referrers(tiny.id, subject)
+    found, has_more = await store.referrers(tiny.id, subject, limit=9, max_bytes=99)
+    assert not has_more
     assert [one.digest for one in found] == sorted((digest_of(b"a"), digest_of(b"b")), key=str)
     (first,) = (one for one in found if one.digest == digest_of(b"a"))
     assert (first.media_type, first.size_bytes, first.artifact_type) == (IMAGE, 1, "text/a")
     assert first.annotations == b'{"k":"\xc3\xa4"}'
     await store.remove_manifest(tiny.id, digest_of(b"a"))
-    assert [one.digest for one in await store.referrers(tiny.id, subject)] == [digest_of(b"b")]
-    assert await store.referrers("nothing", subject) == []
+    assert [one.digest for one in (await store.referrers(tiny.id, subject, limit=9, max_bytes=99))[0]] == [digest_of(b"b")]
+    found, has_more = await store.referrers("nothing", subject, limit=9, max_bytes=99)
+    assert (list(found), has_more) == ([], False)
+
+
+async def test_t037_referrers_come_in_pieces_of_so_many_and_so_long(store: RegistryStore, tiny: Repository) -> None:
+    subject = digest_of(b"subject")
+    for number in range(5):
+        new = manifest(b"%d" % number * 10, subject=subject, artifact_type="a/b" if number < 3 else "c/d")
+        await store.put_manifest(tiny.id, new, [], now=NOON)
+    every, has_more = await store.referrers(tiny.id, subject, limit=5, max_bytes=50)
+    assert (len(every), has_more) == (5, False)
+    for limit, max_bytes, count in ((2, 1000, 2), (9, 39, 3), (9, 1, 1)):
+        some, has_more = await store.referrers(tiny.id, subject, limit=limit, max_bytes=max_bytes)
+        assert (list(some), has_more) == (list(every[:count]), True)
+        rest, has_more = await store.referrers(tiny.id, subject, after=str(some[-1].digest), limit=9, max_bytes=1000)
+        assert (list(rest), has_more) == (list(every[count:]), False)
+    typed, has_more = await store.referrers(tiny.id, subject, artifact_type="a/b", limit=3, max_bytes=1000)
+    assert ({one.artifact_type for one in typed}, len(typed), has_more) == ({"a/b"}, 3, False)
 
 
 # ── Collecting ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -798,6 +798,24 @@ async def test_end12_referrers_are_an_index_with_their_annotations(served: Serve
     assert (await served("GET", target)).json()["manifests"] == []
 
 
+async def test_t037_end12_long_listing_of_referrers_says_where_it_goes_on(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("corral.hub.registry.MAX_REFERRERS", 1)
+    subject = await served.model()
+    described = {"mediaType": MANIFEST_TYPE, "digest": str(subject), "size": 1}
+    for number in "12":
+        body = a_manifest(WEIGHTS, subject=described, artifactType="a/b+c", annotations={"n": number})
+        await served("PUT", f"/v2/alice/tiny/manifests/t{number}", body, headers={"content-type": MANIFEST_TYPE})
+    target, found = f"/v2/alice/tiny/referrers/{subject}?artifactType=a/b%2Bc", []
+    for _ in range(2):
+        answer = await served("GET", target)
+        found += [one["digest"] for one in answer.json()["manifests"]]
+        target = re.sub(r'<(.*)>; rel="next"', r"\1", answer.headers.get("link", ""))
+    assert (len(set(found)), target) == (2, "")
+    assert (await served("GET", f"/v2/alice/tiny/referrers/{subject}?last=x")).status == 400
+
+
 async def test_end12_referrers_in_a_repository_to_come_are_none(served: Served) -> None:
     answer = await served("GET", f"/v2/alice/future/referrers/{digest_of(b'x')}")
     assert (answer.status, answer.json()["manifests"]) == (200, [])

@@ -11,7 +11,7 @@ import pytest
 from corral.core.records import Principal, Visitor
 from corral.core.registry import Right, Visibility
 from corral.hub.links import LEASE
-from corral.hub.registry import MAX_TAG_PARAMETERS, MAX_TAGS, TagPage
+from corral.hub.registry import MAX_REFERRERS_BYTES, MAX_TAG_PARAMETERS, MAX_TAGS, TagPage
 from corral.hub.repositories import Caller
 from corral.hub.uploads import Mounted
 from corral.wire.errors import CorralError
@@ -377,20 +377,34 @@ async def test_referrers_are_listed_with_what_they_say_of_themselves(hub: Regist
     body = a_manifest(b"weights", subject=described, artifactType="a/b", annotations={"k": "v"})
     digest, told = await hub.registry.put_manifest(TINY, str(digest_of(body)), alice, body, MANIFEST_TYPE)
     assert told == subject
-    index = json.loads(await hub.registry.referrers(TINY, subject, alice))
+    index = json.loads((await hub.registry.referrers(TINY, subject, alice)).index)
     assert index["mediaType"] == OCI_INDEX_TYPE
     assert index["manifests"] == [
         {"mediaType": MANIFEST_TYPE, "digest": str(digest), "size": len(body), "artifactType": "a/b", "annotations": {"k": "v"}}
     ]
-    assert json.loads(await hub.registry.referrers(TINY, subject, alice, artifact_type="x/y"))["manifests"] == []
+    assert json.loads((await hub.registry.referrers(TINY, subject, alice, artifact_type="x/y")).index)["manifests"] == []
     await hub.registry.remove_manifest(TINY, str(digest), alice)
-    assert json.loads(await hub.registry.referrers(TINY, subject, alice))["manifests"] == []
+    assert json.loads((await hub.registry.referrers(TINY, subject, alice)).index)["manifests"] == []
+
+
+async def test_t037_page_of_referrers_is_never_longer_than_the_limits(hub: RegistryHub, alice: Principal) -> None:
+    await hub.push(TINY, alice)
+    described = {"mediaType": MANIFEST_TYPE, "digest": str(ABSENT), "size": 1}
+    long = {"a": "x" * (MAX_REFERRERS_BYTES // 3)}
+    for number in range(4):
+        await put(hub, alice, a_manifest(b"weights", subject=described, annotations=long | {"n": str(number)}), f"t{number}")
+    first = await hub.registry.referrers(TINY, ABSENT, alice)
+    assert len(first.index) < MAX_REFERRERS_BYTES
+    rest = await hub.registry.referrers(TINY, ABSENT, alice, last=first.last)
+    assert rest.last == ""
+    numbers = [one["annotations"]["n"] for page in (first, rest) for one in json.loads(page.index)["manifests"]]
+    assert sorted(numbers) == ["0", "1", "2", "3"]
 
 
 async def test_referrers_of_what_is_not_there_are_none_for_whoever_could_put_it_there(
     hub: RegistryHub, alice: Principal, bob: Principal
 ) -> None:
-    assert json.loads(await hub.registry.referrers(TINY, ABSENT, alice))["manifests"] == []
+    assert json.loads((await hub.registry.referrers(TINY, ABSENT, alice)).index)["manifests"] == []
     assert await hub.store.repository("alice", "tiny") is None
     assert (await error_of(hub.registry.referrers(TINY, ABSENT, bob))).code == "name_unknown"
 

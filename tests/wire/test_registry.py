@@ -749,10 +749,5 @@ def test_referrers_of_nothing_are_an_empty_list() -> None:
     assert json.loads(referrers_index([]))["manifests"] == []
 
 
-def test_referrers_are_filtered_by_type() -> None:
-    found = json.loads(referrers_index([SBOM, PLAIN], artifact_type="application/sbom"))
-    assert [one["digest"] for one in found["manifests"]] == [str(A)]
-
-
 def test_referrers_are_read_back_as_an_index() -> None:
     assert [child.digest for child in parse_image_manifest(referrers_index([SBOM, PLAIN]), OCI_INDEX_TYPE).children] == [A, B]

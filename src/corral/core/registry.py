@@ -202,7 +202,7 @@ class RegistryStore(Protocol):
         ...
 
     async def stored_bytes(self, namespace: str, *, repository_id: str = "") -> int:
-        """What a namespace (or one of its repositories) takes up: linked blobs, each once, and uploads under way."""
+        """What a namespace (or one of its repositories) takes up: linked blobs and manifests, each once; uploads under way."""
         ...
 
     # ── Uploads ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -253,8 +253,12 @@ class RegistryStore(Protocol):
         """With every tag that points at it. Its blobs stay linked until `unnamed_links`."""
         ...
 
-    async def referrers(self, repository_id: str, subject: Digest) -> Sequence[Referrer]:
-        """By digest."""
+    async def referrers(
+        self, repository_id: str, subject: Digest, *, artifact_type: str = "", after: str = "", limit: int, max_bytes: int
+    ) -> tuple[Sequence[Referrer], bool]:
+        """Some, by digest, and whether there are more. artifact_type: only of that type. after: the digest of the last one that
+        was told of. limit, max_bytes: how many at most, and of how many bytes their manifests together, but one always: what is
+        told of them can be as long as they are."""
         ...
 
     # ── Collecting ───────────────────────────────────────────────────────────────────────────────────────────────────

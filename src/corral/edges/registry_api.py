@@ -7,7 +7,7 @@ Sources: distribution-spec 1.1, "Endpoints" (end-1 … end-14); ollama server/{u
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 from starlette.requests import Request
@@ -324,12 +324,21 @@ class RegistryApi:
         return bare_response(200, headers, body)
 
     async def list_referrers(self, request: Request) -> Response:
-        """The manifests that name this one as their subject."""
-        subject = parse_content_digest(request.path_params["digest"])
+        """The manifests that name this one as their subject, a page at a time."""
+        name, subject, last = (
+            _name(request),
+            parse_content_digest(request.path_params["digest"]),
+            _digest_parameter(request, "last"),
+        )
         artifact_type = request.query_params.get("artifactType", "")
-        body = await self._registry.referrers(_name(request), subject, _caller(request), artifact_type=artifact_type)
+        page = await self._registry.referrers(
+            name, subject, _caller(request), artifact_type=artifact_type, last=str(last) if last else ""
+        )
         headers = {"Content-Type": OCI_INDEX_TYPE, **({"OCI-Filters-Applied": "artifactType"} if artifact_type else {})}
-        return bare_response(200, headers, body)
+        if page.last:
+            query = urlencode({"last": page.last, **({"artifactType": artifact_type} if artifact_type else {})})
+            headers["Link"] = f'</v2/{name}/referrers/{subject}?{query}>; rel="next"'
+        return bare_response(200, headers, page.index)
 
     def _repository_url(self, request: Request) -> str:
         return f"{base_of(request, self._public_url)}/v2/{request.path_params['name']}"

@@ -25,6 +25,8 @@ from corral.wire.repositories import RepositoryName, is_reserved_tag, is_tag, pa
 
 #: Tags of one page, whatever a client asks for (T37).
 MAX_TAGS = 1000
+#: Referrers of one page, and the length of their manifests together: what a page repeats of each may be nearly all of it.
+MAX_REFERRERS, MAX_REFERRERS_BYTES = 500, 4 << 20
 #: Tags that one push of a manifest may set.
 MAX_TAG_PARAMETERS = 64
 #: A manifest longer than this is parsed in a thread: 16 MiB of JSON would hold up everybody else.
@@ -47,6 +49,14 @@ class TagPage:
     """Some of a repository's tags. last: where the next page begins behind, empty when there is none."""
 
     names: tuple[str, ...]
+    last: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReferrerPage:
+    """Some of the manifests with one subject, as an OCI index. last: as of tags."""
+
+    index: bytes
     last: str = ""
 
 
@@ -196,12 +206,23 @@ class Registry:
         names = tuple(tag.name for tag in found[:count])
         return TagPage(names, names[-1] if len(found) > count else "")
 
-    async def referrers(self, name: RepositoryName, subject: Digest, caller: Caller, *, artifact_type: str = "") -> bytes:
-        """An OCI index of the manifests with that subject, which need not exist; nor need the repository for whoever could make
-        it. artifact_type: only those."""
+    async def referrers(
+        self, name: RepositoryName, subject: Digest, caller: Caller, *, artifact_type: str = "", last: str = ""
+    ) -> ReferrerPage:
+        """The manifests with that subject, which need not exist; nor need the repository for whoever could make it.
+        artifact_type: only those. last: behind which digest to begin."""
         repository = await self._repositories.find_or_none(name, Right.PULL, caller)
-        found = await self._store.referrers(repository.id, subject) if repository else ()
-        return referrers_index(found, artifact_type=artifact_type)
+        if repository is None:
+            return ReferrerPage(referrers_index(()))
+        found, has_more = await self._store.referrers(
+            repository.id,
+            subject,
+            artifact_type=artifact_type,
+            after=last,
+            limit=MAX_REFERRERS,
+            max_bytes=MAX_REFERRERS_BYTES,
+        )
+        return ReferrerPage(referrers_index(found), str(found[-1].digest) if has_more else "")
 
 
 def _digest_of(reference: str) -> Digest | None:

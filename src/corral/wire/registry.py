@@ -448,9 +448,9 @@ class ReferrerFacts(Protocol):
     def annotations(self) -> bytes: ...
 
 
-def referrers_index(referrers: Iterable[ReferrerFacts], *, artifact_type: str = "") -> bytes:
-    """The body of a referrers listing, an OCI index. artifact_type: only those of that type."""
-    listed = [_listed(one) for one in referrers if not artifact_type or one.artifact_type == artifact_type]
+def referrers_index(referrers: Iterable[ReferrerFacts]) -> bytes:
+    """The body of a referrers listing, an OCI index."""
+    listed = [_listed(one) for one in referrers]
     return msgspec.json.encode({"schemaVersion": 2, "mediaType": OCI_INDEX_TYPE, "manifests": listed})
 
 

@@ -5,6 +5,7 @@ changes something is one transaction, made of the functions of `content`. Lookin
 decides again inside the transaction, so that a large registry does not hold up those who push to it.
 """
 
+import itertools
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
@@ -194,7 +195,7 @@ class SqlRegistry:
         return [content.repository_of(row) for row in await self._read(query)]
 
     async def stored_bytes(self, namespace: str, *, repository_id: str = "") -> int:
-        """Two sums on one snapshot."""
+        """Three sums on one snapshot."""
         among = repositories.c.namespace_key == namespace.lower()
         if repository_id:
             among &= repositories.c.id == repository_id
@@ -211,8 +212,17 @@ class SqlRegistry:
             .join(repositories, repositories.c.id == uploads.c.repository_id)
             .where(among, uploads.c.finished_as.is_(None))
         )
-        both = sa.select(sa.func.coalesce(sa.func.sum(linked.c.size_bytes), 0) + under_way.scalar_subquery())
-        return int((await self._read(both))[0][0])
+        kept = (
+            sa.select(manifests.c.digest, sa.func.length(manifests.c.body).label("size_bytes"))
+            .join(repository_manifests, repository_manifests.c.digest == manifests.c.digest)
+            .join(repositories, repositories.c.id == repository_manifests.c.repository_id)
+            .where(among)
+            .distinct()
+            .subquery()
+        )
+        bodies = sa.select(sa.func.coalesce(sa.func.sum(kept.c.size_bytes), 0)).scalar_subquery()
+        every = sa.select(sa.func.coalesce(sa.func.sum(linked.c.size_bytes), 0) + bodies + under_way.scalar_subquery())
+        return int((await self._read(every))[0][0])
 
     # ── Uploads ──────────────────────────────────────────────────────────────────────────────────────────────────────
     async def add_upload(self, upload: Upload, *, max_open: int) -> None:
@@ -346,15 +356,27 @@ class SqlRegistry:
         """One transaction."""
         return await self._database.write(partial(content.remove_manifest, repository_id=repository_id, digest=digest))
 
-    async def referrers(self, repository_id: str, subject: Digest) -> Sequence[Referrer]:
-        """By the index of subjects."""
+    async def referrers(
+        self, repository_id: str, subject: Digest, *, artifact_type: str = "", after: str = "", limit: int, max_bytes: int
+    ) -> tuple[Sequence[Referrer], bool]:
+        """By the index of subjects. How long each is stands before it in the file, so only what is told of is read."""
+        size_bytes = sa.func.length(manifests.c.body).label("size_bytes")
         query = (
-            sa.select(manifests.c.digest, repository_manifests.c.media_type, sa.func.length(manifests.c.body).label("size_bytes"))
-            .add_columns(manifests.c.artifact_type, manifests.c.annotations)
+            sa.select(manifests.c.digest, size_bytes)
             .join(repository_manifests, repository_manifests.c.digest == manifests.c.digest)
             .where(repository_manifests.c.repository_id == repository_id, manifests.c.subject == str(subject))
+            .where(manifests.c.digest > after)
             .order_by(manifests.c.digest)
         )
+        if artifact_type:
+            query = query.where(manifests.c.artifact_type == artifact_type)
+        found = await self._read(query.limit(limit + 1))
+        ends = itertools.accumulate(row.size_bytes for row in found[:limit])
+        count = sum(end <= max_bytes for end in ends) or min(len(found), 1)
+        told = query.add_columns(repository_manifests.c.media_type, manifests.c.artifact_type, manifests.c.annotations)
+        return await self._referrers(told.limit(count)) if count else (), len(found) > count
+
+    async def _referrers(self, query: sa.Select[Any]) -> Sequence[Referrer]:
         return [
             Referrer(
                 digest=parse_content_digest(row.digest),
