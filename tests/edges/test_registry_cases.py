@@ -413,7 +413,7 @@ async def test_f07_t040_full_disk_is_507_in_the_registrys_form_and_pulling_goes_
 
 async def test_f07_t040_quota_is_denied_in_the_registrys_form(served: Served) -> None:
     await served.model()
-    await served.hub.repositories.set_quota(TINY, len(WEIGHTS) + len(CONFIG) + 10)
+    await served.hub.repositories.set_quota(TINY, await served.hub.store.stored_bytes("alice") + 10)
     answer = await served("POST", f"{UPLOADS}?digest={digest_of(b'x' * 11)}", b"x" * 11)
     assert (answer.status, code_of(answer)) == (403, "DENIED")
     assert b"quota" in answer.body
