@@ -17,6 +17,7 @@ from corral.core.records import (
     AuditEvent,
     BrowserSession,
     Device,
+    Scope,
     StoredApiKey,
     UsageEntry,
 )
@@ -268,6 +269,10 @@ class MemoryCredentials(_Failing):
     async def rename_device(self, account_id: str, device_id: str, name: str) -> bool:
         self._called("rename_device")
         return self._change_device(account_id, device_id, name=name)
+
+    async def set_device_scopes(self, account_id: str, device_id: str, scopes: frozenset[Scope]) -> bool:
+        self._called("set_device_scopes")
+        return self._change_device(account_id, device_id, scopes=scopes)
 
     def _change_device(self, account_id: str, device_id: str, **changes: object) -> bool:
         device = self._devices.get(device_id)

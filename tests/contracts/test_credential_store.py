@@ -101,6 +101,13 @@ async def test_device_is_renamed(stores: Stores, ada: Account) -> None:
     assert await stores.credentials.devices_of(ada.id) == [device(ada, name="desk")]
 
 
+async def test_device_gets_other_scopes(stores: Stores, ada: Account, bob: Account) -> None:
+    await stores.credentials.add_device(device(ada))
+    assert await stores.credentials.set_device_scopes(ada.id, "d1", frozenset({Scope.PUSH}))
+    assert not await stores.credentials.set_device_scopes(bob.id, "d1", frozenset(Scope))
+    assert await stores.credentials.devices_of(ada.id) == [device(ada, scopes=frozenset({Scope.PUSH}))]
+
+
 async def test_device_of_a_disabled_owner_is_found_with_that_state(stores: Stores, ada: Account) -> None:
     await stores.credentials.add_device(device(ada))
     disabled = replace(ada, disabled_at=LATER)

@@ -256,6 +256,15 @@ async def test_device_is_added_by_hand_once(hub: IdentityHub, ada: Account, bob:
     assert hub.audit.actions.count("device.add") == 1
 
 
+async def test_device_added_by_hand_again_gets_the_scopes_it_lacks(hub: IdentityHub, ada: Account) -> None:
+    key = LAPTOP.public.authorized_key
+    first = await hub.credentials.add_device(ada, name="x", authorized_key=key, scopes=frozenset({Scope.PULL}))
+    again = await hub.credentials.add_device(ada, name="x", authorized_key=key, scopes=frozenset({Scope.PUSH}))
+    assert (again.id, again.scopes) == (first.id, {Scope.PULL, Scope.PUSH})
+    assert await hub.credentials.devices_of(ada) == [again]
+    assert hub.audit.actions.count("device.scopes") == 1
+
+
 async def test_device_added_by_hand_is_no_longer_a_sighting(hub: IdentityHub, ada: Account) -> None:
     await knock(hub)
     await hub.link(ada)

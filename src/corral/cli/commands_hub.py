@@ -190,7 +190,8 @@ def device_add(environment: Environment, user: str, name: str, public_key: str, 
         return await hub.credentials.add_device(account, name=name, authorized_key=public_key, scopes=wanted, actor=_CONSOLE)
 
     device = _with_hub(environment, add)
-    render.say(f'Connected "{render.plain(device.name)}" ({device.key.fingerprint}) to {render.plain(user)}.')
+    can = ", ".join(sorted(device.scopes))
+    render.say(f'Connected "{render.plain(device.name)}" ({device.key.fingerprint}) to {render.plain(user)}: {can}.')
 
 
 @click.command("list")

@@ -17,6 +17,7 @@ from corral.core.records import (
     Device,
     HostedModel,
     Model,
+    Scope,
     Sighting,
     StoredApiKey,
     UsageEntry,
@@ -143,6 +144,10 @@ class CredentialStore(Protocol):
         ...
 
     async def rename_device(self, account_id: str, device_id: str, name: str) -> bool: ...
+
+    async def set_device_scopes(self, account_id: str, device_id: str, scopes: frozenset[Scope]) -> bool:
+        """False when the account has no such live device."""
+        ...
 
     async def api_keys_of(self, account_id: str) -> Sequence[ApiKey]: ...
 

@@ -210,8 +210,8 @@ class Credentials:
         self, acting: Acting, *, name: str, authorized_key: str, scopes: frozenset[Scope], network: str = "", actor: str = ""
     ) -> Device:
         """Bind a device without a browser: by somebody who holds a credential of the account, or on the console. actor: `console`
-        there. Raises: bad_request for a damaged key, conflict when it belongs to somebody else, forbidden for scopes beyond the
-        actor's own."""
+        there. A device that is connected already gets the scopes that it lacks. Raises: bad_request for a damaged key, conflict
+        when it belongs to somebody else, forbidden for scopes beyond the actor's own."""
         account = _account_of(acting)
         key = parse_authorized_key(authorized_key)
         _check_within(acting, scopes)
@@ -219,13 +219,23 @@ class Credentials:
         if found is not None:
             if found[1].id != account.id:
                 raise CorralError("conflict", "this device is connected to another account; sign it out there first")
-            return found[0]
+            return await self._widened(acting, found[0], scopes, network=network, actor=actor)
         device = self._new_device(account, _device_name(name), key, scopes)
         note = f"{device.name} {key.fingerprint}"
         await self._record(acting, "device.add", device.id, network=network, note=note, actor=actor)
         await self._store.add_device(device)
         await self._sightings.forget(key)
         return device
+
+    async def _widened(self, acting: Acting, device: Device, scopes: frozenset[Scope], *, network: str, actor: str) -> Device:
+        """The device with those scopes besides its own: whoever connects it once more wants it to do more, never less."""
+        wider = device.scopes | scopes & DEVICE_SCOPES
+        if wider == device.scopes:
+            return device
+        note = f"{device.name}: {' '.join(sorted(wider))}"
+        await self._record(acting, "device.scopes", device.id, network=network, note=note, actor=actor)
+        await self._store.set_device_scopes(device.account_id, device.id, wider)
+        return replace(device, scopes=wider)
 
     def _new_device(self, account: Account, name: str, key: DevicePublicKey, scopes: frozenset[Scope]) -> Device:
         return Device(

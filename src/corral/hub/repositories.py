@@ -290,7 +290,10 @@ def _is_granted(principal: Principal, name: RepositoryName, right: Right) -> boo
 
 def _check_scope(principal: Principal, right: Right) -> None:
     if not _is_in_scope(principal, right):
-        raise CorralError("forbidden", f"this credential lacks the scope {_SCOPES[right]}")
+        if principal.device is None:
+            raise CorralError("forbidden", f"this API key lacks the scope {_SCOPES[right]}; create one that has it")
+        text = f"this device may not {right}: it was connected without the scope {_SCOPES[right]}"
+        raise CorralError("forbidden", f"{text}; sign out and in again and allow it on the page (corral signout, corral signin)")
 
 
 def _check_grant(principal: Principal, name: RepositoryName, right: Right) -> None:

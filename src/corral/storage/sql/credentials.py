@@ -90,6 +90,10 @@ class SqlCredentials:
         """False when the account has no such live device."""
         return await self._change(_live_device(account_id, device_id).values(name=name))
 
+    async def set_device_scopes(self, account_id: str, device_id: str, scopes: frozenset[Scope]) -> bool:
+        """False when the account has no such live device."""
+        return await self._change(_live_device(account_id, device_id).values(scopes=format_scopes(scopes)))
+
     async def api_keys_of(self, account_id: str) -> Sequence[ApiKey]:
         """All of them, revoked ones included, oldest first."""
         columns = [column for column in api_keys.c if column.name not in ("hmac", "pepper_id", "last_network")]
