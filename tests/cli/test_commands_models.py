@@ -27,7 +27,9 @@ def env(host: str) -> dict[str, str]:
 
 
 def test_list_prints_ollamas_table(capsys: pytest.CaptureFixture[str]) -> None:
-    with fake_server({"GET /api/tags": (200, {"models": [MODEL, STUB]})}) as server:
+    # Not the age that they have since this module was read, which in a long run is minutes ago.
+    modified = {"modified_at": (datetime.now(UTC) - timedelta(minutes=3, seconds=20)).isoformat()}
+    with fake_server({"GET /api/tags": (200, {"models": [MODEL | modified, STUB | modified]})}) as server:
         assert run(["list"], env(server.host)) == 0
     assert capsys.readouterr().out == (
         "NAME            ID              SIZE     MODIFIED      \n"
