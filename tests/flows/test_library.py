@@ -110,7 +110,7 @@ def blobs_or_none(stack: Stack) -> set[str]:
 def ollama() -> str:
     program = os.environ.get("CORRAL_TEST_OLLAMA") or shutil.which("ollama")
     if not program:
-        pytest.skip("no ollama on PATH, and CORRAL_TEST_OLLAMA names none")
+        pytest.skip("no ollama program: put it on the PATH or name it in CORRAL_TEST_OLLAMA")
     return program
 
 
