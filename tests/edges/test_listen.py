@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
@@ -252,3 +253,15 @@ def test_address_that_is_not_ours_is_told_as_such(host: str, code: str) -> None:
 
 def test_name_resolves_to_ipv4_first() -> None:
     assert resolve("localhost", 80) == "127.0.0.1"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can be told to end what stalls")
+async def test_r07_r08_connections_that_stall_or_are_half_open_are_ended_by_the_system() -> None:
+    served = Served(app_of(no_events), drain_s=0.1)
+    await asyncio.wait_for(served.ready.wait(), 20)
+    (listening,) = listen._listening_sockets(served.port)
+    with listening:
+        assert listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == listen.STALLED_S * 1000
+        assert listening.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    served.stop.set()
+    await served.task

@@ -2,7 +2,7 @@
 
 A whole file is handed to the HTTP server where that can send files by itself. A range is read in blocks, one at a time: what a
 slow reader has not taken yet is a few blocks of ours and whatever the kernel holds (R7). Of a reader who stops, the file and the
-task are let go after a while; the connection stays until its other end closes it, since the HTTP server gives us no way to.
+task are let go after a while; the connection ends a little later, by the system (listen.py): the HTTP server gives us no way to.
 
 A blob whose file is missing or has another size is unknown, for HEAD as well: a client that learns so pushes it again, and one
 that got the wrong bytes would only see its own check fail (fault case 24).
@@ -40,7 +40,7 @@ STALL_S = 30.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blob:
     """What is to be sent. source: where its file is, or its bytes. may_hand_over: whether the HTTP server may send a whole file
-    by itself. That is cheaper, and nobody ends it when its reader stops reading; so it is not for strangers."""
+    by itself. That is cheaper, and a reader who stops has the file open for longer; so it is not for strangers."""
 
     digest: Digest
     size_bytes: int

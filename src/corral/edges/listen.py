@@ -9,7 +9,10 @@ A second signal goes straight to the end of that list.
 import asyncio
 import contextlib
 import logging
+import os
 import signal
+import socket
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -25,6 +28,9 @@ from corral.wire.errors import CorralError
 
 HEADER_TIMEOUT_MS = 10_000
 DRAIN_S = 30.0
+#: How long the other end of a connection may take nothing of what is sent, or be gone, until the system ends the connection.
+STALLED_S = 60
+_PROBE_EVERY_S = 10
 #: How long streams get to write their error line, and tasks to end once they are canceled.
 _LAST_WORDS_S = 2.0
 _READY_S = 10.0
@@ -74,6 +80,7 @@ async def serve(
     with _signals(stop, hurry):
         serving = asyncio.create_task(server.serve())
         await _until_ready(serving, address, port)
+        _end_what_stalls(port)
         on_ready()
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait([stopping, serving], return_when=asyncio.FIRST_COMPLETED)
@@ -100,6 +107,40 @@ def _make_server(target: Callable[[Scope, Receive, Send], Awaitable[None]], addr
         log_level=LogLevels.error,
         log_dictconfig={"handlers": {}, "loggers": {"_granian": {"propagate": True}, "granian.access": {"propagate": False}}},
     )
+
+
+def _end_what_stalls(port: int) -> None:
+    """Have the system end connections that stall, and look after those whose other end may be gone (R7, R8).
+
+    The HTTP server never ends a connection that takes nothing, and keeps up to two megabytes for each: whoever begins to read
+    something could use up its memory. It does not hand its sockets out either, so the one that listens is looked for;
+    connections inherit its options.
+    """
+    for listening in _listening_sockets(port):
+        # A system may know an option and refuse it; served is all the same.
+        with listening, contextlib.suppress(OSError):
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_S * 1000)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, STALLED_S)
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_EVERY_S)
+
+
+def _listening_sockets(port: int) -> Iterator[socket.socket]:
+    """Copies of this process's sockets that listen on that port, where the system shows them."""
+    descriptors = os.listdir("/proc/self/fd") if sys.platform == "linux" else ()  # noqa: PTH208 - names, no paths
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            copy = os.dup(int(descriptor))
+            try:
+                found = socket.socket(fileno=copy)
+            except OSError:
+                os.close(copy)
+                continue
+            is_ours = found.family in (socket.AF_INET, socket.AF_INET6) and found.getsockname()[1] == port
+            if is_ours and found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                yield found
+            else:
+                found.close()
 
 
 async def _until_ready(serving: asyncio.Task[None], address: str, port: int) -> None:
