@@ -766,6 +766,18 @@ async def test_end10_delete_of_a_blob_that_a_manifest_names_is_unsupported(serve
     assert (answer.status, code_of(answer)) == (405, "UNSUPPORTED")
 
 
+async def test_t081_manifest_that_says_it_is_a_page_is_none_to_a_browser(served: Served) -> None:
+    await served.model(public=True)
+    body = b'{"schemaVersion":2,"annotations":{"a":"<form action=/signin>"}}'
+    pushed = await served("PUT", "/v2/alice/tiny/manifests/page", body, headers={"content-type": "text/html"})
+    assert pushed.status == 201
+    for method in ("GET", "HEAD"):
+        answer = await served(method, "/v2/alice/tiny/manifests/page", by="")
+        assert answer.headers["content-type"] == "text/html"
+        assert answer.headers["content-disposition"] == "attachment"
+        assert "sandbox" in answer.headers["content-security-policy"]
+
+
 # ── end-12: referrers ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
