@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -126,16 +127,16 @@ def _end_what_stalls(port: int) -> None:
 
 
 def _listening_sockets(port: int) -> Iterator[socket.socket]:
-    """Copies of this process's sockets that listen on that port, where the system shows them."""
+    """Copies of this process's sockets that listen on that port, where the system shows them.
+
+    Nothing else is copied: closing the copy of a file would give up every lock that this process has on it, the database's.
+    """
     descriptors = os.listdir("/proc/self/fd") if sys.platform == "linux" else ()  # noqa: PTH208 - names, no paths
-    for descriptor in descriptors:
+    for descriptor in map(int, descriptors):
         with contextlib.suppress(OSError):
-            copy = os.dup(int(descriptor))
-            try:
-                found = socket.socket(fileno=copy)
-            except OSError:
-                os.close(copy)
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 continue
+            found = socket.socket(fileno=os.dup(descriptor))
             is_ours = found.family in (socket.AF_INET, socket.AF_INET6) and found.getsockname()[1] == port
             if is_ours and found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 yield found
