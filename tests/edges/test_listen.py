@@ -1,11 +1,13 @@
 """Serving and ending: a taken port, draining, streams that outlast it, requests that hang, and the second signal."""
 
 import asyncio
+import fcntl
 import os
 import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -265,3 +267,16 @@ async def test_r07_r08_connections_that_stall_or_are_half_open_are_ended_by_the_
         assert listening.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     served.stop.set()
     await served.task
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there sockets are looked for")
+async def test_looking_for_the_socket_that_listens_leaves_the_locks_on_files(tmp_path: Path) -> None:
+    # Closing any copy of a descriptor would give up all locks of this process on that file, as SQLite's are.
+    with (tmp_path / "locked").open("w") as file, socket.create_server(("127.0.0.1", 0)) as server:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        for found in listen._listening_sockets(server.getsockname()[1]):
+            found.close()
+        code = f"import fcntl; fcntl.lockf(open({str(tmp_path / 'locked')!r}, 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        other = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stderr=asyncio.subprocess.PIPE)
+        _, said = await other.communicate()
+        assert b"BlockingIOError" in said
