@@ -23,7 +23,7 @@ from bench.figures import resident_mb
 from bench.measure import Figure, compared, in_turn, limited, skipped
 from flows.stack import Stack, call, free_port, wait_until
 
-SIZES = (250_000_000, 1_000_000_000, 2_000_000_000)
+SIZES = (250_000_000, 500_000_000, 2_000_000_000)
 _SUFFIX = 16
 _BLOCK = 1 << 20
 
