@@ -131,17 +131,23 @@ def _listening_sockets(port: int) -> Iterator[socket.socket]:
 
     Nothing else is copied: closing the copy of a file would give up every lock that this process has on it, the database's.
     """
-    descriptors = os.listdir("/proc/self/fd") if sys.platform == "linux" else ()  # noqa: PTH208 - names, no paths
-    for descriptor in map(int, descriptors):
+    names = os.listdir("/proc/self/fd") if sys.platform == "linux" else ()  # noqa: PTH208 - names, no paths
+    # All looked at before the first copy is made, which would be found as well.
+    for descriptor in [descriptor for descriptor in map(int, names) if _is_socket(descriptor)]:
         with contextlib.suppress(OSError):
-            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                continue
             found = socket.socket(fileno=os.dup(descriptor))
             is_ours = found.family in (socket.AF_INET, socket.AF_INET6) and found.getsockname()[1] == port
             if is_ours and found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 yield found
             else:
                 found.close()
+
+
+def _is_socket(descriptor: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(descriptor).st_mode)
+    except OSError:
+        return False
 
 
 async def _until_ready(serving: asyncio.Task[None], address: str, port: int) -> None:
