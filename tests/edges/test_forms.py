@@ -1,6 +1,6 @@
 """Forms: what is read from them, and what is refused before it is read."""
 
-from time import perf_counter
+from time import process_time
 
 import pytest
 from starlette.requests import Request
@@ -60,9 +60,9 @@ def test_t106_form_that_is_not_one_is_refused(request_: Request) -> None:
 
 
 def test_t106_a_million_semicolons_take_no_time() -> None:
-    started = perf_counter()
+    started = process_time()
     assert refusal(sent(b"csrf=token" + b";" * 1_000_000)) in ("bad_request", "forbidden", "too_large")
-    assert perf_counter() - started < 0.1
+    assert process_time() - started < 0.1
 
 
 def test_principal_without_a_session_sends_no_forms() -> None:

@@ -89,6 +89,6 @@ def test_t093_rule_that_is_none_is_refused_without_repeating_it(rule: str) -> No
 
 def test_pattern_of_many_stars_is_matched_quickly() -> None:
     rule = MirrorRule(namespace="library", pattern="a*a*a*b", base_url="https://r.example")
-    start = time.perf_counter()
+    start = time.process_time()
     assert rule.path_of(parse_repository("library/" + "a" * 80)) is None
-    assert time.perf_counter() - start < 0.1
+    assert time.process_time() - start < 0.1

@@ -284,14 +284,14 @@ HOSTILE = {
 
 @pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE.keys())
 def test_t106_hostile_json_is_refused_in_bounded_time(body: bytes) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(CorralError) as caught:
         decode(body, GenerateRequest)
     assert caught.value.status == 400
-    assert time.perf_counter() - started < 0.1
+    assert time.process_time() - started < 0.1
 
 
-@pytest.mark.parametrize("name", HOSTILE.keys() - {"infinite", "4000 digits", "5000 digits"})
+@pytest.mark.parametrize("name", sorted(HOSTILE.keys() - {"infinite", "4000 digits", "5000 digits"}))
 def test_t106_hostile_json_is_refused_by_the_relay_too(name: str) -> None:
     # Numbers of other fields are not looked into there: they travel as the bytes they are.
     with pytest.raises(CorralError):

@@ -142,10 +142,10 @@ def test_f21_any_range_lies_inside_or_is_refused(value: str, size: int) -> None:
 
 
 def test_t039_many_ranges_are_answered_quickly() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(1000):
         parse_range("bytes=" + "0-," * 1300, 10**9)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 @given(st.integers(0, 2**62), st.integers(1, 2**62))
@@ -566,9 +566,9 @@ def test_f15_manifest_is_read_at_32_levels_and_refused_beyond() -> None:
 @pytest.mark.parametrize("item", [b"[],", b"{},", b"1,", b'"",'])
 def test_f15_manifest_of_millions_of_values_is_refused_quickly(item: bytes) -> None:
     body = b'{"x":[' + item * (15_000_000 // len(item)) + b"0]}"
-    start = time.perf_counter()
+    start = time.process_time()
     assert refused(lambda: parse_image_manifest(body, OCI_MANIFEST_TYPE)) == "manifest_invalid"
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 def test_f15_manifest_of_too_many_descriptors_is_refused() -> None:

@@ -104,10 +104,10 @@ def test_t034_any_text_is_a_name_that_stays_one_or_is_refused(text: str) -> None
 
 
 def test_f09_long_name_is_refused_quickly() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     for text in ("a-" * 100_000, "a/" + "-" * 253, "a/" + "a-" * 126, "a" * 10_000_000):
         assert refused(lambda text=text: parse_repository(text)) == "name_invalid"
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("tag", ["latest", "_", "8B-q4_K_M", "1.0.", "a" * 128, "sha256-" + "a" * 64])
