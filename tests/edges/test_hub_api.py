@@ -202,10 +202,44 @@ async def test_t066_foreign_key_and_device_are_not_found(hub: Hub) -> None:
         ("DELETE", f"/api/keys/{foreign}"),
         ("POST", f"/api/keys/{foreign}/rotate"),
         ("DELETE", f"/api/user/keys/{WREN.public.encoded}"),
+        ("PATCH", f"/api/user/keys/{WREN.public.encoded}"),
     ]:
-        assert (await hub.bearer(manager, method, path)).status == 404
+        body = b'{"scopes":[]}' if method == "PATCH" else b""
+        assert (await hub.bearer(manager, method, path, body)).status == 404
+    assert hub.audit.actions[-1] == "device.access_refused"
     assert (await hub.bearer(text, "POST", "/api/me")).status == 200
     assert (await hub.stock(WREN, "POST", "/api/me")).status == 200
+
+
+async def test_device_scopes_are_changed_by_whoever_manages_devices_and_hold_from_the_next_call(hub: Hub) -> None:
+    finch = await hub.credentials.add_device(
+        hub.alice, name="finch", authorized_key=FINCH.public.authorized_key, scopes=frozenset(Scope)
+    )
+    path, less = f"/api/user/keys/{FINCH.public.encoded}", b'{"scopes":["inference"]}'
+    # A stock signature covers no body, so it could be sent along with another one (T16).
+    assert (await hub.stock(FINCH, "PATCH", path, less)).status == 403
+    answer = await hub.strong(FINCH, "PATCH", path, less)
+    assert (answer.status, answer.json()["id"], answer.json()["scopes"]) == (200, finch.id, ["inference"])
+    assert (await hub.strong(FINCH, "PATCH", path, b'{"scopes":["keys"]}')).status == 403
+    assert (await hub.strong(FINCH, "GET", "/api/user/keys")).status == 403
+
+
+async def test_t061_api_key_gives_a_device_no_scope_that_it_lacks(hub: Hub) -> None:
+    await hub.credentials.add_device(hub.alice, name="finch", authorized_key=FINCH.public.authorized_key, scopes=frozenset())
+    _, manager = await hub.api_key(hub.alice, Scope.KEYS)
+    path = f"/api/user/keys/{FINCH.public.encoded}"
+    assert (await hub.bearer(manager, "PATCH", path, b'{"scopes":["models:push"]}')).status == 403
+    assert (await hub.bearer(manager, "PATCH", path, b'{"scopes":["inference"]}')).json()["scopes"] == ["inference"]
+    assert (await hub.bearer(manager, "PATCH", path, b'{"scopes":["admin"]}')).status == 422
+
+
+async def test_t046_browser_gives_a_device_more_only_with_a_fresh_password(hub: Hub) -> None:
+    await hub.credentials.add_device(hub.alice, name="finch", authorized_key=FINCH.public.authorized_key, scopes=frozenset(Scope))
+    cookie, path = await hub.session(hub.alice), f"/api/user/keys/{FINCH.public.encoded}"
+    hub.clock.advance(301)
+    assert (await hub.browser(cookie, "PATCH", path, b'{"scopes":["inference"]}')).status == 200
+    refused = await hub.browser(cookie, "PATCH", path, b'{"scopes":["inference","keys"]}')
+    assert (refused.status, refused.json()["step_up"]) == (403, True)
 
 
 async def test_t020_device_signs_itself_out_and_is_refused_from_then_on(hub: Hub) -> None:

@@ -227,7 +227,7 @@ async def test_t66_keys_and_devices_of_others_are_not_there(site: Site) -> None:
     csrf = (await browser.get("/settings")).form("/signout").fields["csrf"]
     paths = (
         *(f"/settings/keys/{key.id}/{verb}" for verb in ("rotate", "revoke")),
-        *(f"/settings/devices/{theirs.id}/{verb}" for verb in ("rename", "revoke")),
+        *(f"/settings/devices/{theirs.id}/{verb}" for verb in ("rename", "scopes", "revoke")),
     )
     for path in paths:
         assert (await browser.get(path)).status == 404
@@ -246,9 +246,34 @@ async def test_device_is_listed_with_its_fingerprint_and_last_use(site: Site) ->
     site.clock.advance(120)
     fingerprint = found.key.fingerprint
     assert (
-        f"finch {fingerprint[:11]}…{fingerprint[-4:]} run 2 minutes ago from 192.0.2.7"
+        f"finch {fingerprint[:11]}…{fingerprint[-4:]} run Change 2 minutes ago from 192.0.2.7"
         in (await browser.get("/settings/keys")).text
     )
+
+
+async def test_device_is_allowed_less_without_the_password_and_more_with_it(site: Site) -> None:
+    browser = await site.signed_in()
+    found = await device(site)
+    path = f"/settings/devices/{found.id}/scopes"
+    page = await browser.get(path)
+    assert page.form(path).fields["scope"] == ["inference"]
+    site.clock.advance(301)
+    assert "may do that from its next request on" in (await browser.submit(page, path, scope=[])).text
+    assert [kept.scopes for kept in await site.credentials.devices_of(await site.accounts.named("alice"))] == [frozenset()]
+
+    refused = await browser.submit(await browser.get(path), path, scope=["inference", "models:push"])
+    assert (refused.status, refused.form(path).fields["scope"]) == (403, ["inference", "models:push"])
+    assert refused.find("p", id="e-password")
+    assert (await browser.submit(refused, path, password="wrong")).status == 403
+    done = await browser.submit(refused, path, password=PASSWORD)
+    assert "finch SHA256:" in done.text
+    assert "run, push Change" in done.text
+
+
+async def test_t82_device_gets_no_scope_that_does_not_exist(site: Site) -> None:
+    browser = await site.signed_in()
+    path = f"/settings/devices/{(await device(site)).id}/scopes"
+    assert (await browser.submit(await browser.get(path), path, scope=["admin:*"])).status == 400
 
 
 async def test_device_gets_another_name(site: Site) -> None:

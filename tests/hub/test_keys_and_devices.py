@@ -324,6 +324,51 @@ async def test_devices_are_told_apart(hub: IdentityHub, ada: Account) -> None:
     assert names == {laptop.id: "desk", phone.id: "phone"}
 
 
+async def test_device_with_fewer_scopes_may_do_less_on_its_next_call(hub: IdentityHub, ada: Account) -> None:
+    device = await hub.link(ada, scopes=frozenset({Scope.INFERENCE, Scope.PUSH}))
+    running = await hub.who(hub.stock())
+    changed = await hub.credentials.set_device_scopes(ada, device.id, frozenset({Scope.INFERENCE}), network=HOME)
+    assert changed.scopes == (await hub.who(hub.stock())).scopes == (await hub.who(hub.strong())).scopes == {Scope.INFERENCE}
+    assert await hub.credentials.is_live(running)
+    event = hub.audit.events[-1]
+    assert (event.action, event.subject, event.note, event.network) == ("device.scopes", device.id, "laptop: inference", HOME)
+
+
+async def test_t021_device_that_may_run_nothing_any_more_is_not_live_for_what_it_runs(hub: IdentityHub, ada: Account) -> None:
+    device = await hub.link(ada, scopes=frozenset({Scope.INFERENCE, Scope.PULL}))
+    running = await hub.who(hub.stock())
+    await hub.credentials.set_device_scopes(ada, device.id, frozenset())
+    assert not await hub.credentials.is_live(running)
+    assert (await hub.who(hub.stock())).scopes == frozenset()
+    assert hub.audit.events[-1].note == "laptop: nothing"
+
+
+async def test_device_keeps_its_scopes_without_a_row_when_they_are_the_same(hub: IdentityHub, ada: Account) -> None:
+    device = await hub.link(ada)
+    assert await hub.credentials.set_device_scopes(ada, device.id, device.scopes) == device
+    assert "device.scopes" not in hub.audit.actions
+
+
+async def test_t061_credential_takes_any_scope_of_a_device_back_and_gives_only_its_own(hub: IdentityHub, ada: Account) -> None:
+    device = await hub.link(ada, scopes=frozenset({Scope.INFERENCE, Scope.PULL, Scope.PUSH}))
+    _, text = await hub.key(ada, {Scope.KEYS})
+    by_key = await hub.who(bearer(text))
+    change = hub.credentials.set_device_scopes
+    assert (await change(by_key, device.id, frozenset({Scope.INFERENCE, Scope.PUSH}))).scopes == {Scope.INFERENCE, Scope.PUSH}
+    back = change(by_key, device.id, frozenset({Scope.INFERENCE, Scope.PULL, Scope.PUSH}))
+    assert (await error_of(back)).code == "forbidden"
+
+
+async def test_device_revoked_while_its_scopes_change_is_not_found(hub: IdentityHub, ada: Account) -> None:
+    device = await hub.link(ada)
+
+    async def gone(*_: object) -> bool:
+        return False
+
+    hub.store.set_device_scopes = gone  # type: ignore[assignment,method-assign]
+    assert (await error_of(hub.credentials.set_device_scopes(ada, device.id, frozenset()))).code == "not_found"
+
+
 @pytest.mark.parametrize("device_id", ["foreign", STRANGER, "", "' OR 1=1--", "\r\n" + "x" * 10_000])
 async def test_t066_foreign_or_unknown_device_is_not_found_and_audited(
     hub: IdentityHub, ada: Account, bob: Account, device_id: str

@@ -68,6 +68,7 @@ _HUB_KEY = {
 _HUB_DEVICE = {
     "add": ("commands_hub", "device_add", "Connect a device by its public key"),
     "list": ("commands_hub", "device_list", "List an account's devices"),
+    "scope": ("commands_hub", "device_scope", "Change what a device may do"),
     "revoke": ("commands_hub", "device_revoke", "Disconnect a device"),
 }
 _KEYS = {
@@ -78,6 +79,7 @@ _KEYS = {
 }
 _DEVICES = {
     "list": ("commands_keys", "devices_list", "List your devices"),
+    "scope": ("commands_keys", "devices_scope", "Change what a device may do"),
     "revoke": ("commands_keys", "devices_revoke", "Disconnect a device"),
 }
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from corral.cli import render
-from corral.cli.commands_keys import devices_table, keys_table, parse_expiry, pick, show_new_key
+from corral.cli.commands_keys import devices_table, keys_table, parse_expiry, pick, scopes_sentence, show_new_key
 from corral.cli.context import Environment, Failed, json_option, pass_environment, secret_from, wait_for
 from corral.cli.starting import parse_model_option
 
@@ -202,6 +202,27 @@ def device_list(environment: Environment, user: str, as_json: bool) -> None:
     """List the devices of USER."""
     devices = _with_hub(environment, lambda hub: _devices_of(hub, user))
     sys.stdout.write(render.as_json(devices) if as_json else devices_table(devices, datetime.now(UTC)))
+
+
+@click.command("scope")
+@click.argument("user")
+@click.argument("device")
+@click.argument("scopes", nargs=-1, required=True, metavar="SCOPE…")
+@pass_environment
+def device_scope(environment: Environment, user: str, device: str, scopes: tuple[str, ...]) -> None:
+    """Say all that a DEVICE (its id, name or fingerprint) of USER may do, from its next request on.
+
+    Scopes: inference, models:pull, models:push, keys; or the word none.
+    """
+    wanted = parse_scopes(() if scopes == ("none",) else scopes)
+
+    async def change(hub: "HubServices") -> "Device":
+        found = pick(await _devices_of(hub, user), device, what="device", listing=f"corral hub device list {user}")
+        account = await hub.accounts.named(user)
+        return await hub.credentials.set_device_scopes(account, found["id"], wanted, actor=_CONSOLE)
+
+    changed = _with_hub(environment, change)
+    render.say(scopes_sentence(changed.name, sorted(changed.scopes)))
 
 
 @click.command("revoke")

@@ -117,6 +117,34 @@ def devices_revoke(environment: Environment, device: str, hub_url: str) -> None:
     wait_for(revoke())
 
 
+@click.command("scope")
+@click.argument("device")
+@click.argument("scopes", nargs=-1, required=True, metavar="SCOPE…")
+@hub_option
+@pass_environment
+def devices_scope(environment: Environment, device: str, scopes: tuple[str, ...], hub_url: str) -> None:
+    """Say all that a DEVICE (its id, name or fingerprint) may do, from its next request on.
+
+    Scopes: inference, models:pull, models:push, keys; or the word none.
+    """
+    from corral.wire.signing import parse_authorized_key
+
+    async def change() -> None:
+        async with hub_access(environment, hub_url) as access:
+            found = pick(await access.ask("GET", "/api/user/keys"), device, what="device", listing="corral devices list")
+            path = f"/api/user/keys/{parse_authorized_key(found['key']).encoded}"
+            body = {"scopes": [] if scopes == ("none",) else list(scopes)}
+            changed = await access.ask("PATCH", path, body)
+            render.say(scopes_sentence(changed["name"], changed["scopes"]))
+
+    wait_for(change())
+
+
+def scopes_sentence(name: str, scopes: Sequence[str]) -> str:
+    """What is said of a device whose scopes were changed."""
+    return f'"{render.plain(name)}" may: {", ".join(scopes) or "nothing but say who it is"}.'
+
+
 def _ask(environment: Environment, hub_url: str, method: str, path: str) -> Any:
     async def ask() -> Any:
         async with hub_access(environment, hub_url) as access:

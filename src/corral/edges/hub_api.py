@@ -17,7 +17,7 @@ from corral.hub.credentials import Credentials
 from corral.wire.discovery import OLLAMA_VERSION
 from corral.wire.errors import CorralError
 from corral.wire.secrets import Secret
-from corral.wire.signing import check_window, enrollment_challenge, parse_authorized_key, verify_enrollment
+from corral.wire.signing import check_window, enrollment_challenge, parse_authorized_key, parse_encoded_key, verify_enrollment
 from corral.wire.strong import TAG
 
 _OVERLAPS_S = {"0": 0, "1h": 3600, "24h": 86_400, "7d": 604_800}
@@ -54,6 +54,12 @@ class NewDevice(msgspec.Struct):
     signature: str = ""
 
 
+class DeviceChange(msgspec.Struct):
+    """Body of PATCH /api/user/keys/{encodedKey}. scopes: all that the device may do from now on."""
+
+    scopes: frozenset[Scope]
+
+
 class HubApi:
     """Handlers over the hub's identity services. is_ready: answers whether requests can be served."""
 
@@ -79,6 +85,7 @@ class HubApi:
             endpoint("GET", "/api/user/keys", self.list_devices, _KEYS),
             endpoint("POST", "/api/user/keys", self.add_device, _HEADLESS),
             endpoint("DELETE", "/api/user/keys/{encoded_key}", self.sign_out_device, _IDENTITY),
+            endpoint("PATCH", "/api/user/keys/{encoded_key}", self.change_device, _KEYS),
             endpoint("GET", "/api/keys", self.list_keys, _KEYS),
             endpoint("POST", "/api/keys", self.create_key, _KEYS),
             endpoint("DELETE", "/api/keys/{key_id}", self.revoke_key, _KEYS),
@@ -127,6 +134,19 @@ class HubApi:
         check_window(wanted.ts, self._clock.now().timestamp())
         message = enrollment_challenge(self._public_url, caller.credential_id, wanted.ts)
         verify_enrollment(key, wanted.signature, message)
+
+    async def change_device(self, request: Request) -> Response:
+        """Say what a device of the account may do, from its next request on. More than it may now takes a fresh password where a
+        browser asks. Raises: bad_request, not_found, forbidden."""
+        caller, wanted = caller_of(request), _decode(request, DeviceChange)
+        key = parse_encoded_key(request.path_params["encoded_key"])
+        device = next((found for found in await self._credentials.devices_of(caller.account) if found.key == key), None)
+        if device is not None and not wanted.scopes <= device.scopes:
+            check_step_up(caller, self._clock.now())
+        # One that is not there is asked for all the same, since who asks for others' is written down (T66).
+        device_id, network = device.id if device else key.fingerprint, facts_of(request).network
+        changed = await self._credentials.set_device_scopes(caller, device_id, wanted.scopes, network=network)
+        return json_response(device_body(changed, caller))
 
     async def sign_out_device(self, request: Request) -> Response:
         """Disconnect one device of the account. Answers `null`, as ollama.com does."""
@@ -242,7 +262,7 @@ def _iso(time: datetime | None) -> str | None:
     return time.astimezone(UTC).isoformat().replace("+00:00", "Z") if time else None
 
 
-_Body = NewKey | Rotation | NewDevice
+_Body = NewKey | Rotation | NewDevice | DeviceChange
 
 
 def _decode(request: Request, kind: type[Any]) -> Any:

@@ -1,7 +1,7 @@
-"""The page of devices and API keys, and the small pages behind it: create, rotate, rename, revoke.
+"""The page of devices and API keys, and the small pages behind it: create, rotate, rename, change, revoke.
 
-What gives authority away (a new key, a rotated one) asks for the password when it was typed more than five minutes ago. What
-takes authority back never does: revoking must be quick for somebody who has just lost a laptop.
+What gives authority away (a new key, a rotated one, a device that may do more) asks for the password when it was typed more than
+five minutes ago. What takes authority back never does: revoking must be quick for somebody who has just lost a laptop.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from starlette.requests import Request
 from starlette.responses import Response
 
+from corral.core.policy import DEVICE_SCOPES
 from corral.core.ports import Clock, UsageStore
 from corral.core.records import Account, ApiKey, Device, Principal, Scope
 from corral.edges.asgi import Dialect, Endpoint, caller_of, endpoint, facts_of
@@ -50,6 +51,7 @@ _NOTICES = {
     "key": "The key is revoked. It is refused from now on.",
     "device": "The device is revoked. It is refused from now on.",
     "renamed": "The device has its new name.",
+    "scopes": "The device may do that from its next request on, and nothing else.",
 }
 _SHOWN_REVOKED = timedelta(days=30)
 _TICKED = frozenset({Scope.INFERENCE})
@@ -84,6 +86,7 @@ class KeyPages:
             ("/settings/keys/{key_id}/rotate", self.show_rotate, self.rotate),
             ("/settings/keys/{key_id}/revoke", self.show_revoke_key, self.revoke_key),
             ("/settings/devices/{device_id}/rename", self.show_rename, self.rename),
+            ("/settings/devices/{device_id}/scopes", self.show_scopes, self.change_scopes),
             ("/settings/devices/{device_id}/revoke", self.show_revoke_device, self.revoke_device),
         ]
         html, limit = Dialect.HTML, MAX_FORM_BYTES
@@ -259,6 +262,38 @@ class KeyPages:
                 raise
             return self._rename_page(caller, device, Draft({"name": name}, {"name": error.message}), status=422)
         return redirect("/settings/keys?done=renamed")
+
+    async def show_scopes(self, request: Request) -> Response:
+        """What the device may do, to be changed."""
+        caller = caller_of(request)
+        device = await self._device(request, caller)
+        return self._scopes_page(caller, device, Draft(), device.scopes)
+
+    def _scopes_page(
+        self, caller: Principal, device: Device, draft: Draft, ticked: frozenset[Scope], *, status: int = 200
+    ) -> Response:
+        return self._pages.render(
+            "device_scopes.html",
+            caller=caller,
+            status=status,
+            device=device,
+            draft=draft,
+            choices=[(scope, words, scope in ticked) for scope, words in SCOPE_WORDS.items() if scope in DEVICE_SCOPES],
+            needs_password=self._step_up.is_needed(session_of(caller)),
+        )
+
+    async def change_scopes(self, request: Request) -> Response:
+        """Let the device do what is ticked, from its next request on. Only what it could not do before asks for the password."""
+        form, caller, _ = session_form(request)
+        device, wanted = await self._device(request, caller), form.scopes()
+        stepped: Stepped | Unproven = Stepped(caller=caller, session=session_of(caller))
+        if not wanted <= device.scopes:
+            stepped = await self._step_up.check(request, form, caller)
+        if isinstance(stepped, Unproven):
+            return self._scopes_page(caller, device, Draft(errors=stepped.errors), wanted, status=stepped.status)
+        network = facts_of(request).network
+        await self._credentials.set_device_scopes(stepped.caller, device.id, wanted, network=network)
+        return self._step_up.finish(redirect("/settings/keys?done=scopes"), stepped)
 
     async def show_revoke_device(self, request: Request) -> Response:
         """What revoking will do."""

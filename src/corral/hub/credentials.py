@@ -232,7 +232,7 @@ class Credentials:
         wider = device.scopes | scopes & DEVICE_SCOPES
         if wider == device.scopes:
             return device
-        note = f"{device.name}: {' '.join(sorted(wider))}"
+        note = _scopes_note(device.name, wider)
         await self._record(acting, "device.scopes", device.id, network=network, note=note, actor=actor)
         await self._store.set_device_scopes(device.account_id, device.id, wider)
         return replace(device, scopes=wider)
@@ -260,6 +260,23 @@ class Credentials:
         await self._own_device(acting, device_id, network)
         await self._record(acting, "device.revoke", device_id, network=network, actor=actor)
         await self._store.revoke_device(_account_of(acting).id, device_id, now=self._clock.now())
+
+    async def set_device_scopes(
+        self, acting: Acting, device_id: str, scopes: frozenset[Scope], *, network: str = "", actor: str = ""
+    ) -> Device:
+        """The device with exactly these scopes, from its next request on. Raises: not_found, forbidden for scopes that the device
+        would get and the actor does not have; taking some back is open to whoever may sign the device out."""
+        device = await self._own_device(acting, device_id, network)
+        _check_within(acting, scopes - device.scopes)
+        wanted = scopes & DEVICE_SCOPES
+        if wanted == device.scopes:
+            return device
+        await self._record(
+            acting, "device.scopes", device.id, network=network, note=_scopes_note(device.name, wanted), actor=actor
+        )
+        if not await self._store.set_device_scopes(device.account_id, device.id, wanted):
+            raise CorralError("not_found", "no such device")
+        return replace(device, scopes=wanted)
 
     async def rename_device(self, acting: Acting, device_id: str, name: str, *, network: str = "") -> Device:
         """Raises: not_found, invalid for a name of which nothing can be shown."""
@@ -461,6 +478,10 @@ def _check_within(acting: Acting, scopes: frozenset[Scope]) -> None:
 
 def _dead_key() -> CorralError:
     return CorralError("not_found", "no such API key that is still live")
+
+
+def _scopes_note(name: str, scopes: frozenset[Scope]) -> str:
+    return f"{name}: {' '.join(sorted(scopes)) or 'nothing'}"
 
 
 def _device_name(name: str) -> str:

@@ -27,6 +27,7 @@ from corral.core.records import (
     Principal,
     Proof,
     RequestFacts,
+    Scope,
     Sighting,
     StoredApiKey,
     Visitor,
@@ -287,7 +288,12 @@ class Door:
             return await self._accounts.session_by_id(principal.session.id) is not None
         if principal.device is not None:
             found = await self._store.device(principal.device.key)
-            return found is not None and found[0].id == principal.device.id and found[1].is_active
+            return (
+                found is not None
+                and found[0].id == principal.device.id
+                and found[1].is_active
+                and _still_runs(found[0], principal)
+            )
         stored = await self._store.api_key(principal.credential_id)
         return stored is not None and stored.owner.is_active and checks.is_live_key(stored.key, self._clock.now())
 
@@ -315,3 +321,8 @@ class Door:
             at=self._clock.now(), actor=device.account_id, action=action, subject=device.id, network=facts.network, note=note
         )
         await self._audit.append(event)
+
+
+def _still_runs(device: Device, principal: Principal) -> bool:
+    """Whether a device that might run models may do so yet: taking that scope back ends what it runs."""
+    return Scope.INFERENCE in device.scopes or Scope.INFERENCE not in principal.scopes

@@ -292,8 +292,8 @@ def _check_scope(principal: Principal, right: Right) -> None:
     if not _is_in_scope(principal, right):
         if principal.device is None:
             raise CorralError("forbidden", f"this API key lacks the scope {_SCOPES[right]}; create one that has it")
-        text = f"this device may not {right}: it was connected without the scope {_SCOPES[right]}"
-        raise CorralError("forbidden", f"{text}; sign out and in again and allow it on the page (corral signout, corral signin)")
+        text = f"this device may not {right}: it lacks the scope {_SCOPES[right]}"
+        raise CorralError("forbidden", f"{text}; allow it on the hub's page of devices and keys, /settings/keys")
 
 
 def _check_grant(principal: Principal, name: RepositoryName, right: Right) -> None:
