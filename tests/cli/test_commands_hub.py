@@ -34,6 +34,16 @@ def test_device_added_without_scopes_may_not_push(env: dict[str, str], capsys: p
     assert json.loads(capsys.readouterr().out)[0]["scopes"] == ["inference", "keys", "models:pull"]
 
 
+def test_device_scopes_are_set_to_what_is_named(env: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["hub", "device", "add", "bob", "--name", "box", "--key", KEY], env) == 0
+    for words, said in ((["inference", "models:push"], "inference, models:push"), (["none"], "nothing but say who it is")):
+        capsys.readouterr()
+        assert run(["hub", "device", "scope", "bob", "box", *words], env) == 0
+        assert capsys.readouterr().err == f'"box" may: {said}.\n'
+    assert run(["hub", "device", "scope", "bob", "box", "admin"], env) == 2
+    assert run(["hub", "device", "scope", "bob", "desk", "inference"], env) == 1
+
+
 def test_credentials_for_a_disabled_account_are_refused_with_the_next_step(
     env: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

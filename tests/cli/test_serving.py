@@ -196,6 +196,10 @@ def test_signin_shows_link_and_fingerprint_and_notices_the_connection(running: S
     (device,) = json.loads(running.corral("devices", "list", "--json").stdout)
     assert (device["fingerprint"], device["current"]) == (fingerprint, True)
     assert json.loads((running.home / ".ollama/corral.json").read_text())["hub"] == running.hub_url
+    # The last one given up is the right to change this.
+    assert running.corral("devices", "scope", "here", "keys").stderr == '"here" may: keys.\n'
+    assert running.corral("devices", "scope", "here", "none").stderr == '"here" may: nothing but say who it is.\n'
+    assert "lacks the scope keys" in running.corral("devices", "list", status=1).stderr
     assert running.corral("signout").stdout.startswith("Signed out of ")
     assert running.corral("signout").stdout.startswith("Not signed in to ")
 
