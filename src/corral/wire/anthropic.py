@@ -45,11 +45,16 @@ class _Block(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True):
+    go_name: ClassVar[str] = "anthropic.MessageParam"
+    go_alias: ClassVar[str] = "anthropic.MessageParam"
+
     role: str
     content: Any = None
 
 
 class _Tool(msgspec.Struct, frozen=True, kw_only=True):
+    go_name: ClassVar[str] = "anthropic.Tool"
+
     type: str = ""
     name: str = ""
     description: str = ""
@@ -62,6 +67,8 @@ class _ToolChoice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Thinking(msgspec.Struct, frozen=True, kw_only=True):
+    go_name: ClassVar[str] = "anthropic.ThinkingConfig"
+
     type: str = ""
 
 
@@ -78,6 +85,8 @@ class _OutputConfig(msgspec.Struct, frozen=True, kw_only=True):
 class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST /v1/messages/count_tokens: what goes into a prompt."""
 
+    go_name: ClassVar[str] = "anthropic.CountTokensRequest"
+
     model: str
     messages: list[_Message] = []
     system: Any = None
@@ -89,6 +98,8 @@ class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 class MessagesRequest(CountTokensRequest, frozen=True, kw_only=True):
     """POST /v1/messages: the fields that mean something here."""
+
+    go_name: ClassVar[str] = "anthropic.MessagesRequest"
 
     max_tokens: int = 0
     stream: bool = False

@@ -16,6 +16,7 @@ import msgspec
 from msgspec.structs import force_setattr
 
 from corral.wire.errors import CorralError
+from corral.wire.gojson import syntax_complaint, type_complaint
 from corral.wire.options import parse_keep_alive, parse_think
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -32,6 +33,8 @@ _BYTES_PER_TOKEN = 4
 class ToolCallFunction(msgspec.Struct, frozen=True, kw_only=True):
     """What the model wants called. arguments: an object, in the model's order."""
 
+    go_alias: ClassVar[str] = "api.ToolCallFunction"
+
     index: int = 0
     name: str
     arguments: dict[str, Any]
@@ -40,12 +43,17 @@ class ToolCallFunction(msgspec.Struct, frozen=True, kw_only=True):
 class ToolCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One call of a tool."""
 
+    go_alias: ClassVar[str] = "api.ToolCall"
+
     id: str = ""
     function: ToolCallFunction
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One message of a chat. role: lower case, any word. images: the files' bytes; base64 on the wire."""
+
+    #: See gojson: Go decodes it by way of another type.
+    go_alias: ClassVar[str] = "api.Alias"
 
     role: str
     content: str
@@ -139,18 +147,59 @@ class GenerateRequest(_TextRequest, frozen=True, kw_only=True):
         return not self.prompt
 
 
+class _ToolFunction(msgspec.Struct, frozen=True, kw_only=True):
+    """Of a tool's function what everything behind relies on; the rest of its schema is the engine's to judge."""
+
+    go_name: ClassVar[str] = "api.ToolFunction"
+    go_types: ClassVar[Mapping[str, str]] = {"parameters": "api.ToolFunctionParameters"}
+
+    name: str | None = None
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class _Tool(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool, to be checked only."""
+
+    go_name: ClassVar[str] = "api.Tool"
+
+    type: str | None = None
+    function: _ToolFunction | None = None
+
+
+class _Tools(msgspec.Struct, frozen=True, kw_only=True):
+    """A request's tools, to be checked only."""
+
+    go_name: ClassVar[str] = "api.ChatRequest"
+
+    tools: list[_Tool]
+
+
 class ChatRequest(_TextRequest, frozen=True, kw_only=True):
-    """POST /api/chat. tools: as the caller wrote them."""
+    """POST /api/chat. tools: as the caller wrote them, and of the right types."""
 
     path: ClassVar[str] = "/api/chat"
+    go_types: ClassVar[Mapping[str, str]] = {"tools": "api.Tools"}
 
     messages: list[Message] = []
     tools: list[dict[str, Any]] = []
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tools:
+            _check_tools({"tools": self.tools})
 
     @property
     def only_loads(self) -> bool:
         """As for generate."""
         return not self.messages
+
+
+def _check_tools(given: Mapping[str, Any]) -> None:
+    try:
+        msgspec.convert(given, _Tools)
+    except msgspec.ValidationError as error:
+        raise CorralError("bad_request", type_complaint(given, _Tools) or str(error)) from error
 
 
 class EmbedRequest(_RunRequest, frozen=True, kw_only=True):
@@ -180,6 +229,7 @@ class EmbeddingsRequest(_RunRequest, frozen=True, kw_only=True):
     """POST /api/embeddings, the older form."""
 
     path: ClassVar[str] = "/api/embeddings"
+    go_name: ClassVar[str] = "api.EmbeddingRequest"
 
     prompt: str = ""
 
@@ -270,10 +320,11 @@ def decode(body: bytes, kind: type[S], *, empty: str = "missing request body") -
     value = _parsed(body, _VALUES)
     if value is None:
         value = {}
+    folded = _folded(value, _shape(kind))
     try:
-        return msgspec.convert(_folded(value, _shape(kind)), kind)
+        return msgspec.convert(folded, kind)
     except msgspec.ValidationError as error:
-        raise CorralError("bad_request", str(error)) from error
+        raise CorralError("bad_request", type_complaint(folded, kind) or str(error)) from error
 
 
 # Made once: decode() with a type would look at the type again for every request.
@@ -286,7 +337,7 @@ def _parsed(body: bytes | msgspec.Raw, decoder: "msgspec.json.Decoder[T]") -> T:
     try:
         return decoder.decode(body)
     except msgspec.DecodeError as error:
-        raise CorralError("bad_request", str(error)) from error
+        raise CorralError("bad_request", syntax_complaint(bytes(body)) or str(error)) from error
     except UnicodeDecodeError as error:
         raise CorralError("bad_request", "the request body is not UTF-8") from error
     except RecursionError as error:
@@ -296,25 +347,29 @@ def _parsed(body: bytes | msgspec.Raw, decoder: "msgspec.json.Decoder[T]") -> T:
 @dataclass(frozen=True, slots=True)
 class _Shape:
     """What the tolerant pass needs to know of a struct. names: in lower case -> as declared. zeros: Go's zero value of every
-    field that must be there. nested: fields that hold structs or lists of structs."""
+    field that must be there. nested: fields that hold structs or lists of structs. media: fields of bytes in base64."""
 
     names: Mapping[str, str]
     zeros: Mapping[str, Any]
     nested: Mapping[str, type[msgspec.Struct]]
+    media: frozenset[str]
 
 
 @cache
 def _shape(kind: type[msgspec.Struct]) -> _Shape:
     names, zeros, nested = {}, {}, {}
+    media = set()
     for row in msgspec.structs.fields(kind):
         names[row.encode_name.lower()] = row.encode_name
         inner = _without_none(row.type)
         inner = get_args(inner)[0] if get_origin(inner) is list else inner
-        if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+        if inner is bytes:
+            media.add(row.encode_name)
+        elif isinstance(inner, type) and issubclass(inner, msgspec.Struct):
             nested[row.encode_name] = inner
         if row.required:
             zeros[row.encode_name] = {} if row.encode_name in nested else (get_origin(row.type) or row.type)()
-    return _Shape(names, zeros, nested)
+    return _Shape(names, zeros, nested, frozenset(media))
 
 
 def _without_none(kind: Any) -> Any:
@@ -334,12 +389,23 @@ def _folded(value: Any, shape: _Shape) -> Any:
         if name is None or item is None or (key != name and name in value):
             continue
         if inner := shape.nested.get(name):
-            item = [_folded(one, _shape(inner)) for one in item] if isinstance(item, list) else _folded(item, _shape(inner))
+            nested = _shape(inner)
+            # A null among structs is a struct whose fields are unset.
+            item = (
+                [_folded({} if one is None else one, nested) for one in item] if isinstance(item, list) else _folded(item, nested)
+            )
+        elif name in shape.media and isinstance(item, list):
+            item = [_unbroken(one) for one in item]
         kept[name] = item
     for name, inner in shape.nested.items():
         if kept.get(name) == {} and name in shape.zeros:
             kept[name] = dict(_shape(inner).zeros)
     return kept
+
+
+def _unbroken(text: Any) -> Any:
+    """base64 without the line breaks that Go passes over."""
+    return text.replace("\r", "").replace("\n", "") if isinstance(text, str) and "\n" in text else text
 
 
 # ── Bodies that are passed on ────────────────────────────────────────────────────────────────────────────────────────

@@ -51,6 +51,8 @@ class _Call(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True):
+    go_name: ClassVar[str] = "openai.Message"
+
     role: str
     content: Any = None
     reasoning: str = ""
@@ -62,24 +64,35 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True):
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What a stream shall hold beside the answer."""
 
+    go_name: ClassVar[str] = "openai.StreamOptions"
+
     include_usage: bool = False
 
 
 class _JsonSchema(msgspec.Struct, frozen=True, kw_only=True):
+    go_name: ClassVar[str] = "openai.JsonSchema"
+
     schema: dict[str, Any] | None = None
 
 
 class _ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
+    go_name: ClassVar[str] = "openai.ResponseFormat"
+
     type: str
     json_schema: _JsonSchema | None = None
 
 
 class _Reasoning(msgspec.Struct, frozen=True, kw_only=True):
+    go_name: ClassVar[str] = "openai.Reasoning"
+
     effort: str = ""
 
 
 class ChatCompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST /v1/chat/completions: the fields that mean something here."""
+
+    go_name: ClassVar[str] = "openai.ChatCompletionRequest"
+    go_types: ClassVar[Mapping[str, str]] = {"tools": "[]api.Tool"}
 
     model: str
     messages: list[_Message] = []

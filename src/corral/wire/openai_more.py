@@ -21,6 +21,8 @@ from corral.wire.openai import FINGERPRINT, StreamOptions, Usage, usage_numbers
 class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST /v1/completions: the fields that mean something here."""
 
+    go_name: ClassVar[str] = "openai.CompletionRequest"
+
     model: str
     prompt: Any = ""
     suffix: str = ""
@@ -175,6 +177,8 @@ class CompletionStream:
 
 class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST /v1/embeddings. input: text or texts."""
+
+    go_name: ClassVar[str] = "openai.EmbedRequest"
 
     model: str
     input: Any = None

@@ -18,11 +18,15 @@ from corral.wire.openai import image_of, openai_calls, parse_arguments, think_of
 
 
 class _Reasoning(msgspec.Struct, frozen=True, kw_only=True):
+    go_name: ClassVar[str] = "openai.ResponsesReasoning"
+
     effort: str = ""
     summary: str = ""
 
 
 class _Format(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    go_name: ClassVar[str] = "openai.ResponsesTextFormat"
+
     type: str
     name: str = ""
     schema: dict[str, Any] | None = None
@@ -30,11 +34,16 @@ class _Format(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class _Text(msgspec.Struct, frozen=True, kw_only=True):
+    go_name: ClassVar[str] = "openai.ResponsesText"
+
     format: _Format | None = None
 
 
 class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST /v1/responses: the fields that mean something here, and those that are told back."""
+
+    go_name: ClassVar[str] = "openai.ResponsesRequest"
+    go_types: ClassVar[Mapping[str, str]] = {"tools": "[]openai.ResponsesTool"}
 
     model: str
     input: Any = None
