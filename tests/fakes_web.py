@@ -16,7 +16,7 @@ from corral.core.policy import CLIENT_PROOFS, Access
 from corral.core.records import Account, Capability, HostedModel, Model, ModelDetails, Principal, Proof, Scope
 from corral.core.registry import Right, Visibility
 from corral.edges.asgi import App, AppOptions, Dialect, caller_of, endpoint, json_response
-from corral.edges.pages import error_page, security_headers
+from corral.edges.pages import Pages, security_headers
 from corral.edges.web import web_endpoints
 from corral.hub.accounts import AccountRules, Accounts
 from corral.hub.catalog import Catalog
@@ -125,7 +125,7 @@ class Site:
         )
         options = AppOptions(
             authenticate=self.credentials.authenticate,
-            error_page=error_page,
+            error_page=Pages(public_url=public_url, clock=self.clock, sign_up_open=sign_up_open).error,
             response_headers=security_headers(public_url),
             fallback=lambda path: Dialect.NATIVE if path.startswith(("/api/", "/v1/", "/v2/")) else Dialect.HTML,
         )

@@ -8,9 +8,9 @@ from itertools import product
 import pytest
 
 from corral.core.records import Scope
+from corral.edges.asgi import Failure
 from corral.edges.pages import (
     Pages,
-    error_page,
     format_ago,
     format_ahead,
     format_browser,
@@ -117,21 +117,55 @@ def test_page_without_personal_matter_may_be_kept_but_is_checked_each_time() -> 
     assert int(answer.headers["content-length"]) == len(bytes(answer.body))
 
 
+PAGES = Pages(public_url="http://localhost:11435", clock=FakeClock(), sign_up_open=False)
+
+
+def failed(code: str, text: str = "", **changes: str) -> str:
+    """The page of an error that a visitor meets."""
+    error = CorralError(code, text, retry_after_s=7)
+    return PAGES.error(Failure(**{"error": error, "request_id": "0123456789abcdef", "target": "/a/b?x=1", **changes})).decode()  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("code", CODES)
-def test_every_error_has_a_page_that_names_its_request(code: str) -> None:
-    html = error_page(CorralError(code, retry_after_s=7), "0123456789abcdef").decode()
+def test_every_error_has_a_page_with_the_usual_head_its_request_and_one_thing_to_do(code: str) -> None:
+    html = failed(code)
     assert "0123456789abcdef" in html
     assert "7 seconds" in html
+    assert 'action="/search"' in html
+    assert '<a href="/signin">Sign in</a>' in html
+    assert html.count('class="button main"') == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "address"),
+    [
+        ("not_found", "Sign in", "/signin"),
+        ("forbidden", "Sign in", "/signin"),
+        ("rate_limited", "Try again", "/a/b?x=1"),
+        ("internal", "Try again", "/a/b?x=1"),
+        ("invalid", "Go to the front page", "/"),
+    ],
+)
+def test_error_page_offers_what_helps(code: str, words: str, address: str) -> None:
+    assert f'<a class="button main" href="{address}">{words}</a>' in failed(code)
+
+
+@pytest.mark.parametrize("target", ["//evil.example", "/\\evil.example", "/x\r\ny", "/\xff\x00"])
+def test_t80_error_page_leads_nowhere_else(target: str) -> None:
+    for code in ("not_found", "internal"):
+        assert "evil" not in failed(code, target=target)
+
+
+def test_error_page_of_a_form_offers_nothing_that_would_send_it_again() -> None:
+    assert 'href="/">Go to the front page' in failed("internal", target="")
 
 
 def test_t115_page_of_an_internal_error_says_nothing_but_its_number() -> None:
-    error = CorralError("internal", "/srv/corral/hub.db is locked")
-    assert "hub.db" not in error_page(error, "0123456789abcdef").decode()
+    assert "hub.db" not in failed("internal", "/srv/corral/hub.db is locked")
 
 
 def test_t81_error_page_writes_a_message_down_as_text() -> None:
-    html = error_page(CorralError("invalid", "<img src=x onerror=alert(1)>"), "0123456789abcdef").decode()
-    assert "<img" not in html
+    assert "<img" not in failed("invalid", "<img src=x onerror=alert(1)>")
 
 
 # ── The palette ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -89,6 +89,20 @@ async def test_t52_form_of_a_visitor_refuses_a_post_from_another_site(site: Site
         assert (answer.status, stranger.cookies) == (403, {})
 
 
+@pytest.mark.parametrize(("path", "status"), [("/no.where/at/all.html", 404), ("/settings/password", 405), ("/admin", 403)])
+async def test_page_of_an_error_knows_who_is_signed_in_and_is_kept_by_no_cache(site: Site, path: str, status: int) -> None:
+    page = await (await site.signed_in()).get(path)
+    assert (page.status, page.headers["cache-control"], page.headers["vary"]) == (status, "no-store", "Cookie")
+    assert page.form("/signout").fields["csrf"]
+    assert page.find("a", href="/settings")
+    assert not page.find("a", href="/signin")
+
+
+async def test_page_of_an_error_lets_a_visitor_sign_in(site: Site) -> None:
+    page = await Browser(site, cookies={"corral-11435": "A" * 43}).get("/no.where/at/all.html")
+    assert (page.status, [link["href"] for link in page.find("a", href="/signin")]) == (404, ["/signin"] * 2)
+
+
 def test_t83_every_view_declares_its_post_apart_from_its_get(site: Site) -> None:
     for row in posts(site):
         assert row.methods == {"POST"}, row.path

@@ -30,6 +30,7 @@ from starlette.types import Message, Receive, Scope, Send
 from corral.core.policy import Access, check_access
 from corral.core.records import Principal, RequestFacts, Visitor
 from corral.edges.bodies import BodyLimits, BodyReader, BodyStream, Disconnected, Memory, StreamLimits
+from corral.edges.leaving import canceled_on_disconnect
 from corral.wire.errors import CorralError, anthropic_body, native_body, openai_body, registry_body
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -43,8 +44,6 @@ MAX_BODY_BYTES = 1024 * 1024
 MAX_PROMPT_BYTES = 20 * 1024 * 1024
 #: A request with none of these proves nothing.
 _CREDENTIAL_HEADERS = frozenset({"authorization", "cookie", "signature", "signature-input", "x-api-key"})
-#: How long a request may go unwatched for its caller's leaving.
-_WATCH_AFTER_S = 0.02
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _HOST = re.compile(r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 #: %41 and its like: letters, digits and `-._~` mean the same when they are encoded, so whoever encodes them wants a second
@@ -54,6 +53,8 @@ _BAD_PATH = re.compile(rb"//|/\.\.?(?:/|$)|%00|[\x00-\x20#\\\x7f-\xff]|" + _NEED
 _JSON = b"application/json; charset=utf-8"
 
 _NO_STORE = (b"cache-control", b"no-store")
+#: Of a page that says who is signed in.
+_OWN_PAGE = {"Cache-Control": "no-store", "Vary": "Cookie"}
 
 #: Ids name a request in logs and are no secret. Asking the kernel would hand the interpreter to another thread each time.
 _request_ids = random.Random()  # noqa: S311
@@ -127,8 +128,20 @@ class GuardVerdict:
 
 #: (method, path, headers: lower-case name -> values) -> verdict. Runs before anything else, on every route.
 Guard = Callable[[str, str, dict[str, list[str]]], GuardVerdict]
-#: (error, request id) -> HTML page.
-ErrorPage = Callable[[CorralError, str], bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """What an error page tells. target: what was asked for, as received, when asking again does no harm; else empty."""
+
+    error: CorralError
+    request_id: str
+    caller: Principal | None = None
+    target: str = ""
+
+
+#: Renders the HTML of an error that no form can show in place.
+ErrorPage = Callable[[Failure], bytes]
 
 
 def body_of(request: Request) -> bytes:
@@ -355,9 +368,13 @@ class App:
             sender.extra += [_raw_header(name, value) for name, value in verdict.headers]
             if verdict.status is not None:
                 return Response(status_code=verdict.status)
-        row = self._find(scope)
-        scope["corral.dialect"] = row.dialect
         scope["corral.peer"] = _peer(scope, headers, self.options.trusted_proxies)
+        try:
+            row = self._find(scope)
+        except CorralError:
+            await self._recognise(scope, headers)
+            raise
+        scope["corral.dialect"] = row.dialect
         if not row.access.is_public and _CREDENTIAL_HEADERS.isdisjoint(headers):
             raise CorralError("unauthorized")
         if row.streams_body:
@@ -369,10 +386,17 @@ class App:
         request = Request(scope, receive)
         if not row.cancel_on_disconnect:
             return await row.handler(request)
-        async with _canceled_on_disconnect(receive):
+        async with canceled_on_disconnect(receive):
             response = await row.handler(request)
             await response(scope, receive, sender)
         return None
+
+    async def _recognise(self, scope: Scope, headers: dict[str, list[str]]) -> None:
+        """Note who is signed in, for the head of a page that says that there is nothing here."""
+        if self.options.authenticate and scope["corral.dialect"] is Dialect.HTML:
+            with contextlib.suppress(CorralError):
+                caller = await self.options.authenticate(_facts(scope, headers, b""))
+                scope["corral.principal"] = caller if isinstance(caller, Principal) else None
 
     async def _admit(self, scope: Scope, row: Endpoint, facts: RequestFacts, sender: "_Sender") -> None:
         assert self.options.authenticate is not None
@@ -457,43 +481,6 @@ class _Sender:
         await self._send(message)
 
 
-@contextlib.asynccontextmanager
-async def _canceled_on_disconnect(receive: Receive) -> AsyncIterator[None]:
-    """Cancel the body of the block as soon as the caller leaves. Raises: Disconnected then.
-
-    Watching takes a task, and asking the server for its next message: 40 µs together, which most short requests need not pay. It
-    begins when the block has run for a moment.
-    """
-    task = asyncio.current_task()
-    assert task is not None
-    has_left = False
-    watcher: asyncio.Task[None] | None = None
-
-    async def watch() -> None:
-        nonlocal has_left
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        has_left = True
-        task.cancel()
-
-    def begin() -> None:
-        nonlocal watcher
-        watcher = asyncio.create_task(watch())
-
-    timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, begin)
-    try:
-        yield
-    except asyncio.CancelledError:
-        # uncancel() tells our own cancellation from one that comes from the server, which must go on.
-        if has_left and task.uncancel() == 0:
-            raise Disconnected from None
-        raise
-    finally:
-        timer.cancel()
-        if watcher is not None:
-            watcher.cancel()
-
-
 def _collect_headers(scope: Scope) -> dict[str, list[str]]:
     headers: dict[str, list[str]] = {}
     total = 0
@@ -570,15 +557,19 @@ def _render_error(error: CorralError, dialect: Dialect, request_id: str, scope: 
         case Dialect.HTML:
             if error.code == "unauthorized" and scope["method"] == "GET":
                 return RedirectResponse(f"/signin?next={quote(_raw_target(scope), safe='')}", 303)
-            html = page(error, request_id) if page else error.message.encode()
-            return Response(html, error.status, media_type="text/html; charset=utf-8")
+            is_safe = scope["method"] in ("GET", "HEAD")
+            caller = scope.get("corral.principal")
+            failure = Failure(error=error, request_id=request_id, caller=caller, target=_raw_target(scope) if is_safe else "")
+            html = page(failure) if page else error.message.encode()
+            return Response(html, error.status, headers=_OWN_PAGE, media_type="text/html; charset=utf-8")
         case Dialect.TEXT:
             return Response(_plain_text(error), error.status, media_type="text/plain")
 
 
 def _raw_target(scope: Scope) -> str:
     query: bytes = scope["query_string"]
-    return str(scope["raw_path"].decode("ascii")) + ("?" + query.decode("latin-1") if query else "")
+    # A path that is refused for what it holds is told of too, so every byte has a letter.
+    return str(scope["raw_path"].decode("latin-1")) + ("?" + query.decode("latin-1") if query else "")
 
 
 def _plain_text(error: CorralError) -> str:

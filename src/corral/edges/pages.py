@@ -6,7 +6,7 @@ may not use a DOM sink (`require-trusted-types-for`). What a page needs to know 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from hashlib import sha256
@@ -20,7 +20,8 @@ from starlette.responses import Response
 import corral
 from corral.core.ports import Clock
 from corral.core.records import Principal, Scope
-from corral.wire.errors import CorralError
+from corral.edges.asgi import Failure
+from corral.wire.browser import safe_next
 
 _HERE = Path(__file__).parent
 _MEDIA_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
@@ -126,11 +127,32 @@ class Pages:
         html = _environment().get_template(template).render(page)
         return Response(html.encode(), status, headers=headers, media_type="text/html; charset=utf-8")
 
+    def error(self, failure: Failure) -> bytes:
+        """The page for a failure that no form can show in place, with the head that all pages have."""
+        error = failure.error
+        heading, advice = _EXPLAINED.get(error.code, _SERVER_ERROR if error.status >= 500 else _CLIENT_ERROR)
+        text = "" if error.status >= 500 or error.code == "unauthorized" else error.message
+        # A key or a device has no session, and the head is a browser's.
+        caller = failure.caller if failure.caller is not None and failure.caller.session is not None else None
+        page = {
+            **self._site,
+            "caller": caller,
+            "now": self._clock.now(),
+            "error": error,
+            "heading": heading,
+            "advice": advice,
+            "text": text if text.lower() != heading.lower() else "",
+            "way_on": _way_on(replace(failure, caller=caller)),
+            "request_id": failure.request_id,
+        }
+        return _environment().get_template("error.html").render(page).encode()
+
 
 #: error code -> (heading, what to do next). Codes that are not here use the status class.
 _EXPLAINED = {
     "unauthorized": ("Sign in first", "You are not signed in, or you were signed out in the meantime. Nothing was changed."),
     "not_found": ("There is nothing here", "The address may be mistyped, or what was here is gone or not visible to you."),
+    "forbidden": ("You may not do that", "Nothing was changed."),
     "method_not_allowed": ("That is not how this page works", "Go back and use the form on the page."),
     "gone": ("That link no longer works", "Links of this kind work once and for a short time. Ask for a new one."),
     "rate_limited": ("Too many tries", "Wait a little, then try again."),
@@ -143,28 +165,24 @@ _SERVER_ERROR = (
 )
 
 
-def error_page(error: CorralError, request_id: str) -> bytes:
-    """The page for a failure that no form can show in place. request_id: what the hub's log calls this request."""
-    heading, advice = _EXPLAINED.get(error.code, _SERVER_ERROR if error.status >= 500 else _CLIENT_ERROR)
-    text = "" if error.status >= 500 or error.code == "unauthorized" else error.message
-    page = {
-        **_site(public_url="", sign_up_open=False),
-        "caller": None,
-        "now": datetime.fromtimestamp(0, UTC),
-        "error": error,
-        "heading": heading,
-        "advice": advice,
-        "text": text if text.lower() != heading.lower() else "",
-        "request_id": request_id,
-    }
-    return _environment().get_template("error.html").render(page).encode()
+def _way_on(failure: Failure) -> tuple[str, str]:
+    """(words, address) of the one thing that an error page offers to do."""
+    error, target = failure.error, safe_next(failure.target) if failure.target else ""
+    if error.code == "unauthorized" or (failure.caller is None and error.code in ("not_found", "forbidden")):
+        # Without the way back: what is private is told of in the very bytes of what never was (T29), an address among them.
+        return "Sign in", "/signin"
+    if target and (error.status >= 500 or error.code == "rate_limited"):
+        return "Try again", target
+    if error.code == "not_found":
+        return "See all models", "/library"
+    return "Go to the front page", "/"
 
 
 def _site(*, public_url: str, sign_up_open: bool) -> dict[str, Any]:
-    """What every template may use. public_url: empty for a page that does not know where it is served."""
+    """What every template may use."""
     return {
         "hub_url": public_url,
-        "hub_name": urlsplit(public_url).netloc or "Corral",
+        "hub_name": urlsplit(public_url).netloc,
         "sign_up_open": sign_up_open,
         "version": corral.__version__,
     }

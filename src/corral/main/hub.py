@@ -31,7 +31,7 @@ async def build_hub(settings: Settings) -> AsyncIterator[Built]:
     from corral.edges.asgi import App, AppOptions, Dialect
     from corral.edges.hub_api import HubApi
     from corral.edges.inference_api import inference_endpoints
-    from corral.edges.pages import error_page, security_headers
+    from corral.edges.pages import Pages, security_headers
     from corral.edges.registry_door import REGISTRY_PREFIX, registry_challenge, registry_guard
     from corral.edges.web import web_endpoints
 
@@ -82,7 +82,7 @@ async def build_hub(settings: Settings) -> AsyncIterator[Built]:
             authenticate=services.credentials.authenticate,
             guard=registry_guard(settings.public_url),
             challenge=registry_challenge(settings.public_url, services.tokens.service),
-            error_page=error_page,
+            error_page=Pages(public_url=settings.public_url, clock=services.clock, sign_up_open=settings.is_signup_open).error,
             fallback=fallback,
             trusted_proxies=settings.trusted_proxies,
             response_headers=security_headers(settings.public_url),
