@@ -10,8 +10,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from corral.core.ports import HubCall, HubReply, HubTerms
+from corral.core.ports import HubCall, HubGateway, HubReply, HubTerms
 from corral.core.records import Capability, Model, ModelDetails
+from corral.local.cloud import CloudAccess, CloudSwitch
+from corral.local.stubs import Remotes, StubModels
 from corral.wire.discovery import STOCK, STRONG
 from corral.wire.errors import CorralError
 from corral.wire.names import Digest, ModelName, parse_name
@@ -27,6 +29,7 @@ from corral.wire.native import (
     Message,
 )
 from corral.wire.signing import DevicePrivateKey, DevicePublicKey
+from fakes import FakeClock
 
 SEED = bytes(range(32))
 
@@ -140,6 +143,23 @@ class FakeGateway:
         if isinstance(answer, CorralError):
             raise answer
         return answer
+
+
+class NoServers:
+    """An UpstreamRelay that nobody may use."""
+
+    async def open_stream(self, base_url: str, path: str, body: bytes) -> FakeStream:
+        raise AssertionError(f"nobody expected a request to {base_url}{path}")
+
+
+def stub_models(
+    gateway: HubGateway | None = None, hub_url: str = "http://localhost:11435", *, hosts: tuple[str, ...] = (), **parts: Any
+) -> StubModels:
+    """Stubs at a gateway. parts: cloud, elsewhere."""
+    gateway = gateway or FakeGateway()
+    cloud = parts.get("cloud") or CloudAccess(gateway, CloudSwitch(False, lambda: False), device_name="box", version="0")
+    elsewhere = parts.get("elsewhere") or NoServers()
+    return StubModels(cloud, gateway, elsewhere, remotes=Remotes(hosts), hub_url=lambda: hub_url, clock=FakeClock())
 
 
 # ── A hub on a real socket ───────────────────────────────────────────────────────────────────────────────────────────

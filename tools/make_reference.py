@@ -39,6 +39,25 @@ SETTINGS = {
     "OLLAMA_MAX_QUEUE": ("`512`", "Requests that may wait for a model; more are answered 503."),
     "OLLAMA_ORIGINS": ("", "Further web origins that may call the local server, comma-separated."),
     "OLLAMA_NO_CLOUD": ("`0`", "Refuse everything that would go to a hub."),
+    "OLLAMA_REMOTES": (
+        "the hub in use",
+        "Hosts at which models that were installed as stubs may run, comma-separated names without ports. "
+        "Requests to others than the hub are not signed.",
+    ),
+    "OLLAMA_CLOUD_BASE_URL": ("", "The hub to use, where `CORRAL_HUB` does not say; ignored unless https or on this machine."),
+    "OLLAMA_AUTH": ("`0`", "Sign every request of a command to `OLLAMA_HOST` with this device's key, for proxies that check it."),
+    "OLLAMA_DEBUG_LOG_REQUESTS": (
+        "`0`",
+        "Write the body of every request that runs a model, and a script that repeats it, to a directory that the log names.",
+    ),
+    "OLLAMA_EDITOR": ("`VISUAL`, then `EDITOR`", "The editor for a prompt, opened with Ctrl-G."),
+    "OLLAMA_FLASH_ATTENTION": ("llama.cpp's choice", "Whether the engine uses flash attention."),
+    "OLLAMA_KV_CACHE_TYPE": ("`f16`", "How the engine keeps what it has read: `q8_0` and `q4_0` take less memory."),
+    "OLLAMA_GPU_OVERHEAD": ("`0`", "Bytes of each accelerator's memory that models leave alone."),
+    "OLLAMA_SCHED_SPREAD": ("`0`", "Spread a model over all accelerators."),
+    "HTTP_PROXY": ("", "A proxy for plain http to other machines. Also in lower case, as the next two."),
+    "HTTPS_PROXY": ("", "A proxy for https: the hub, registries."),
+    "NO_PROXY": ("", "Hosts, domains, addresses and networks that are reached without a proxy; this machine always is."),
     "OLLAMA_NOHISTORY": ("`0`", "Keep no history of interactive prompts."),
     "OLLAMA_NOPRUNE": ("`0`", "Keep blobs that no model needs, at the start of the server and when a model is replaced."),
     "OLLAMA_GO_TEMPLATE": (
@@ -65,6 +84,12 @@ SETTINGS = {
         "What the hub fetches from other registries, keeps and serves to everybody, comma-separated: "
         "`library/*=https://registry.ollama.ai`. A path in the URL takes the namespace's place: `docker.io/*=https://host/`.",
     ),
+    "CORRAL_SEARCH_URL": (
+        "",
+        "A SearXNG that answers web searches of the hub's accounts, with JSON switched on: `http://127.0.0.1:8888/search`.",
+    ),
+    "CORRAL_WEB_FETCH": ("`off`", "`on`: the hub fetches public web pages for its accounts."),
+    "CORRAL_WEB_FETCH_NETWORKS": ("", "Internal networks that pages may be fetched from as well, comma-separated."),
     "CORRAL_LLAMA_SERVER": ("the embedded engine", "A `llama-server` program to use as the engine."),
     "CORRAL_ALLOW_PUBLIC": ("`0`", "Let the local server, which asks for no authentication, listen where others can reach it."),
     "CORRAL_TRUSTED_PROXIES": (
@@ -73,7 +98,7 @@ SETTINGS = {
     ),
     "HOME": ("", "The home directory; `USERPROFILE` where there is none."),
 }
-_FOLDED = {"USERPROFILE"}
+_FOLDED = {"USERPROFILE", "VISUAL", "EDITOR"}
 
 
 def page() -> str:

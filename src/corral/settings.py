@@ -1,8 +1,9 @@
 """Every setting, read once from the environment into one frozen value. No other module looks at the environment.
 
-Variables of Ollama keep their names and meaning; ours begin with `CORRAL_`. Values are trimmed of spaces and quotes, and an empty
-value counts as unset. Where Ollama would fall back silently on a number it cannot read, we refuse with a sentence: a server that
-runs with another limit than the one asked for is worse than one that does not start (docs/divergences.md).
+Variables of Ollama keep their names and meaning; ours begin with `CORRAL_`. docs/environment.md has a sentence for each variable
+of Ollama's that means nothing here. Values are trimmed of spaces and quotes, and an empty value counts as unset. Where Ollama
+would fall back silently on a number it cannot read, we refuse with a sentence: a server that runs with another limit than the one
+asked for is worse than one that does not start (docs/divergences.md).
 
 Source: ollama envconfig/config.go.
 """
@@ -17,6 +18,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from corral.wire.errors import CorralError
 from corral.wire.mirrors import MirrorRule, parse_mirror_rule
+from corral.wire.proxies import ProxyRules
 from corral.wire.secrets import Secret
 
 DEFAULT_HUB = "https://ollama.com"
@@ -27,6 +29,9 @@ _FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
 _GO_DURATION = re.compile(r"(?P<sign>[+-]?)(?P<body>(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h))+)")
 _GO_PART = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
 _UNIT_S = {"ns": "1e-9", "us": "1e-6", "µs": "1e-6", "μs": "1e-6", "ms": "1e-3", "s": "1", "m": "60", "h": "3600"}
+
+#: llama.cpp's names; the first one stands for what it takes by itself.
+_KV_CACHE_TYPES = ("", "f16", "f32", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -74,9 +79,13 @@ class Settings:
     """What the environment asked for. Zero, empty and None mean: not set, let the part that uses it decide.
 
     keep_alive_s: below zero is for ever. debug: 0, 1 or 2. hub: a base URL without trailing slash, empty when nothing was said.
+    remotes: hosts in lower case at which stubs may run; none means the hub in use. is_signing: whether commands sign for the
+    server at OLLAMA_HOST. logs_requests: whether prompts are written to files. editor: a command line, empty for none.
+    kv_cache_type: llama.cpp's name. gpu_overhead_bytes: of each device, to be left alone.
     public_url: without trailing slash. quota_bytes: of each account's repositories. mirrors: which repositories the hub fetches
-    from other registries; none by default. search_path: where programs are looked for. engine_environ: all variables, of which
-    an engine gets those that tell where its libraries and devices are. warnings: sentences to show once when a server starts.
+    from other registries; none by default. search_url: of a SearXNG's JSON. web_fetch_networks: internal ones that pages may be
+    fetched from. search_path: where programs are looked for. engine_environ: all variables, of which an engine gets those that
+    tell where its libraries and devices are. warnings: sentences to show once when a server starts.
     """
 
     home: Path
@@ -90,6 +99,15 @@ class Settings:
     max_queue: int = 512
     origins: tuple[str, ...] = ()
     is_cloud_off: bool = False
+    remotes: tuple[str, ...] = ()
+    is_signing: bool = False
+    logs_requests: bool = False
+    editor: str = ""
+    flash_attention: bool | None = None
+    kv_cache_type: str = ""
+    gpu_overhead_bytes: int = 0
+    is_spread: bool = False
+    proxies: ProxyRules = field(default_factory=ProxyRules)
     is_history_off: bool = False
     is_prune_off: bool = False
     prefers_go_template: bool | None = None
@@ -103,6 +121,9 @@ class Settings:
     is_signup_open: bool = False
     quota_bytes: int = 0
     mirrors: tuple[MirrorRule, ...] = ()
+    search_url: str = ""
+    is_web_fetch_on: bool = False
+    web_fetch_networks: tuple[Network, ...] = ()
     llama_server: str = ""
     is_public_allowed: bool = False
     trusted_proxies: tuple[Network, ...] = ()
@@ -130,12 +151,23 @@ class Settings:
             max_queue=read.count("OLLAMA_MAX_QUEUE", 512),
             origins=read.words("OLLAMA_ORIGINS"),
             is_cloud_off=read.truth("OLLAMA_NO_CLOUD"),
+            remotes=tuple(host.lower() for host in read.words("OLLAMA_REMOTES")),
+            is_signing=read.truth("OLLAMA_AUTH"),
+            logs_requests=read.truth("OLLAMA_DEBUG_LOG_REQUESTS"),
+            editor=read.text("OLLAMA_EDITOR") or read.text("VISUAL") or read.text("EDITOR"),
+            flash_attention=read.maybe("OLLAMA_FLASH_ATTENTION"),
+            kv_cache_type=read.choice("OLLAMA_KV_CACHE_TYPE", _KV_CACHE_TYPES),
+            gpu_overhead_bytes=read.bytes("OLLAMA_GPU_OVERHEAD"),
+            is_spread=read.truth("OLLAMA_SCHED_SPREAD"),
+            proxies=ProxyRules(
+                http=read.proxy("HTTP_PROXY"), https=read.proxy("HTTPS_PROXY"), exceptions=read.either_words("NO_PROXY")
+            ),
             is_history_off=read.truth("OLLAMA_NOHISTORY"),
             is_prune_off=read.truth("OLLAMA_NOPRUNE"),
-            prefers_go_template=read.truth("OLLAMA_GO_TEMPLATE") if read.text("OLLAMA_GO_TEMPLATE") else None,
+            prefers_go_template=read.maybe("OLLAMA_GO_TEMPLATE"),
             debug=_debug_level(read.text("OLLAMA_DEBUG")),
             api_key=Secret(key) if (key := read.text("OLLAMA_API_KEY")) else None,
-            hub=parse_hub_url(value, where="CORRAL_HUB") if (value := read.text("CORRAL_HUB")) else "",
+            hub=_hub(read.text("CORRAL_HUB"), read.text("OLLAMA_CLOUD_BASE_URL"), warn=warnings.append),
             corral_home=_path(read.text("CORRAL_HOME"), home, default=home / ".corral"),
             hub_listen=hub_listen,
             public_url=public_url,
@@ -143,6 +175,9 @@ class Settings:
             is_signup_open=read.choice("CORRAL_SIGNUP", ("closed", "open")) == "open",
             quota_bytes=read.size("CORRAL_QUOTA", 0),
             mirrors=tuple(_mirror_rule(word) for word in read.words("CORRAL_MIRROR")),
+            search_url=_search_url(read.text("CORRAL_SEARCH_URL")),
+            is_web_fetch_on=read.choice("CORRAL_WEB_FETCH", ("off", "on")) == "on",
+            web_fetch_networks=_networks("CORRAL_WEB_FETCH_NETWORKS", read.words("CORRAL_WEB_FETCH_NETWORKS")),
             llama_server=read.text("CORRAL_LLAMA_SERVER"),
             is_public_allowed=read.truth("CORRAL_ALLOW_PUBLIC"),
             trusted_proxies=_trusted_proxies(read.words("CORRAL_TRUSTED_PROXIES"), hub_listen, public_url),
@@ -170,6 +205,30 @@ class _Reader:
         # As in Ollama, a value that is no boolean counts as yes: who wrote OLLAMA_NO_CLOUD=on meant it.
         return bool(text) and text not in _FALSE
 
+    def maybe(self, name: str) -> bool | None:
+        """None when nothing was said."""
+        return self.truth(name) if self.text(name) else None
+
+    def proxy(self, name: str) -> str:
+        """A proxy's URL; a bare address means http. Not repeated when it is none: it may hold a password."""
+        text = self.text(name) or self.text(name.lower())
+        if text and "://" not in text:
+            text = f"http://{text}"
+        parts = _split_url(text)
+        if text and (parts is None or parts.scheme not in ("http", "https") or not parts.hostname):
+            raise BadSetting(f"{name} takes a proxy's address, such as http://proxy.example.org:3128")
+        return text
+
+    def either_words(self, name: str) -> tuple[str, ...]:
+        """Also by its name in lower case, as other programs take it."""
+        return self.words(name) or self.words(name.lower())
+
+    def bytes(self, name: str) -> int:
+        text = self.text(name) or "0"
+        if not re.fullmatch(r"[0-9]{1,18}", text):
+            raise BadSetting(f"{name} is {text!r}; it takes a number of bytes")
+        return int(text)
+
     def count(self, name: str, default: int) -> int:
         text = self.text(name)
         if not text:
@@ -190,7 +249,7 @@ class _Reader:
     def choice(self, name: str, choices: tuple[str, ...]) -> str:
         text = self.text(name).lower() or choices[0]
         if text not in choices:
-            raise BadSetting(f"{name} is {text!r}; it takes {' or '.join(choices)}")
+            raise BadSetting(f"{name} is {text!r}; it takes {' or '.join(word for word in choices if word)}")
         return text
 
     def duration(self, name: str, default: float) -> float:
@@ -298,7 +357,7 @@ def _public_url(text: str, listen: Address) -> str:
 def _trusted_proxies(words: Sequence[str], listen: Address, public_url: str) -> tuple[Network, ...]:
     """Whose forwarded headers are believed. A public hub on loopback has a proxy before it; unless that is named, all the world
     would seem to call from this machine, over a line that nobody can listen on (T17)."""
-    proxies = tuple(_network(word) for word in words)
+    proxies = _networks("CORRAL_TRUSTED_PROXIES", words)
     if not listen.is_loopback or _is_loopback_url(public_url):
         return proxies
     # Whatever address of 127.0.0.0/8 is called, the caller's own is 127.0.0.1. A name may stand for either family.
@@ -352,11 +411,42 @@ def _debug_level(text: str) -> int:
     return 0 if not text or text in _FALSE else 1
 
 
-def _network(text: str) -> Network:
+def _networks(name: str, words: Sequence[str]) -> tuple[Network, ...]:
+    text = ""
     try:
-        return ipaddress.ip_network(text)
+        return tuple(ipaddress.ip_network(text := word) for word in words)
     except ValueError:
-        raise BadSetting(f"CORRAL_TRUSTED_PROXIES holds {text!r}; it takes addresses and networks, such as 10.0.0.0/8") from None
+        raise BadSetting(f"{name} holds {text!r}; it takes addresses and networks, such as 10.0.0.0/8") from None
+
+
+def _hub(ours: str, ollamas: str, *, warn: Callable[[str], None]) -> str:
+    """`CORRAL_HUB`, else `OLLAMA_CLOUD_BASE_URL`; a value of the latter that Ollama would not take is ignored with a warning, as
+    there. Source: ollama server/cloud_proxy.go resolveCloudProxyBaseURL."""
+    if ours:
+        return parse_hub_url(ours, where="CORRAL_HUB")
+    if not ollamas:
+        return ""
+    try:
+        if "://" not in ollamas:
+            raise BadSetting("OLLAMA_CLOUD_BASE_URL takes an address with its scheme, such as https://hub.example.org")
+        hub = parse_hub_url(ollamas, where="OLLAMA_CLOUD_BASE_URL")
+        if hub.startswith("http://") and not _is_loopback_url(hub):
+            raise BadSetting("OLLAMA_CLOUD_BASE_URL takes an https address, or one of this machine")
+    except BadSetting as error:
+        warn(f"{error.message}; it is ignored")
+        return ""
+    return hub
+
+
+def _search_url(text: str) -> str:
+    """Where a SearXNG answers searches; without `/search` it is added."""
+    parts = _split_url(text)
+    if not text:
+        return ""
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        # The value is not repeated: it may hold a password.
+        raise BadSetting("CORRAL_SEARCH_URL takes the address of a SearXNG, such as http://127.0.0.1:8888/search")
+    return text if parts.path.strip("/") else f"{text.rstrip('/')}/search"
 
 
 def _path(text: str, home: Path, *, default: Path) -> Path:

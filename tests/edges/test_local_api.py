@@ -32,6 +32,7 @@ from fakes_local import (
     installed,
     socket_hub,
     stub,
+    stub_models,
 )
 
 KEYS = FakeDeviceKeys()
@@ -94,10 +95,12 @@ class Local:
 
     def app(self) -> App:
         switch = CloudSwitch(self.is_off["env"], lambda: self.is_off["config"])
+        cloud = CloudAccess(self._gateway, switch, device_name="ada's box", version=VERSION)
+        stubs = stub_models(self._gateway, self.hub_url, cloud=cloud)
         api = LocalApi(
-            models=LocalModels(self.store, self.inference),  # type: ignore[arg-type]
+            models=LocalModels(self.store, self.inference, stubs),  # type: ignore[arg-type]
             loaded=list,
-            cloud=CloudAccess(self._gateway, switch, device_name="ada's box", version=VERSION),
+            cloud=cloud,
             hub_url=lambda: self.hub_url,
             version=VERSION,
         )
@@ -407,6 +410,28 @@ async def test_stub_of_the_hub_is_relayed_under_its_own_name(local: Local) -> No
         assert json.loads(local.hub.received[-1].body)["model"] == "huge:2t"
     assert (await local.request("POST", "/api/chat", {"model": "big:1t:local", "messages": messages})).status == 404
     assert len(local.hub.received) == 3
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions", "/v1/messages", "/v1/responses"])
+async def test_stub_of_the_hub_says_where_to_sign_in_in_every_dialect(path: str, local: Local) -> None:
+    async def script(request: Received, wire: Wire) -> None:
+        await wire.answer_json(401, {"error": "unauthorized"})
+
+    local.hub.script = script
+    body = {"model": "big:1t", "messages": [{"role": "user", "content": "x"}], "input": "x", "max_tokens": 5}
+    answer = await local.request("POST", path, body)
+    assert (answer.status, answer.json()["error"]) == (401, "unauthorized")
+    assert answer.json()["signin_url"].startswith(f"{local.hub_url}/connect?")
+
+
+@pytest.mark.parametrize("path", ["/api/embed", "/api/embeddings", "/v1/embeddings"])
+async def test_embedding_by_a_stub_of_the_hub_is_passed_on(path: str, local: Local) -> None:
+    async def script(request: Received, wire: Wire) -> None:
+        await wire.answer_json(200, {"embedding": []})
+
+    local.hub.script = script
+    assert (await local.request("POST", path, {"model": "big:1t", "input": "x", "prompt": "x"})).status == 200
+    assert json.loads(local.hub.received[-1].body)["model"] == "huge:2t"
 
 
 async def test_stub_of_another_server_is_not_relayed(local: Local) -> None:

@@ -29,6 +29,7 @@ from fakes_local import (
     Wire,
     installed,
     socket_hub,
+    stub_models,
 )
 
 PATIENCE_S = 10
@@ -76,7 +77,7 @@ async def local_server(hub: SocketHub) -> AsyncIterator[Served]:
             version="9",
         )
         api = LocalApi(
-            models=LocalModels(MemoryModels(installed()), FakeInference()),  # type: ignore[arg-type]
+            models=LocalModels(MemoryModels(installed()), FakeInference(), stub_models()),  # type: ignore[arg-type]
             loaded=list,
             cloud=CloudAccess(gateway, CloudSwitch(False, lambda: False), device_name="box", version="0.34.0"),
             hub_url=lambda: hub.url,

@@ -12,6 +12,7 @@ from corral.wire.options import (
     FOREVER,
     LOAD_OPTIONS,
     completion_schema,
+    format_duration,
     merge_options,
     parse_keep_alive,
     parse_think,
@@ -241,3 +242,24 @@ def test_format_of_another_kind_answers_ollamas_text_and_status(value: object, s
         response_format(value)
     assert caught.value.message == f'invalid format: {shown}; expected "json" or a valid JSON Schema object'
     assert caught.value.status == 500
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"),
+        (300, "5m0s"),
+        (5400, "1h30m0s"),
+        (1.5, "1.5s"),
+        (0.3, "300ms"),
+        (0.0015, "1.5ms"),
+        (1e-6, "1µs"),
+        (3e-9, "3ns"),
+        (59.999, "59.999s"),
+        (3600, "1h0m0s"),
+        (-1, "2562047h47m16.854775807s"),
+        (1e30, "2562047h47m16.854775807s"),
+    ],
+)
+def test_duration_is_written_as_go_writes_it(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text

@@ -164,6 +164,11 @@ class LocalApi:
             where = route(_requested(request, row), found.stub, hub=self._hub_url())
             assert isinstance(where, Cloud)
             return await self._relay(request, row, where.model, operation)
+        except CorralError as error:
+            # Of a stub's hub. Clients of every dialect look for the link to sign in at in the plain form.
+            if error.code == "unauthorized":
+                raise _CloudError(error) from error
+            raise
 
     async def _relay(self, request: Request, row: Endpoint, model: str, operation: str) -> Response:
         facts = facts_of(request)

@@ -226,7 +226,7 @@ class CloudAccess:
         finally:
             await stream.close()
         if stream.status == 401:
-            raise await self._not_signed_in(answer)
+            raise await self.not_signed_in(answer)
         if 300 <= stream.status < 400:
             # Following it would send a signed request, and the prompt, to a place nobody configured.
             raise CorralError("upstream_failed", f"the hub answered with a redirect ({stream.status}); check the hub's address")
@@ -243,12 +243,12 @@ class CloudAccess:
         except CorralError as error:
             raise CorralError("unavailable", f"account unavailable: {error.message}") from error
         if reply.status == 401:
-            raise await self._not_signed_in(reply.body)
+            raise await self.not_signed_in(reply.body)
         if reply.status != 200:
             raise CorralError("unavailable", f"account unavailable: {_words_of(reply)}")
         user = _object(reply.body)
         if not user.get("name"):
-            raise await self._not_signed_in(b"")
+            raise await self.not_signed_in(b"")
         return {**user, "plan": user.get("plan") or "free"}
 
     async def sign_out(self) -> None:
@@ -263,7 +263,7 @@ class CloudAccess:
         if reply.status != 200:
             raise CorralError("internal", f"there was an error signing out: {_words_of(reply)}")
 
-    async def _not_signed_in(self, answer: bytes) -> CorralError:
+    async def not_signed_in(self, answer: bytes) -> CorralError:
         """The 401 that clients know how to show. The hub's own link is kept, since it may hold a one-time code, but only when it
         leads to the hub: people are told to open it and sign in there."""
         base = await self._gateway.signin_base()

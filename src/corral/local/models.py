@@ -10,6 +10,7 @@ from contextlib import aclosing
 
 from corral.core.ports import ModelStore
 from corral.core.records import Model, Principal
+from corral.local.stubs import StubModels
 from corral.serving.inference import Inference
 from corral.wire.errors import CorralError
 from corral.wire.names import Source, parse_name, parse_reference
@@ -37,18 +38,19 @@ class RunsElsewhere(CorralError):
 
 
 class LocalModels:
-    """An `InferenceService` over a model store."""
+    """An `InferenceService` over a model store. stubs: runs models that are installed as stubs."""
 
-    def __init__(self, store: ModelStore, inference: Inference) -> None:
+    def __init__(self, store: ModelStore, inference: Inference, stubs: StubModels) -> None:
         self._store = store
         self._inference = inference
+        self._stubs = stubs
 
     async def tags(self, caller: Principal | None) -> list[Model]:
         """What is installed, newest first."""
         return list(await self._store.list())
 
     async def show(self, name: str, caller: Principal | None) -> Model:
-        """One model; a stub too, unless `:local` is asked for. Raises: bad_request, not_found."""
+        """One model; a stub too, unless `:local` is asked for. Raises: bad_request, not_found; cloud_disabled for a stub."""
         if not name:
             raise model_required()
         reference = parse_reference(name)
@@ -56,16 +58,19 @@ class LocalModels:
         model = await self._store.get(parsed)
         if model is None:
             raise model_not_found(parsed.short)
-        if model.is_stub and reference.source is Source.LOCAL:
-            raise model_not_found(name)
+        if model.is_stub:
+            self._stubs.require_shown()
+            if reference.source is Source.LOCAL:
+                raise model_not_found(name)
         return model
 
     async def generate(self, request: GenerateRequest, caller: Principal | None) -> AsyncGenerator[GenerateResponse, None]:
         """Raises: bad_request, not_found, whatever Inference.generate raises."""
         if not request.model:
             raise model_not_found("")
-        model = await self._installed(request.model, model_not_found)
-        async with aclosing(self._inference.generate(model, request)) as events:
+        model = await self._found(request.model, model_not_found)
+        answering = self._stubs.generate if model.is_stub else self._inference.generate
+        async with aclosing(answering(model, request)) as events:
             async for event in events:
                 yield event
 
@@ -73,8 +78,9 @@ class LocalModels:
         """Raises: bad_request, not_found, whatever Inference.chat raises."""
         if not request.model:
             raise model_required()
-        model = await self._installed(request.model, model_not_found)
-        async with aclosing(self._inference.chat(model, request)) as events:
+        model = await self._found(request.model, model_not_found)
+        answering = self._stubs.chat if model.is_stub else self._inference.chat
+        async with aclosing(answering(model, request)) as events:
             async for event in events:
                 yield event
 
@@ -97,11 +103,21 @@ class LocalModels:
         return await self._inference.embeddings(await self._installed(request.model, model_not_pulled), request)
 
     async def _installed(self, name: str, absent: Callable[[str], CorralError]) -> Model:
-        """The model that runs here under a requested name. Raises: what `absent` makes; bad_request for a malformed name;
-        RunsElsewhere for a stub."""
-        model = await self._store.get(parse_name(parse_reference(name).base))
+        """The model that runs here under a requested name. Raises: what `absent` makes; bad_request for a malformed name and a
+        stub of a server that may not be asked; RunsElsewhere for one of the hub."""
+        model = await self._found(name, absent)
+        if model.is_stub:
+            self._stubs.require_at_hub(model)
+            raise RunsElsewhere(model)
+        return model
+
+    async def _found(self, name: str, absent: Callable[[str], CorralError]) -> Model:
+        """The model, or the stub, that is installed under a requested name; for `:local` there are no stubs. Raises: what
+        `absent` makes; bad_request."""
+        reference = parse_reference(name)
+        model = await self._store.get(parse_name(reference.base))
         if model is None:
             raise absent(name)
-        if model.is_stub:
-            raise RunsElsewhere(model)
+        if model.is_stub and reference.source is Source.LOCAL:
+            raise model_not_found(name)
         return model

@@ -27,6 +27,7 @@ from corral.wire.errors import CorralError
 if TYPE_CHECKING:
     from corral.clients.hub import HubClient
     from corral.clients.registry import RegistryClient
+    from corral.engines.upstream import UpstreamEngine
     from corral.local.creating import Pull
     from corral.local.library import Library
     from corral.serving.runners import Runners
@@ -45,6 +46,7 @@ async def build_local(settings: Settings) -> AsyncIterator[Built]:
     from corral.edges.local_guard import LocalGuard, require_safe_bind
     from corral.local.cloud import CloudAccess, CloudSwitch
     from corral.local.models import LocalModels
+    from corral.local.stubs import Remotes, StubModels
     from corral.local.transfer import Transfer
     from corral.serving.inference import Inference
     from corral.storage.hubstate import is_cloud_off
@@ -60,15 +62,19 @@ async def build_local(settings: Settings) -> AsyncIterator[Built]:
         hub_client(settings, hub_url) as gateway,
         registry_client(settings) as registry,
         running_models(settings) as runners,
+        _remote_servers() as elsewhere,
     ):
         store = _local_store(settings, runners.files_in_use)
         transfer = Transfer(registry, _inbox(settings), store, hub_url=hub_url, is_pruning=not settings.is_prune_off)
         await _tidy(store, settings)
         switch = CloudSwitch(by_env=settings.is_cloud_off, by_config=lambda: is_cloud_off(ollama_home / "server.json"))
+        cloud = CloudAccess(gateway, switch, device_name=device_name(), version=OLLAMA_VERSION)
+        remotes = Remotes(settings.remotes)
+        stubs = StubModels(cloud, gateway, elsewhere, remotes=remotes, hub_url=hub_url, clock=SystemClock())
         api = LocalApi(
-            models=LocalModels(store, Inference(runners, SystemClock(), prefers_go=settings.prefers_go_template)),
+            models=LocalModels(store, Inference(runners, SystemClock(), prefers_go=settings.prefers_go_template), stubs),
             loaded=runners.loaded,
-            cloud=CloudAccess(gateway, switch, device_name=device_name(), version=OLLAMA_VERSION),
+            cloud=cloud,
             hub_url=hub_url,
             version=OLLAMA_VERSION,
         )
@@ -85,12 +91,25 @@ async def build_local(settings: Settings) -> AsyncIterator[Built]:
         async def release() -> None:
             # Relayed streams wait for the hub, the others for an engine.
             gateway.abandon()
+            await elsewhere.close()
             await runners.close()
 
         _prepare_device_key(gateway)
         changes = CreateApi(_library(settings, store, runners, hub_url, transfer.pull_name))
         rows = [*changes.endpoints(), *transfer_endpoints(transfer)]
         yield Built(app=local_app(api, guard, rows), facts=tell, release=release)
+
+
+@contextlib.asynccontextmanager
+async def _remote_servers() -> "AsyncIterator[UpstreamEngine]":
+    """Servers of OLLAMA_REMOTES, which are told nothing of who asks."""
+    from corral.engines.upstream import UpstreamEngine
+
+    engine = UpstreamEngine()
+    try:
+        yield engine
+    finally:
+        await engine.close()
 
 
 @contextlib.asynccontextmanager
