@@ -569,7 +569,11 @@ async def test_redirect_of_a_push_is_not_followed() -> None:
     assert thief.at.asked == []
 
 
-async def test_registry_that_nobody_runs_is_said_not_to_be_reached() -> None:
+async def test_registry_that_nobody_runs_is_named_at_once_and_not_tried_again() -> None:
+    nowhere = RemoteRepository("http://127.0.0.1:9", "a/b")
     async with wired() as to:
-        error = await refused(to.client.manifest(RemoteRepository("http://127.0.0.1:9", "a/b"), "latest"))
-    assert "connection refused" in error.message
+        for asked in (to.client.manifest(nowhere, "latest"), to.client.send_blob(nowhere, blob(CONTENT), lambda _: None)):
+            error = await refused(asked)
+            assert error.code == "upstream_failed"
+            assert error.message == "could not reach the registry http://127.0.0.1:9: connection refused → is it running?"
+    assert to.pauses == []

@@ -18,7 +18,7 @@ from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 import aiohttp
 
-from corral.clients.registry_transport import Call, RegistryTransport, Trouble, joined
+from corral.clients.registry_transport import Call, RegistryTransport, Trouble, Unreachable, joined
 from corral.core.ports import Entropy
 from corral.core.registry import Visibility
 from corral.core.transfer_ports import BlobToSend, RemoteManifest, RemoteRepository, Sleeper
@@ -89,7 +89,7 @@ class RegistryClient:
         """By tag or digest; None when there is none. Raises: see RegistryGateway."""
         url = f"{_base(repository)}/manifests/{quote(reference, safe=':')}"
         call = Call(repository=repository, method="GET", url=url, headers={"Accept": _ACCEPT})
-        return await self._tried(partial(self._manifest, call, reference))
+        return await self._tried(partial(self._reached, repository, partial(self._manifest, call, reference)))
 
     async def _manifest(self, call: Call, reference: str) -> RemoteManifest | None:
         async with self._transport.answer(call) as response:
@@ -160,7 +160,7 @@ class RegistryClient:
         """Have the blob there. Raises: see RegistryGateway."""
         failures = 0
         while True:
-            if await self._tried(partial(self._is_there, repository, blob)):
+            if await self._tried(partial(self._reached, repository, partial(self._is_there, repository, blob))):
                 progress(blob.size_bytes)
                 return
             try:
@@ -320,6 +320,15 @@ class RegistryClient:
         if response.status in _RETRIED:
             raise Trouble(error.message, _retry_after_s(response)) from error
         raise error
+
+    async def _reached(self, repository: RemoteRepository, attempt: Callable[[], Awaitable[T]]) -> T:
+        """For what a pull or push asks first: who is not there now is told of at once, by name, and not after all the tries.
+        Raises: upstream_failed."""
+        try:
+            return await attempt()
+        except Unreachable as trouble:
+            text = f"could not reach the registry {repository.base_url}: {trouble.reason}"
+            raise CorralError("upstream_failed", text) from trouble
 
     async def _tried(self, attempt: Callable[[], Awaitable[T]]) -> T:
         failures = 0

@@ -56,6 +56,10 @@ class Trouble(Exception):
         super().__init__(reason)
 
 
+class Unreachable(Trouble):
+    """Nobody was there to be asked: the host's name is not known, nothing listens, its certificate is another's."""
+
+
 class _Proof(IntEnum):
     """How a token was come by."""
 
@@ -316,6 +320,8 @@ def _trouble() -> Iterator[None]:
     """Whatever may go wrong with a connection, as trouble."""
     try:
         yield
+    except aiohttp.ClientConnectorError as error:
+        raise Unreachable(reason_of(error)) from error
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise Trouble(reason_of(error)) from error
 
