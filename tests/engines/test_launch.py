@@ -5,7 +5,15 @@ from dataclasses import replace
 import pytest
 
 from corral.core.ports import LoadOptions
-from corral.engines.launch import ALLOWED_FLAGS, child_settings, llama_server_arguments, plan, scrubbed
+from corral.engines.launch import (
+    ALLOWED_FLAGS,
+    CACHE_TYPES,
+    Tuning,
+    child_settings,
+    llama_server_arguments,
+    plan,
+    scrubbed,
+)
 from corral.wire.errors import CorralError
 from fakes_engine import weights
 
@@ -79,6 +87,7 @@ def test_child_gets_the_same_without_a_flag() -> None:
         "cache_ram_mib": 512,
         "n_ctx": 8192,
         "n_parallel": 4,
+        "ctx_shift": False,
         "n_threads": 3,
         "n_batch": 2048,
         "n_ubatch": 2048,
@@ -89,6 +98,51 @@ def test_child_gets_the_same_without_a_flag() -> None:
         "mmproj": "/models/eye",
         "adapters": ["/models/one", "/models/two"],
     }
+
+
+def test_answers_that_fill_the_context_go_on_but_not_where_texts_are_embedded() -> None:
+    assert "--context-shift" in arguments(options=LoadOptions(context_shift=True))
+    assert child_settings(plan(FULL, LoadOptions(context_shift=True), threads=2), "s3cret")["ctx_shift"] is True
+    for options in (LoadOptions(), LoadOptions(context_shift=True, embedding=True)):
+        assert "--context-shift" not in arguments(options=options)
+
+
+@pytest.mark.parametrize("cache_type", CACHE_TYPES)
+def test_cache_is_stored_as_the_operator_wants(cache_type: str) -> None:
+    wanted = plan(FULL, LoadOptions(), threads=2, tuning=Tuning(cache_type=cache_type))
+    text = " ".join(llama_server_arguments(wanted, "/l", port=1))
+    assert f"--cache-type-k {cache_type} --cache-type-v {cache_type}" in text
+    assert child_settings(wanted, "k")["cache_type"] == cache_type
+
+
+def test_t096_cache_type_that_is_none_is_refused() -> None:
+    with pytest.raises(CorralError, match="OLLAMA_KV_CACHE_TYPE"):
+        plan(FULL, LoadOptions(), threads=2, tuning=Tuning(cache_type="q8_0 --log-file=/x"))
+
+
+@pytest.mark.parametrize(("wanted", "said"), [(True, "--flash-attn on"), (False, "--flash-attn off"), (None, None)])
+def test_flash_attention_is_as_the_operator_wants(wanted: bool | None, said: str | None) -> None:
+    made = plan(FULL, LoadOptions(), threads=2, tuning=Tuning(flash_attention=wanted))
+    text = " ".join(llama_server_arguments(made, "/l", port=1))
+    assert said in text if said else "--flash-attn" not in text
+    assert child_settings(made, "k").get("flash_attention") is wanted
+
+
+@pytest.mark.parametrize(("layers", "is_here"), [(0, True), (29, True), (30, False), (99, False), (None, False)])
+def test_projector_stays_in_main_memory_where_layers_do(layers: int | None, is_here: bool) -> None:
+    model = weights(projector="/models/eye", metadata={"general.architecture": "llama", "llama.block_count": 30})
+    made = plan(model, LoadOptions(num_gpu=layers), threads=2)
+    assert ("--no-mmproj-offload" in llama_server_arguments(made, "/l", port=1)) is is_here
+    assert child_settings(made, "k").get("mmproj_use_gpu") is (False if is_here else None)
+    assert not plan(replace(model, projector=None), LoadOptions(num_gpu=layers), threads=2).keeps_projector_here
+
+
+def test_pictures_have_the_tokens_that_a_family_needs() -> None:
+    seeing = weights(projector="/models/eye", metadata={"general.architecture": "qwen25vl"})
+    made = plan(seeing, LoadOptions(), threads=2)
+    assert "--image-min-tokens 1024" in " ".join(llama_server_arguments(made, "/l", port=1))
+    assert child_settings(made, "k")["image_min_tokens"] == 1024
+    assert plan(FULL, LoadOptions(), threads=2).image_tokens is None
 
 
 def test_embedding_takes_texts_as_long_as_the_context_up_to_a_bound() -> None:
@@ -120,6 +174,12 @@ def test_t097_environment_keeps_libraries_and_devices_and_nothing_else() -> None
         "ROCR_VISIBLE_DEVICES": "1",
         "GGML_CUDA_NO_PINNED": "1",
         "OMP_NUM_THREADS": "2",
+        "HIP_VISIBLE_DEVICES": "0",
+        "GGML_VK_VISIBLE_DEVICES": "0",
+        "GPU_DEVICE_ORDINAL": "0",
+        "HSA_OVERRIDE_GFX_VERSION": "10.3.0",
+        "LLAMA_ARG_FIT": "off",
+        "LLAMA_ARG_FIT_TARGET": "512",
     }
     secret = dict.fromkeys(["CORRAL_HOME", "CORRAL_DATABASE_URL", "OLLAMA_API_KEY", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"], "x")
     meddling = dict.fromkeys(["LD_PRELOAD", "PYTHONPATH", "LLAMA_API_KEY", "LLAMA_ARG_HOST", "HOME", "path"], "x")

@@ -26,10 +26,11 @@ async def server() -> AsyncIterator[RawServer]:
 
 @pytest.fixture
 async def client(server: RawServer) -> LlamaHttp:
-    async def explain() -> str:
-        return "it is gone"
-
     return LlamaHttp(server.url, Secret("s3cret"), explain)
+
+
+async def explain() -> CorralError:
+    return CorralError("out_of_memory", "it is gone")
 
 
 async def collect(events: AsyncIterator[Chunk | Finish]) -> list[Chunk | Finish]:
@@ -147,26 +148,28 @@ async def test_engine_that_is_loading_is_unavailable(server: RawServer, client: 
 
 
 @pytest.mark.parametrize("pieces", [[None], [WORD, None], [WORD]])
-async def test_r9_answer_that_breaks_off_is_an_engine_failure_in_the_process_words(
+async def test_r9_answer_that_breaks_off_fails_in_ollamas_and_the_process_words(
     server: RawServer, client: LlamaHttp, pieces: list[object]
 ) -> None:
     server.stream(CHAT, *pieces)
     error = await failure(client.chat(HELLO))
-    assert (error.code, error.message) == ("engine_failed", "it is gone")
+    assert (error.code, error.status) == ("out_of_memory", 500)
+    assert error.message == "an error was encountered while running the model: it is gone"
 
 
-async def test_server_that_is_not_there_is_an_engine_failure(client: LlamaHttp, server: RawServer) -> None:
+async def test_r9_server_that_gives_no_answer_fails_in_ollamas_and_the_process_words(
+    client: LlamaHttp, server: RawServer
+) -> None:
     server.answers[CHAT] = [None]
-    assert (await failure(client.chat(HELLO))).code == "engine_failed"
+    assert (await failure(client.chat(HELLO))).message == (
+        "model runner has unexpectedly stopped, this may be due to resource limitations or an internal error: it is gone"
+    )
 
 
 async def test_server_that_has_gone_is_an_engine_failure() -> None:
-    async def explain() -> str:
-        return "it is gone"
-
     async with raw_server() as gone:
         client = LlamaHttp(gone.url, Secret("s3cret"), explain)
-    assert (await failure(client.chat(HELLO))).message == "it is gone"
+    assert (await failure(client.chat(HELLO))).message.endswith("an internal error: it is gone")
     assert not await client.is_healthy()
 
 

@@ -133,13 +133,28 @@ async def test_t096_t097_llama_server_sees_listed_flags_a_scrubbed_environment_a
 
 async def test_failed_load_tells_the_last_words_without_folders(pretender: str, told: Callable[..., Model]) -> None:
     engine = LlamaCppEngine(SeededEntropy(), llama_server=pretender)
-    model = told(say=["0.0 I srv: hello", f"0.1 E srv: failed to load {Path(__file__)}: out of memory"], status=3)
+    model = told(say=["0.0 I srv: hello", f"0.1 E srv: failed to load {Path(__file__)}: no such tensor"], status=3)
     with pytest.raises(CorralError) as failed:
         await engine.load(model, SMALL)
     assert failed.value.code == "engine_failed"
     assert failed.value.message == (
-        "the engine ended while it loaded the model (exit status 3): srv: failed to load test_llamacpp.py: out of memory"
+        "the engine ended while it loaded the model (exit status 3): srv: failed to load test_llamacpp.py: no such tensor"
     )
+
+
+async def test_load_for_want_of_memory_is_tried_again_with_the_projector_in_main_memory(
+    pretender: str, told: Callable[..., Model], tmp_path: Path
+) -> None:
+    engine = LlamaCppEngine(SeededEntropy(), llama_server=pretender)
+    model = told(say=["0.1 E ggml_backend_cuda: cudaMalloc failed: out of memory"], status=1)
+    with pytest.raises(CorralError) as failed:
+        await engine.load(replace(model, projector="/models/eye"), SMALL)
+    assert (failed.value.code, failed.value.status) == ("out_of_memory", 500)
+    assert "--no-mmproj-offload" in reported(tmp_path)["argv"]
+    with pytest.raises(CorralError) as failed:
+        await engine.load(model, SMALL)
+    assert failed.value.code == "out_of_memory"
+    assert "--no-mmproj-offload" not in reported(tmp_path)["argv"]
 
 
 @needs_proc

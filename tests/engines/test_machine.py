@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from corral.engines.machine import default_threads, physical_cores, thread_environment, usable_memory_bytes
+from corral.engines.machine import (
+    default_threads,
+    has_accelerator,
+    physical_cores,
+    thread_environment,
+    usable_memory_bytes,
+)
 
 
 def put(root: Path, files: dict[str, str]) -> Path:
@@ -68,6 +74,25 @@ def test_memory_is_the_machines_or_the_containers(tmp_path: Path) -> None:
     assert usable_memory_bytes(tmp_path) == 1024 * 1024
 
 
-def test_memory_beside_an_accelerator_is_unknown(tmp_path: Path) -> None:
-    put(tmp_path, {"proc/meminfo": "MemTotal: 1024 kB", "dev/nvidiactl": ""})
-    assert usable_memory_bytes(tmp_path) == 0
+def test_memory_is_cut_to_what_the_groups_around_ours_allow(tmp_path: Path) -> None:
+    files = {"proc/self/cgroup": "0::/user.slice/corral.service", "proc/meminfo": "MemTotal: 1024 kB"}
+    put(tmp_path, {**files, "sys/fs/cgroup/user.slice/memory.max": "8192"})
+    put(tmp_path, {"sys/fs/cgroup/user.slice/corral.service/memory.max": "max"})
+    assert usable_memory_bytes(tmp_path) == 8192
+
+
+def test_memory_is_cut_to_what_older_control_groups_allow(tmp_path: Path) -> None:
+    put(tmp_path, {"proc/meminfo": "MemTotal: 1024 kB", "sys/fs/cgroup/memory/memory.limit_in_bytes": "4096"})
+    assert usable_memory_bytes(tmp_path) == 4096
+    put(tmp_path, {"sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712"})
+    assert usable_memory_bytes(tmp_path) == 1024 * 1024
+
+
+@pytest.mark.parametrize("device", ["nvidiactl", "kfd", "dri/renderD128", "dxg"])
+def test_accelerator_shows_by_its_device_file(tmp_path: Path, device: str) -> None:
+    assert not has_accelerator(tmp_path, "linux")
+    assert has_accelerator(put(tmp_path, {f"dev/{device}": ""}), "linux")
+
+
+def test_accelerator_is_always_looked_for_on_a_mac(tmp_path: Path) -> None:
+    assert has_accelerator(tmp_path, "darwin")

@@ -1,7 +1,10 @@
 """An engine's log: hostile text, kept short."""
 
+import pytest
+
 from corral.engines.process import EngineLog
 
+MIB = 2**20
 LOADED = b"""\
 0.00.601.169 I load_tensors:   CPU_Mapped model buffer size =    92.10 MiB
 0.00.601.170 I load_tensors:        CUDA0 model buffer size =  1000.00 MiB
@@ -28,8 +31,48 @@ def log(*pieces: bytes) -> EngineLog:
 def test_buffers_are_summed_by_where_they_are() -> None:
     for cut in range(0, len(LOADED), 7):
         kept = log(LOADED[:cut], LOADED[cut:])
-        assert kept.allocated_bytes(on_accelerator=True) == 1180 * 2**20
-        assert kept.allocated_bytes(on_accelerator=False) == round((92.10 + 0.5 + 18.64) * 2**20)
+        total, vram = kept.memory_bytes(2000 * MIB)
+        assert (total, vram) == (round((92.10 + 1000 + 0.5 + 180 + 18.64) * MIB), 1180 * MIB)
+
+
+def test_buffers_of_the_final_load_replace_those_of_a_trial() -> None:
+    assert log(LOADED, LOADED).memory_bytes(2000 * MIB) == log(LOADED).memory_bytes(2000 * MIB)
+
+
+def test_file_that_is_mapped_past_what_an_accelerator_holds_counts_once() -> None:
+    assert log(LOADED).memory_bytes(1050 * MIB)[0] == round((1050 + 0.5 + 180 + 18.64) * MIB)
+
+
+def test_model_whose_layers_are_all_on_an_accelerator_is_wholly_there() -> None:
+    offloaded = b"0.00.6 I load_tensors: offloaded 31/31 layers to GPU\n"
+    assert log(LOADED, offloaded).memory_bytes(2000 * MIB) == (1180 * MIB, 1180 * MIB)
+    overflowing = b"0.00.6 I common_params_fit_impl:   - CUDA0: 31 layers ( 2 overflowing),  100 MiB used\n"
+    partly = log(LOADED, offloaded, overflowing).memory_bytes(2000 * MIB)
+    assert partly[0] > partly[1] == 1180 * MIB
+    some = b"0.00.6 I load_tensors: offloaded 30/31 layers to GPU\n"
+    assert log(LOADED, some).memory_bytes(2000 * MIB)[0] > 1180 * MIB
+
+
+def test_engine_that_says_nothing_of_its_buffers_has_none() -> None:
+    assert log(b"0.00.1 I srv: hello\n").memory_bytes(5) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 852.89 MiB on device 0: cudaMalloc failed: out of memory",
+        "alloc_tensor_range: failed to allocate CPU buffer of size 96636764160",
+        "ggml_vulkan: Device memory allocation of size 1 failed. vk::Device::allocateMemory: ErrorOutOfDeviceMemory",
+        "terminate called after throwing an instance of 'std::bad_alloc'",
+    ],
+)
+def test_want_of_memory_is_told_from_other_ends(line: str) -> None:
+    assert log(f"0.00.6 E {line}\n".encode(), b"0.00.7 I srv: exiting\n").is_out_of_memory
+    assert not log(FAILED).is_out_of_memory
+    assert not log(
+        b"E sched_reserve: failed to allocate compute buffers, retrying without pipeline parallelism\n"
+    ).is_out_of_memory
+    assert not log(f"0.00.6 E {line}\n".encode(), b"0.00.7 I srv: serving\n" * 100).is_out_of_memory
 
 
 def test_last_words_are_the_first_errors_without_folders() -> None:

@@ -3,9 +3,19 @@
 import pytest
 
 from corral.core.records import Capability, ModelDetails
-from corral.serving.capacity import context_for, fits, needed_bytes, slots_for
+from corral.engines.launch import CACHE_TYPES
+from corral.serving.capacity import (
+    KV_BYTES,
+    automatic_context,
+    context_for,
+    fits,
+    needed_bytes,
+    slots_for,
+    smaller_context,
+)
 from fakes_engine import weights
 
+GIB = 1 << 30
 LLAMA = {
     "general.architecture": "llama",
     "llama.block_count": 30,
@@ -35,20 +45,45 @@ def test_needed_bytes_of_metadata_that_says_little_are_the_weights(metadata: dic
 
 @pytest.mark.parametrize(
     ("asked", "automatic", "expected"),
-    [(None, 0, 4096), (None, 2048, 2048), (None, 10**6, 8192), (512, 2048, 512), (10**6, 0, 8192), (1, 0, 4)],
+    [(None, 4096, 4096), (None, 2048, 2048), (None, 10**6, 8192), (512, 2048, 512), (10**6, 4096, 8192), (1, 4096, 4)],
 )
 def test_context_is_what_was_asked_within_training(asked: int | None, automatic: int, expected: int) -> None:
     assert context_for(weights(metadata=LLAMA), asked, automatic=automatic) == expected
 
 
 def test_context_without_metadata_is_bounded_by_the_details_or_not_at_all() -> None:
-    assert context_for(weights(metadata={}), 10**6, automatic=0) == 10**6
+    assert context_for(weights(metadata={}), 10**6, automatic=4096) == 10**6
     known = weights(metadata={}, details=ModelDetails(context_length=1000))
-    assert context_for(known, None, automatic=0) == 1000
+    assert context_for(known, None, automatic=4096) == 1000
 
 
 def test_context_of_a_model_that_sees_is_at_least_2048() -> None:
-    assert context_for(weights(metadata=LLAMA, projector="/eye"), 4, automatic=0) == 2048
+    assert context_for(weights(metadata=LLAMA, projector="/eye"), 4, automatic=4096) == 2048
+
+
+@pytest.mark.parametrize(
+    ("memory", "context"), [(0, 4096), (23 * GIB - 1, 4096), (23 * GIB, 32_768), (47 * GIB - 1, 32_768), (47 * GIB, 262_144)]
+)
+def test_automatic_context_grows_with_the_memory_of_accelerators(memory: int, context: int) -> None:
+    assert automatic_context(memory) == context
+
+
+def test_smaller_context_is_the_next_automatic_one() -> None:
+    assert [smaller_context(context) for context in (262_144, 100_000, 32_768, 5000, 4096, 512)] == [
+        32_768,
+        32_768,
+        4096,
+        4096,
+        None,
+        None,
+    ]
+
+
+def test_quantized_cache_needs_as_much_less() -> None:
+    model = weights(metadata=LLAMA, size_bytes=0)
+    assert needed_bytes(model, context=4096, slots=2, kv_bytes=KV_BYTES["q8_0"]) == 180 * 2**20 * 34 // 64
+    assert needed_bytes(model, context=4096, slots=2, kv_bytes=KV_BYTES["f16"]) == 180 * 2**20
+    assert set(KV_BYTES) == set(CACHE_TYPES)
 
 
 def test_slots_are_halved_until_they_fit() -> None:

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 
+from corral.core.records import ModelDetails
 from corral.serving.runners import Lease, RunnerLimits, Runners
 from corral.wire.errors import CorralError
 from fakes import NOON
@@ -179,12 +180,39 @@ async def test_request_beyond_the_queue_is_refused_as_busy() -> None:
     bench.request(A)
     await stand_still()
     with pytest.raises(CorralError, match="busy"):
-        await bench.once(B)
+        await bench.once(A)
+
+
+@in_virtual_time
+async def test_load_that_begins_at_once_needs_no_place_in_the_queue_and_those_behind_it_do() -> None:
+    bench = Bench(max_queue=1)
+    bench.engine.gate.clear()
+    first = bench.request(A)
+    await stand_still()
+    second = bench.request(B)
+    await stand_still()
+    for model in (A, B, C):
+        with pytest.raises(CorralError, match="maximum pending requests exceeded"):
+            await bench.once(model)
+    bench.engine.gate.set()
+    assert (await first.served()).has_slot
+    assert (await second.served()).has_slot
+
+
+@in_virtual_time
+async def test_queue_of_no_places_serves_who_need_not_wait() -> None:
+    bench = Bench(max_queue=0)
+    request = await bench.request(A).served()
+    with pytest.raises(CorralError, match="busy"):
+        await bench.once(A)
+    await request.end()
+    await bench.once(A)
+    await bench.once(B)
 
 
 @in_virtual_time
 async def test_request_that_was_refused_holds_nothing() -> None:
-    bench = Bench(max_queue=1, keep_alive_s=10)
+    bench = Bench(max_queue=0, keep_alive_s=10)
     bench.engine.gate.clear()
     loading = bench.request(A)
     await stand_still()
@@ -440,6 +468,100 @@ async def test_new_runner_is_not_evicted_before_its_requester_has_it() -> None:
     assert bench.engine.names == ["a:1b", "b:1b", "c:1b"]
 
 
+@in_virtual_time
+async def test_full_house_evicts_of_equal_keep_alives_the_first_by_path() -> None:
+    bench = Bench(max_loaded=2)
+    await bench.once(B)
+    await bench.once(A)
+    await bench.once(C)
+    assert bench.engine.alive == ["b:1b", "c:1b"]
+
+
+@in_virtual_time
+async def test_memory_of_accelerators_is_planned_apart_from_main_memory() -> None:
+    big = weights("big:1b", size_bytes=600)
+    bench = Bench(memory_bytes=10**9, accelerator_bytes=1000)
+    await bench.once(A, options={"num_ctx": 4})
+    # Scripted runners are in main memory, so the accelerator is as good as empty however many there are.
+    await bench.once(big, options={"num_ctx": 4})
+    assert bench.engine.alive == ["a:1b", "big:1b"]
+    small = Bench(memory_bytes=1000, accelerator_bytes=10**9)
+    await small.once(big, options={"num_ctx": 4, "num_gpu": 0})
+    await small.once(weights("other:1b", size_bytes=600), options={"num_ctx": 4, "num_gpu": 0})
+    assert small.engine.alive == ["other:1b"]
+
+
+# ── Want of memory ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def no_memory() -> CorralError:
+    return CorralError("out_of_memory", "cudaMalloc failed")
+
+
+@in_virtual_time
+async def test_load_without_memory_is_tried_once_more_alone_with_one_slot() -> None:
+    bench = Bench(parallel=4)
+    await bench.once(A)
+    bench.engine.fails = [no_memory()]
+    await bench.once(B, options={"num_ctx": 1024})
+    assert [(name, options.num_ctx, options.parallel) for name, options in bench.engine.asked] == [
+        ("a:1b", 4096, 4),
+        ("b:1b", 1024, 4),
+        ("b:1b", 1024, 1),
+    ]
+    assert bench.engine.alive == ["b:1b"]
+    await bench.once(B)
+    assert len(bench.engine.asked) == 3
+
+
+@in_virtual_time
+async def test_load_without_memory_takes_a_smaller_context_where_nobody_chose_one() -> None:
+    large = weights("large:1b", metadata={"general.architecture": "llama", "llama.context_length": 500_000})
+    for limits, contexts in (
+        ({"accelerator_bytes": 48 << 30}, [262_144, 32_768]),
+        ({"accelerator_bytes": 24 << 30}, [32_768, 4096]),
+        ({"context_length": 50_000}, [50_000]),
+        ({}, [4096]),
+    ):
+        bench = Bench(parallel=1, **limits)
+        bench.engine.fails = [no_memory()]
+        if len(contexts) == 1:
+            with pytest.raises(CorralError, match="cudaMalloc"):
+                await bench.once(large)
+        else:
+            assert (await bench.once(large)).context_length == contexts[-1]
+            await bench.once(large)
+        assert [options.num_ctx for _, options in bench.engine.asked] == contexts
+
+
+@in_virtual_time
+async def test_load_without_memory_is_tried_no_third_time_and_held_back_after() -> None:
+    bench = Bench(parallel=4)
+    bench.engine.fails = [no_memory() for _ in range(4)]
+    for _ in range(2):
+        with pytest.raises(CorralError) as failed:
+            await bench.once(A)
+        assert (failed.value.code, failed.value.status) == ("out_of_memory", 500)
+    assert len(bench.engine.asked) == 4
+    with pytest.raises(CorralError) as held:
+        await bench.once(A)
+    assert (held.value.code, held.value.retry_after_s) == ("unavailable", 1)
+
+
+@in_virtual_time
+async def test_memory_that_runs_out_under_a_model_at_work_ends_the_idle_and_then_the_busy() -> None:
+    bench = Bench()
+    await bench.once(A, keep_alive_s=-1)
+    busy, failing = await bench.request(B).served(), await bench.request(C).served()
+    bench.engine.runners[-1].die()
+    with pytest.raises(CorralError, match="cudaMalloc"):
+        await failing.end(no_memory())
+    assert bench.engine.alive == ["b:1b"]
+    await busy.end()
+    await stand_still()
+    assert bench.engine.alive == []
+
+
 # ── Options ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -451,6 +573,14 @@ async def test_context_is_automatic_unless_asked_for_and_never_beyond_training()
     assert (await bench.once(small)).context_length == 2048
     assert (await bench.once(B, options={"num_ctx": 10**9})).context_length == 8192
     assert (await bench.once(C, options={"num_ctx": 1})).context_length == 4
+
+
+@in_virtual_time
+async def test_context_is_shifted_but_by_the_family_that_cannot() -> None:
+    bench = Bench()
+    await bench.once(A)
+    await bench.once(weights("deep:1b", details=ModelDetails(family="deepseek2")))
+    assert [options.context_shift for _, options in bench.engine.asked] == [True, False]
 
 
 @in_virtual_time

@@ -350,7 +350,8 @@ class HubGateway(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """What fixes a runner at load time. num_ctx: tokens per slot. parallel: slots. None means: the engine decides."""
+    """What fixes a runner at load time. num_ctx: tokens per slot. parallel: slots. context_shift: an answer that fills its
+    context goes on, and the oldest half is forgotten. None means: the engine decides."""
 
     num_ctx: int = 4096
     parallel: int = 1
@@ -360,6 +361,7 @@ class LoadOptions:
     num_thread: int | None = None
     use_mmap: bool | None = None
     embedding: bool = False
+    context_shift: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -458,7 +460,7 @@ class Engine(Protocol):
 
     async def load(self, model: Model, options: LoadOptions) -> Runner:
         """Start and wait until ready. Canceling it ends the process. Raises: bad_request when the weights are not readable as
-        GGUF, engine_failed with the engine's last words otherwise."""
+        GGUF, out_of_memory, engine_failed with the engine's last words otherwise."""
         ...
 
 

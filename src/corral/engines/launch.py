@@ -32,17 +32,31 @@ _LIMITS: Mapping[str, tuple[int, int]] = {
     "main_gpu": (0, 127),
     "num_thread": (1, 1024),
 }
+#: What keys and values of the cache may be stored as. Source: llama.cpp common/arg.cpp kv_cache_types.
+CACHE_TYPES = ("f16", "f32", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+#: These count and point badly with fewer tokens for a picture than that. Source: ollama llm/llama_server.go qwenVLServerArgs.
+_IMAGE_TOKENS = {"qwen2vl": 1024, "qwen25vl": 1024, "qwen3vl": 1024, "qwen3vlmoe": 1024}
 
 _ENVIRONMENT_NAMES = frozenset(
     {"PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT"}
+    | {"GPU_DEVICE_ORDINAL", "ONEAPI_DEVICE_SELECTOR", "LLAMA_ARG_FIT", "LLAMA_ARG_FIT_TARGET"}
 )
 _ENVIRONMENT_PREFIXES = ("CUDA_", "NVIDIA_", "HIP_", "HSA_", "ROCR_", "ROCM_", "GGML_", "VK_", "OMP_", "GOMP_", "KMP_")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """How the operator wants every model run. cache_type: one of `CACHE_TYPES`, empty for llama.cpp's own. flash_attention: None
+    lets llama.cpp decide."""
+
+    cache_type: str = ""
+    flash_attention: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A checked request to load a model. Paths are absolute. threads: None lets llama.cpp decide. pooling: `mean`, or `model` for
-    the model's own, or None when the runner is not for embeddings."""
+    """A checked request to load a model. Paths are absolute. None lets llama.cpp decide. pooling: `mean`, or `model` for the
+    model's own, or None when the runner is not for embeddings. keeps_projector_here: in main memory."""
 
     model: str
     num_ctx: int
@@ -55,10 +69,19 @@ class Plan:
     use_mmap: bool | None = None
     pooling: str | None = None
     projector: str | None = None
+    keeps_projector_here: bool = False
+    image_tokens: int | None = None
     adapters: tuple[str, ...] = ()
+    context_shift: bool = False
+    cache_type: str | None = None
+    flash_attention: bool | None = None
 
 
-def plan(model: Model, options: LoadOptions, *, threads: int | None) -> Plan:
+#: Everything as llama.cpp has it.
+UNTUNED = Tuning()
+
+
+def plan(model: Model, options: LoadOptions, *, threads: int | None, tuning: Tuning = UNTUNED) -> Plan:
     """Check everything a runner is loaded with. threads: unless the options say otherwise. Raises: bad_request."""
     if model.weights is None:
         raise CorralError("bad_request", f"{model.name.short} has no weights on this machine")
@@ -81,8 +104,25 @@ def plan(model: Model, options: LoadOptions, *, threads: int | None) -> Plan:
         use_mmap=options.use_mmap,
         pooling=_pooling(model) if options.embedding else None,
         projector=None if model.projector is None else _absolute(model.projector),
+        keeps_projector_here=model.projector is not None and _is_partly_here(model, options.num_gpu),
+        image_tokens=None if model.projector is None else _IMAGE_TOKENS.get(str(model.metadata.get("general.architecture"))),
         adapters=tuple(map(_absolute, model.adapters)),
+        context_shift=options.context_shift and not options.embedding,
+        cache_type=_cache_type(tuning.cache_type),
+        flash_attention=tuning.flash_attention,
     )
+
+
+def _is_partly_here(model: Model, gpu_layers: int | None) -> bool:
+    """Whether some layers were asked to stay in main memory: then the accelerator has none to spare for a projector."""
+    layers = model.metadata.get(f"{model.metadata.get('general.architecture', '')}.block_count")
+    return gpu_layers is not None and (gpu_layers == 0 or (isinstance(layers, int) and gpu_layers < layers))
+
+
+def _cache_type(name: str) -> str | None:
+    if name and name not in CACHE_TYPES:
+        raise CorralError("bad_request", f"OLLAMA_KV_CACHE_TYPE is none of {', '.join(CACHE_TYPES)}")
+    return name or None
 
 
 def _check_range(name: str, value: int | None) -> None:
@@ -118,7 +158,11 @@ def child_settings(plan: Plan, key: str) -> dict[str, Any]:
         "use_mmap": plan.use_mmap,
         "pooling": plan.pooling,
         "mmproj": plan.projector,
+        "mmproj_use_gpu": False if plan.keeps_projector_here else None,
+        "image_min_tokens": plan.image_tokens,
         "adapters": list(plan.adapters) or None,
+        "cache_type": plan.cache_type,
+        "flash_attention": plan.flash_attention,
     }
     return {
         "model": plan.model,
@@ -129,6 +173,7 @@ def child_settings(plan: Plan, key: str) -> dict[str, Any]:
         # llama.cpp divides the context among its slots.
         "n_ctx": plan.num_ctx * plan.parallel,
         "n_parallel": plan.parallel,
+        "ctx_shift": plan.context_shift,
         **{name: value for name, value in optional.items() if value is not None},
     }
 
@@ -157,8 +202,11 @@ ALLOWED_FLAGS = frozenset(
         "--n-gpu-layers",
         "--main-gpu",
     }
-    | {"--split-mode", "--no-mmap", "--embedding", "--pooling", "--mmproj", "--lora"}
+    | {"--split-mode", "--no-mmap", "--embedding", "--pooling", "--mmproj", "--no-mmproj-offload", "--image-min-tokens", "--lora"}
+    | {"--context-shift", "--cache-type-k", "--cache-type-v", "--flash-attn"}
 )
+#: None: llama-server's own default, which needs no flag.
+_ON_OFF = {None: None, True: "on", False: "off"}
 
 
 def llama_server_arguments(plan: Plan, program: str, *, port: int) -> list[str]:
@@ -182,16 +230,22 @@ def llama_server_arguments(plan: Plan, program: str, *, port: int) -> list[str]:
         ("--main-gpu", plan.main_gpu),
         ("--pooling", "mean" if plan.pooling == "mean" else None),
         ("--mmproj", plan.projector),
+        ("--image-min-tokens", plan.image_tokens),
+        ("--cache-type-k", plan.cache_type),
+        ("--cache-type-v", plan.cache_type),
+        ("--flash-attn", _ON_OFF[plan.flash_attention]),
         *(("--lora", path) for path in plan.adapters),
     ]
     argv = [program, "--offline", "--no-webui", "--no-slots", "--jinja"]
     argv += [word for flag, value in flags if value is not None for word in (flag, str(value))]
-    if plan.pooling is not None:
-        argv.append("--embedding")
-    if plan.use_mmap is False:
+    switches = {
+        "--embedding": plan.pooling is not None,
         # Mapping is llama-server's default, and not every build has a flag to ask for it.
-        argv.append("--no-mmap")
-    return argv
+        "--no-mmap": plan.use_mmap is False,
+        "--no-mmproj-offload": plan.keeps_projector_here,
+        "--context-shift": plan.context_shift,
+    }
+    return argv + [flag for flag, is_on in switches.items() if is_on]
 
 
 def scrubbed(environment: Mapping[str, str]) -> dict[str, str]:

@@ -2,11 +2,12 @@
 here.
 
 Its whole configuration comes as one line of JSON on stdin, so that neither a secret nor anything a user made is in an argument
-list or an environment of ours. stdin then stays open as a life line: when it ends, the parent is gone and so are we. Two forms:
+list or an environment of ours. stdin then stays open as a life line: when it ends, the parent is gone and so are we. Three forms:
 
 - `{"parent": pid, "settings": {...}}` runs llama.cpp's server inside this process and writes `{"url": ...}` to stdout once it is
   ready;
-- `{"parent": pid, "argv": [...], "environment": {...}}` becomes the given llama-server, under the same guards.
+- `{"parent": pid, "argv": [...], "environment": {...}}` becomes the given llama-server, under the same guards;
+- `{"parent": pid, "devices": true}` writes `{"devices": [[type, bytes], ...]}`, what llama.cpp could use here, and ends.
 
 Everything else this process says goes to stderr, whichever stream llama.cpp meant it for.
 """
@@ -34,6 +35,10 @@ def main() -> None:
     if "argv" in configuration:
         announce.close()
         _become(configuration["argv"], configuration["environment"], life_line, is_guarded=is_guarded)
+    if "devices" in configuration:
+        json.dump({"devices": _devices()}, announce)
+        announce.close()
+        return
     server = _serve(configuration["settings"])
     json.dump({"url": server.listening_address}, announce)
     announce.close()
@@ -78,6 +83,13 @@ def _await_end(life_line: IO[bytes]) -> NoReturn:
     os._exit(0)
 
 
+def _devices() -> list[tuple[str, int]]:
+    """(`GPU`, `IGPU`, `CPU` or `ACCEL`; memory in bytes) of every device."""
+    import xllamacpp
+
+    return [(device["type"].name.rpartition("_")[2], device["memory_total"]) for device in xllamacpp.get_device_info()]
+
+
 def _serve(settings: dict[str, Any]) -> Any:
     """A running server. Raises: RuntimeError when the model cannot be loaded."""
     import xllamacpp
@@ -92,6 +104,7 @@ def _serve(settings: dict[str, Any]) -> Any:
     params.ui, params.cors_origins, params.endpoint_slots, params.offline = False, "null", False, True
     params.verbosity = settings["verbosity"]
     params.n_ctx, params.n_parallel, params.kv_unified = settings["n_ctx"], settings["n_parallel"], False
+    params.ctx_shift = settings["ctx_shift"]
     params.cache_ram_mib = settings["cache_ram_mib"]
     _set_optional(params, settings, xllamacpp)
     return xllamacpp.Server(params)
@@ -100,7 +113,7 @@ def _serve(settings: dict[str, Any]) -> Any:
 def _set_optional(params: Any, settings: dict[str, Any], xllamacpp: Any) -> None:
     if threads := settings.get("n_threads"):
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    for name in ("n_batch", "n_ubatch", "n_gpu_layers"):
+    for name in ("n_batch", "n_ubatch", "n_gpu_layers", "mmproj_use_gpu", "image_min_tokens"):
         if name in settings:
             setattr(params, name, settings[name])
     if "main_gpu" in settings:
@@ -112,6 +125,13 @@ def _set_optional(params: Any, settings: dict[str, Any], xllamacpp: Any) -> None
         params.embedding = True
         if settings["pooling"] == "mean":
             params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+    if "cache_type" in settings:
+        kind = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{settings['cache_type'].upper()}")
+        params.cache_type_k = params.cache_type_v = kind
+    if "flash_attention" in settings:
+        modes = xllamacpp.llama_flash_attn_type
+        is_on = settings["flash_attention"]
+        params.flash_attn_type = modes.LLAMA_FLASH_ATTN_TYPE_ENABLED if is_on else modes.LLAMA_FLASH_ATTN_TYPE_DISABLED
     if "mmproj" in settings:
         params.mmproj.path = settings["mmproj"]
     if "adapters" in settings:

@@ -52,6 +52,9 @@ _SAMPLING: Mapping[str, tuple[type, ...]] = {
     "parallel_tool_calls": (bool,),
 }
 _MAX_STOPS, _MAX_STOP_CHARACTERS = 256, 4096
+#: Ollama's words for an engine that is gone, before it answered and while it did.
+_NO_ANSWER = "model runner has unexpectedly stopped, this may be due to resource limitations or an internal error"
+_BROKEN_OFF = "an error was encountered while running the model"
 
 _encoder = msgspec.json.Encoder()
 
@@ -84,13 +87,14 @@ _prompts = msgspec.json.Decoder(_Prompt)
 
 
 class LlamaHttp:
-    """Calls to one server. url: `http://127.0.0.1:PORT`. explain: asked what became of the server when it stops answering.
+    """Calls to one server. url: `http://127.0.0.1:PORT`. explain: asked what became of the server when it stops answering: the
+    code and the words to say it with.
 
     Iterators are returned as they are, not wrapped in a second generator: closing the outer one would leave the inner one, and
     its connection, to the garbage collector.
     """
 
-    def __init__(self, url: str, key: Secret, explain: Callable[[], Awaitable[str]]) -> None:
+    def __init__(self, url: str, key: Secret, explain: Callable[[], Awaitable[CorralError]]) -> None:
         host, _, port = url.removeprefix("http://").partition(":")
         self._address = (host, int(port))
         self._headers = {"Authorization": f"Bearer {key.reveal()}", "Content-Type": "application/json"}
@@ -157,7 +161,7 @@ class LlamaHttp:
                     yield chunk
             end = decoder.finish()
             if end is None:
-                raise CorralError("engine_failed", await self._explain())
+                raise await self._lost(_BROKEN_OFF)
         for item in end:
             yield item
 
@@ -168,17 +172,23 @@ class LlamaHttp:
     @asynccontextmanager
     async def _posted(self, path: str, body: dict[str, Any], *, silence_s: float) -> AsyncIterator[Answer]:
         """A good answer, whose connection ends with the block: that is what stops llama.cpp's generation."""
+        words = _NO_ANSWER
         try:
             async with posted(self._address, path, self._headers, _encoder.encode(body), silence_s=silence_s) as answer:
                 if answer.status != 200:
                     raise _refusal(answer.status, await answer.read(_ERROR_BYTES))
+                words = _BROKEN_OFF
                 yield answer
                 self._answered_at_s = asyncio.get_running_loop().time()
         except OSError as error:
             if is_exhausted(error):
                 raise exhausted() from error
             self._answered_at_s = None
-            raise CorralError("engine_failed", await self._explain()) from error
+            raise await self._lost(words) from error
+
+    async def _lost(self, words: str) -> CorralError:
+        reason = await self._explain()
+        return CorralError(reason.code, f"{words}: {reason.message}")
 
 
 def chat_body(call: ChatCall) -> dict[str, Any]:

@@ -9,11 +9,12 @@ import os
 import shutil
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from corral.core.ports import ChatCall, Chunk, CompletionCall, Entropy, Finish, LoadOptions, Runner
 from corral.core.records import Model
-from corral.engines.launch import Plan, child_settings, llama_server_arguments, plan, scrubbed
+from corral.engines.launch import UNTUNED, Plan, Tuning, child_settings, llama_server_arguments, plan, scrubbed
 from corral.engines.llama_http import LlamaHttp
 from corral.engines.machine import default_threads, exhausted, is_exhausted, physical_cores, thread_environment
 from corral.engines.process import EngineProcess
@@ -42,7 +43,8 @@ def find_llama_server(configured: str, search_path: str) -> str:
 
 class LlamaCppEngine:
     """An Engine. llama_server: path of a llama-server, or empty for xllamacpp. environment: what this process was started with;
-    the little of it that an engine may see is handed on. stall_timeout_s: how long a load may go without any sign of progress."""
+    the little of it that an engine may see is handed on. stall_timeout_s: how long a load may go without any sign of progress.
+    tuning: for every model."""
 
     def __init__(
         self,
@@ -51,20 +53,32 @@ class LlamaCppEngine:
         llama_server: str = "",
         environment: Mapping[str, str] | None = None,
         stall_timeout_s: float = 300.0,
+        tuning: Tuning = UNTUNED,
     ) -> None:
         self._entropy = entropy
         self._llama_server = llama_server
         self._environment = scrubbed(environment or {})
         self._stall_timeout_s = stall_timeout_s
+        self._tuning = tuning
 
     async def load(self, model: Model, options: LoadOptions) -> Runner:
         """See Engine.load."""
-        wanted = plan(model, options, threads=default_threads())
+        wanted = plan(model, options, threads=default_threads(), tuning=self._tuning)
         await asyncio.to_thread(_check_gguf, Path(wanted.model))
+        try:
+            return await self._load(wanted)
+        except CorralError as error:
+            # llama.cpp fits the layers into an accelerator before it makes room for the projector.
+            if error.code != "out_of_memory" or wanted.projector is None or wanted.keeps_projector_here:
+                raise
+        return await self._load(replace(wanted, keeps_projector_here=True))
+
+    async def _load(self, wanted: Plan) -> Runner:
         environment = {**thread_environment(wanted.threads, self._environment, cores=physical_cores()), **self._environment}
         if not self._llama_server:
             key = self._new_key()
-            return await self._started({"settings": child_settings(wanted, key.reveal())}, environment, url="", key=key)
+            configuration = {"settings": child_settings(wanted, key.reveal())}
+            return await self._started(wanted, configuration, environment, url="", key=key)
         for _ in range(_PORT_ATTEMPTS - 1):
             port = _free_port()
             try:
@@ -79,14 +93,14 @@ class LlamaCppEngine:
         key = self._new_key()
         argv = llama_server_arguments(wanted, self._llama_server, port=port)
         configuration = {"argv": argv, "environment": {**environment, "LLAMA_API_KEY": key.reveal()}}
-        return await self._started(configuration, environment, url=f"http://127.0.0.1:{port}", key=key)
+        return await self._started(wanted, configuration, environment, url=f"http://127.0.0.1:{port}", key=key)
 
     async def _started(
-        self, configuration: Mapping[str, object], environment: dict[str, str], *, url: str, key: Secret
+        self, wanted: Plan, configuration: Mapping[str, object], environment: dict[str, str], *, url: str, key: Secret
     ) -> Runner:
         process = await EngineProcess.start(configuration, environment)
         try:
-            return await self._ready(process, url, key)
+            return await self._ready(process, wanted.model, url, key)
         except BaseException:
             await process.kill()
             raise
@@ -94,17 +108,18 @@ class LlamaCppEngine:
     def _new_key(self) -> Secret:
         return Secret(self._entropy.bytes(_KEY_BYTES).hex())
 
-    async def _ready(self, process: EngineProcess, url: str, key: Secret) -> "LlamaRunner":
+    async def _ready(self, process: EngineProcess, weights: str, url: str, key: Secret) -> "LlamaRunner":
         """Wait until the model is loaded. As long as anything moves (a line of the log, memory), the load is alive, however slow
         the disk."""
         loop = asyncio.get_running_loop()
         seen, seen_at = (-1, -1), loop.time()
-        runner = LlamaRunner(process, url, key) if url else None
+        file_bytes = await asyncio.to_thread(os.path.getsize, weights)
+        runner = LlamaRunner(process, url, key, file_bytes=file_bytes) if url else None
         while process.is_running:
             if runner is not None:
                 await process.ended(timeout_s=_LOOK_EVERY_S)
             elif (announced := await process.announced(timeout_s=_LOOK_EVERY_S)) is not None:
-                runner = LlamaRunner(process, announced["url"], key)
+                runner = LlamaRunner(process, announced["url"], key, file_bytes=file_bytes)
             if runner is not None and await runner.is_healthy():
                 return runner
             progress = (process.log.count, process.resident_bytes or 0)
@@ -114,7 +129,8 @@ class LlamaCppEngine:
                 words = process.log.last_words()
                 raise CorralError("engine_failed", f"timed out waiting for the engine to start: {words}")
         words = process.last_words()
-        raise CorralError("engine_failed", f"the engine ended while it loaded the model ({process.outcome}): {words}")
+        code = "out_of_memory" if process.log.is_out_of_memory else "engine_failed"
+        raise CorralError(code, f"the engine ended while it loaded the model ({process.outcome}): {words}")
 
 
 def _free_port() -> int:
@@ -153,10 +169,11 @@ def _check_gguf(path: Path) -> None:
 
 
 class LlamaRunner:
-    """A Runner: one child process with one model, and the calls to it."""
+    """A Runner: one child process with one model, and the calls to it. file_bytes: of its weights."""
 
-    def __init__(self, process: EngineProcess, url: str, key: Secret) -> None:
+    def __init__(self, process: EngineProcess, url: str, key: Secret, *, file_bytes: int) -> None:
         self._process = process
+        self._file_bytes = file_bytes
         self._http = LlamaHttp(url, key, self._explain)
 
     @property
@@ -194,17 +211,13 @@ class LlamaRunner:
 
     @property
     def memory_bytes(self) -> tuple[int, int]:
-        """Resident memory, plus what the log says was allocated on accelerators."""
-        log = self._process.log
-        accelerator = log.allocated_bytes(on_accelerator=True)
-        host = self._process.resident_bytes
-        return (log.allocated_bytes(on_accelerator=False) if host is None else host) + accelerator, accelerator
+        """What the engine's log says it allocated; its resident memory, should it say nothing."""
+        total, accelerator = self._process.log.memory_bytes(self._file_bytes)
+        return (total, accelerator) if total else (self._process.resident_bytes or self._file_bytes, 0)
 
-    async def _explain(self) -> str:
-        """Why there is no answer. A process that has just died needs a moment until its end is known."""
+    async def _explain(self) -> CorralError:
+        """What became of the engine that gives no answer. A process that has just died needs a moment until its end is known."""
         if not await self._process.ended(timeout_s=1.0):
-            return "an error was encountered while running the model: the engine stopped answering"
-        return (
-            "model runner has unexpectedly stopped, this may be due to resource limitations or an internal error"
-            f" ({self._process.outcome})"
-        )
+            return CorralError("engine_failed", "the engine stopped answering")
+        code = "out_of_memory" if self._process.log.is_out_of_memory else "engine_failed"
+        return CorralError(code, f"the engine ended ({self._process.outcome})")

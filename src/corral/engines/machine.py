@@ -15,6 +15,7 @@ the threads fill the cores they are pinned to: two half-sized engines would be p
 import contextlib
 import errno
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -41,16 +42,21 @@ def default_threads(root: Path = Path("/")) -> int | None:
     return max(1, min(cores, round(quota)))
 
 
+def has_accelerator(root: Path = Path("/"), platform: str = sys.platform) -> bool:
+    """Whether there may be something that llama.cpp computes on beside the processor: worth asking it, which takes a moment."""
+    return platform == "darwin" or any((root / "dev" / name).exists() for name in ("nvidiactl", "kfd", "dri/renderD128", "dxg"))
+
+
 def usable_memory_bytes(root: Path = Path("/")) -> int:
-    """Main memory that models may be planned into; 0 for unknown, also where an accelerator brings memory of its own."""
-    if any((root / "dev" / name).exists() for name in ("nvidiactl", "kfd", "dri/renderD128")):
-        return 0
+    """Main memory that models may be planned into, cut to what control groups allow; 0 for unknown."""
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
     except OSError:
         return 0
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:")]
-    found += [int(text) for text in _of_groups(root, "memory.max") if text.isdigit()]
+    # Version 1 writes "no limit" as a number larger than any memory.
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        found += [int(text) for text in _of_groups(root, name) if text.isdigit()]
     return min(found, default=0)
 
 
@@ -90,8 +96,10 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _of_groups(root: Path, name: str) -> Iterator[str]:
-    """A setting of our control group (version 2). Inside a container its own group is mounted as the root."""
-    for group in {"", _own_group(root)}:
+    """A setting of our control group and of those around it, each of which binds. Inside a container its own group is mounted as
+    the root."""
+    own = Path(_own_group(root))
+    for group in (own, *own.parents):
         with contextlib.suppress(OSError):
             yield (root / "sys/fs/cgroup" / group / name).read_text().strip()
 

@@ -32,7 +32,19 @@ _PIPE_BYTES = _MIB
 # `0.00.071.143 E srv    load_model: …`: time since the start, level, text.
 _LOG_PREFIX = re.compile(r"[0-9.]+ ([A-Z]) +")
 # `load_tensors:        CUDA0 model buffer size =  1234.00 MiB`
-_BUFFER = re.compile(r"([^\s:]+) +(?:\w+ +)?buffer size = +([0-9.]+) MiB")
+_BUFFER = re.compile(r"(\w+): +([^\s:]+) +(\w+) +buffer size = +([0-9.]+) MiB")
+# `load_tensors: offloaded 31/31 layers to GPU`
+_OFFLOADED = re.compile(r"offloaded +([0-9]+)/([0-9]+) +layers to GPU")
+# `common_params_fit_impl:   - CUDA0: 33 layers ( 2 overflowing), …`: of those, a part is in main memory after all.
+_OVERFLOWING = re.compile(r"layers +\( *([0-9]+) overflowing\)")
+#: What backends say when they got no memory. Source: ollama llm/status.go.
+_NO_MEMORY = re.compile(
+    rb"out of (device )?memory|(cuda|hip)Malloc failed|failed to allocate|allocation failed|(not enough|insufficient) memory"
+    rb"|ErrorOutOf(Device|Host)?Memory|VK_ERROR_OUT_OF_DEVICE_MEMORY|std::bad_alloc",
+    re.IGNORECASE,
+)
+#: After which it tries in another way by itself.
+_RECOVERS = b"retrying without pipeline parallelism"
 _PATH = re.compile(r"(?:/[^\s/'\"]+)+/([^\s/'\"]+)")
 
 
@@ -44,7 +56,9 @@ class EngineLog:
         self._rest = b""
         #: Lines so far: a loading engine that prints is alive.
         self.count = 0
-        self._buffers: dict[str, float] = {}
+        self._buffers: dict[tuple[str, str, str], float] = {}
+        self._is_offloaded = False
+        self._is_overflowing = False
 
     def feed(self, data: bytes) -> None:
         """Take what arrived, cut anywhere."""
@@ -58,8 +72,11 @@ class EngineLog:
         line = line[:_LINE_CHARACTERS]
         # An engine at work prints dozens of lines per request, and hardly any is ever looked at: they are cleaned when they are.
         if b"buffer size" in line and (found := _BUFFER.search(_printable(line))):
-            device, size_mib = found.groups()
-            self._buffers[device] = self._buffers.get(device, 0.0) + float(size_mib)
+            # What is tried out first is said again, in the same words, of the final load.
+            part, device, kind, size_mib = found.groups()
+            self._buffers[part, device, kind] = float(size_mib)
+        elif b" layers " in line:
+            self._note_layers(_printable(line))
         if line:
             self._lines.append(line)
 
@@ -73,12 +90,34 @@ class EngineLog:
         chosen = errors[:_LAST_WORDS] or recent[-_LAST_WORDS:]
         return "; ".join(_PATH.sub(r"\1", _LOG_PREFIX.sub("", line, count=1)).strip() for line in chosen)
 
-    def allocated_bytes(self, *, on_accelerator: bool) -> int:
-        """The sum of the buffers, of the host or of everything that is none. `CUDA_Host` is the host's."""
-        return round(
-            sum(size for name, size in self._buffers.items() if on_accelerator != (name.startswith("CPU") or "Host" in name))
-            * _MIB
-        )
+    def _note_layers(self, line: str) -> None:
+        if found := _OFFLOADED.search(line):
+            self._is_offloaded = int(found[1]) >= int(found[2])
+        elif (found := _OVERFLOWING.search(line)) and int(found[1]):
+            self._is_overflowing = True
+
+    @property
+    def is_out_of_memory(self) -> bool:
+        """Whether the last lines say so."""
+        recent = [line for line in self._lines if line][-_RECENT_LINES:]
+        return any(_NO_MEMORY.search(line) and _RECOVERS not in line for line in recent)
+
+    def memory_bytes(self, file_bytes: int) -> tuple[int, int]:
+        """(all buffers, of which on accelerators); zeros when it said nothing of them. A model whose layers are all on
+        accelerators counts as wholly there. file_bytes: of the weights. Source: ollama llm/llama_server.go MemorySize."""
+        total = vram = of_file = mapped_here = 0.0
+        for (_, device, kind), size_mib in self._buffers.items():
+            is_here = device in ("CPU", "BLAS") or device.startswith("CPU_") or device.endswith("_Host")
+            total += size_mib
+            vram += 0 if is_here else size_mib
+            if kind == "model" and (not is_here or device.endswith("_Mapped")):
+                of_file += size_mib
+                mapped_here += size_mib if is_here else 0
+        # The part of the file that is mapped reaches from the first tensor kept here to the last: across those that are not.
+        total -= min(mapped_here, max(0.0, of_file - file_bytes / _MIB))
+        if self._is_offloaded and not self._is_overflowing:
+            total = vram
+        return round(total * _MIB), round(vram * _MIB)
 
 
 def _printable(line: bytes) -> str:

@@ -12,14 +12,22 @@ Source: ollama-surface.md 7.
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from corral.core.ports import Clock, Engine, LoadOptions, Runner
 from corral.core.records import Model
-from corral.serving.capacity import context_for, fits, needed_bytes, slots_for
+from corral.serving.capacity import (
+    automatic_context,
+    can_shift,
+    context_for,
+    fits,
+    needed_bytes,
+    slots_for,
+    smaller_context,
+)
 from corral.wire.errors import CorralError
 from corral.wire.options import merge_options
 
@@ -29,12 +37,15 @@ _MAX_BACKOFF_S = 30
 _NS_PER_S = 1_000_000_000
 #: Where these are not positive, they mean that the engine decides.
 _AUTOMATIC_UNLESS_POSITIVE = ("num_ctx", "num_batch", "num_thread")
+#: Codes that tell that an engine ended or could not start.
+_FAILURES = ("engine_failed", "out_of_memory")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerLimits:
     """keep_alive_s: as in `use`. max_loaded: models in memory. max_queue: requests that wait for a load or a slot. parallel:
-    slots of one model. context_length: 0 means automatic. memory_bytes: what models may plan with, 0 for unknown."""
+    slots of one model. context_length: 0 means automatic. memory_bytes, accelerator_bytes: what models may plan with; 0 for
+    unknown memory, for no accelerator. kv_bytes: of one number of the key-value cache."""
 
     keep_alive_s: float = 300
     max_loaded: int = 3
@@ -42,6 +53,8 @@ class RunnerLimits:
     parallel: int = 4
     context_length: int = 0
     memory_bytes: int = 0
+    accelerator_bytes: int = 0
+    kv_bytes: float = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +166,8 @@ class Runners:
 
         options: of the request, wire names; the model's own parameters apply beneath them, and only load-time options matter
         here. keep_alive_s: how long the runner stays after its last lease; negative for ever, 0 not at all, None as it is. It
-        sticks to the runner. Raises: busy, bad_request, engine_failed, unavailable while a model that crashed is held back.
+        sticks to the runner. Raises: busy, bad_request, engine_failed, out_of_memory, unavailable while a model that crashed is
+        held back.
         """
         began_ns = self._clock.monotonic_ns()
         wish = self._wish(model, options or {}, embedding=embedding)
@@ -165,8 +179,10 @@ class Runners:
             yield Lease(runner=loaded.runner, load_ns=load_ns, context_length=loaded.options.num_ctx)
             self._failures.pop(loaded.key, None)
         except CorralError as error:
-            if error.code == "engine_failed":
+            if error.code in _FAILURES:
                 await self._examine(loaded, error.message)
+            if error.code == "out_of_memory":
+                self._expire_all()
             raise
         finally:
             loaded.slots.release()
@@ -303,22 +319,34 @@ class Runners:
 
     def _wish(self, model: Model, requested: Mapping[str, object], *, embedding: bool) -> _Wish:
         explicit = dict(merge_options(model.parameters, requested).load)
+        limits = self._limits
         for name in _AUTOMATIC_UNLESS_POSITIVE:
             if _is_below(explicit.get(name), 1):
                 del explicit[name]
         if _is_below(explicit.get("num_gpu"), 0):
             del explicit["num_gpu"]
         asked = explicit.get("num_ctx")
-        context = context_for(model, asked if isinstance(asked, int) else None, automatic=self._limits.context_length)
+        automatic = limits.context_length or automatic_context(limits.accelerator_bytes)
+        context = context_for(model, asked if isinstance(asked, int) else None, automatic=automatic)
         if asked is not None:
             explicit["num_ctx"] = context
-        slots = slots_for(model, self._limits.parallel, context=context, memory_bytes=self._limits.memory_bytes)
-        options = LoadOptions(**{**explicit, "num_ctx": context, "parallel": slots, "embedding": embedding})  # type: ignore[arg-type]
+        memory, _ = self._memory(explicit.get("num_gpu"))
+        slots = slots_for(model, limits.parallel, context=context, memory_bytes=memory, kv_bytes=limits.kv_bytes)
+        fixed = {"num_ctx": context, "parallel": slots, "embedding": embedding, "context_shift": can_shift(model)}
+        options = LoadOptions(**{**explicit, **fixed})  # type: ignore[arg-type]
         return _Wish(key=_key_of(model), model=model, explicit=explicit, options=options)
 
+    def _memory(self, gpu_layers: object) -> tuple[int, int]:
+        """The memory that a model goes into, and how much of it the loaded ones use. gpu_layers: as asked for; 0 keeps a model
+        off the accelerators."""
+        sizes = [loaded.runner.memory_bytes for loaded in self._loaded.values()]
+        if self._limits.accelerator_bytes and gpu_layers != 0:
+            return self._limits.accelerator_bytes, sum(vram for _, vram in sizes)
+        return self._limits.memory_bytes, sum(size - vram for size, vram in sizes)
+
     async def _load(self, wish: _Wish) -> _Loaded:
-        """A runner loaded for the wish, claimed. Waits its turn."""
-        with self._queue():
+        """A runner loaded for the wish, claimed. Waits its turn; who need not wait for others is not in the queue."""
+        with self._queue(is_needed=bool(self._loads)):
             load = self._joined(wish)
             try:
                 await asyncio.wait({load.task})
@@ -379,24 +407,41 @@ class Runners:
         if self._ending:
             await asyncio.wait(set(self._ending))
         try:
-            runner = await self._engine.load(wish.model, options)
+            runner, options = await self._started(wish, options)
         except CorralError as error:
-            if error.code == "engine_failed":
+            if error.code in _FAILURES:
                 self._count_failure(wish.key, error.message)
             raise
         loaded = _Loaded(wish, options, runner, self._limits.keep_alive_s, self._clock.now())
         self._loaded[wish.key] = loaded
         return loaded
 
-    async def _make_room(self, model: Model, options: LoadOptions) -> None:
-        needed = needed_bytes(model, context=options.num_ctx, slots=options.parallel)
+    async def _started(self, wish: _Wish, options: LoadOptions) -> tuple[Runner, LoadOptions]:
+        """Tried once more, smaller and alone in the house, when memory did not suffice: the prediction was too bold."""
+        try:
+            return await self._engine.load(wish.model, options), options
+        except CorralError as error:
+            smaller = self._smaller(wish, options)
+            if error.code != "out_of_memory" or not (self._loaded or smaller != options):
+                raise
         while self._loaded:
-            used = sum(loaded.runner.memory_bytes[0] for loaded in self._loaded.values())
+            await self._retire(_first_to_leave(self._loaded.values()))
+        return await self._engine.load(wish.model, smaller), smaller
+
+    def _smaller(self, wish: _Wish, options: LoadOptions) -> LoadOptions:
+        """With one slot, and the next smaller context where nobody chose one."""
+        is_chosen = "num_ctx" in wish.explicit or self._limits.context_length > 0
+        context = None if is_chosen else smaller_context(options.num_ctx)
+        return replace(options, parallel=1, num_ctx=context or options.num_ctx)
+
+    async def _make_room(self, model: Model, options: LoadOptions) -> None:
+        needed = needed_bytes(model, context=options.num_ctx, slots=options.parallel, kv_bytes=self._limits.kv_bytes)
+        while self._loaded:
+            memory, used = self._memory(options.num_gpu)
             is_room = len(self._loaded) < max(1, self._limits.max_loaded)
-            if is_room and fits(needed, used, memory_bytes=self._limits.memory_bytes):
+            if is_room and fits(needed, used, memory_bytes=memory):
                 return
-            # One at rest if there is any, else the one that would leave first.
-            await self._retire(min(self._loaded.values(), key=lambda loaded: (loaded.claims > 0, loaded.eviction_order)))
+            await self._retire(_first_to_leave(self._loaded.values()))
 
     async def _retire(self, loaded: _Loaded) -> None:
         """Let the work in flight finish, then end it. If we are canceled meanwhile, it stays."""
@@ -423,6 +468,13 @@ class Runners:
         task = asyncio.get_running_loop().create_task(loaded.runner.close())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
+
+    def _expire_all(self) -> None:
+        """Memory ran out under a model at work: whatever is at rest goes now, the others after their work."""
+        for loaded in list(self._loaded.values()):
+            loaded.keep_alive_s = 0
+            if loaded.claims == 0:
+                self._end(loaded)
 
     async def _ended(self, loaded: _Loaded) -> None:
         self._end(loaded)
@@ -462,6 +514,11 @@ class Runners:
 def _key_of(model: Model) -> str:
     """Models with the same weights share a runner; one without weights stands for itself."""
     return model.weights or str(model.digest)
+
+
+def _first_to_leave(loaded: Iterable[_Loaded]) -> _Loaded:
+    """One at rest if there is any, else the one that would leave first."""
+    return min(loaded, key=lambda one: (one.claims > 0, one.eviction_order))
 
 
 def _is_below(value: object, least: int) -> bool:

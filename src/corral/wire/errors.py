@@ -30,6 +30,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "canceled": (499, "request canceled"),
     "internal": (500, "internal error"),
     "engine_failed": (500, "the model runner stopped unexpectedly"),
+    "out_of_memory": (500, "the model needs more memory than there is"),
     "not_supported": (501, "not supported"),
     "upstream_failed": (502, "the upstream server could not be reached"),
     "busy": (503, "server busy, please try again.  maximum pending requests exceeded"),
