@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from corral.core.records import HostedModel
+from corral.core.registry import Visibility
 from corral.storage.sql.engine import Database, open_database
 from corral.storage.sql.hosting import SqlHosting
+from corral.storage.sql.registry import SqlRegistry
 from corral.wire.errors import CorralError
 from corral.wire.names import parse_name
 from fakes import NOON, FakeClock, SeededEntropy
@@ -134,12 +136,23 @@ async def test_publishing_a_changed_file_moves_the_tag(hub: Hub) -> None:
     assert (hub.counts()["tags"], hub.counts()["manifests"], hub.counts()["repositories"]) == (1, 2, 1)
 
 
-async def test_publishing_again_as_private_hides_it(hub: Hub) -> None:
+async def test_publishing_again_leaves_a_repository_private_that_its_owner_closed(hub: Hub) -> None:
+    await hub.publish()
+    registry = SqlRegistry(hub.database, clock=hub.clock)
+    await registry.change_repository(str(hub.rows("SELECT id FROM repositories")[0][0]), visibility=Visibility.PRIVATE)
+    hub.change()
+    for _ in range(2):
+        await hub.publish(is_public=True)
+        assert hub.rows("SELECT visibility FROM repositories") == [("private",)]
+
+
+async def test_publishing_again_leaves_an_offer_to_whom_it_was_made(hub: Hub) -> None:
     first = await hub.publish()
-    second = await hub.publish(is_public=False)
+    await hub.store.offer_stored(TINY, is_public=False, now=NOON)
+    hub.change()
+    second = await hub.publish(is_public=True)
     assert (first.is_public, second.is_public) == (True, False)
-    assert hub.rows("SELECT visibility FROM repositories") == [("private",)]
-    assert first.model == second.model
+    assert first.model != second.model
 
 
 async def test_publishing_again_offers_what_was_withdrawn(hub: Hub) -> None:

@@ -136,7 +136,8 @@ class SqlHosting:
     async def publish_gguf(self, name: ModelName, path: Path, progress: Progress, *, is_public: bool) -> HostedModel:
         """Have the GGUF file at that path in a repository of this hub and offered under that name; at once when it already is.
 
-        The host of the name does not matter. A tag with other weights is moved. progress is called from a thread. Raises: as
+        The host of the name does not matter. A tag with other weights is moved. is_public: for what is new here; who may see a
+        repository that exists, and who may run what is offered, stays as it is. progress is called from a thread. Raises: as
         `ModelBlobs.import_gguf`, and unavailable.
         """
         name = dataclasses.replace(name, host=DEFAULT_HOST)
@@ -145,7 +146,7 @@ class SqlHosting:
             current = None
         body = await self._place(path, current, progress)
         hosted = await self.get(name.short)
-        if body != current or hosted is None or hosted.model is None or hosted.is_public != is_public:
+        if body != current or hosted is None or hosted.model is None:
             await self._database.write(partial(_publish, new=self._new(name, body, is_public=is_public)))
             hosted = await self.get(name.short)
         if hosted is None:
@@ -314,9 +315,6 @@ def _put_hosted(connection: sa.Connection, hosted: HostedModel, tag: _Tag | None
 
 def _publish(connection: sa.Connection, *, new: _New) -> None:
     repository = content.add_repository(connection, new.repository)
-    if repository.visibility is not new.repository.visibility:
-        change = sa.update(repositories).where(repositories.c.id == repository.id)
-        connection.execute(change.values(visibility=new.repository.visibility))
     for digest, size_bytes in new.manifest.blobs:
         if not content.link_blob(connection, repository.id, digest, until=new.now + _LEASE, size_bytes=size_bytes):
             raise CorralError("unavailable", "the model's files were removed meanwhile; try again", retry_after_s=1)
@@ -324,5 +322,8 @@ def _publish(connection: sa.Connection, *, new: _New) -> None:
     # Another spelling of a tag that is there is that tag: Ollama's names have no case.
     tag = found[0] if found else new.name.tag
     content.put_manifest(connection, repository.id, new.manifest, [tag], now=new.now)
-    hosted = HostedModel(name=new.name.short, is_public=new.is_public, created_at=new.now)
+    # Its owner may have closed what an earlier start of this very command published.
+    query = sa.select(hosted_models.c.is_public).where(hosted_models.c.name == _key_of(new.name.short))
+    before = connection.execute(query).scalar_one_or_none()
+    hosted = HostedModel(name=new.name.short, is_public=new.is_public if before is None else before, created_at=new.now)
     _put_hosted(connection, hosted, _Tag(repository.id, tag, str(new.manifest.manifest.digest)))
