@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from corral.edges.asgi import App
     from corral.serving.runners import Runners
 
-#: What 0 stands for. Ollama answers one request at a time by default; slots share the weights, so four cost little.
+#: What 0 stands for; models per accelerator. Ollama answers one request at a time by default; slots share the weights, so four
+#: cost little.
 _MAX_LOADED, _PARALLEL = 3, 4
 _FOR_EVER_S = 1e9
 #: Told to the supervisor or the terminal once a server answers.
@@ -128,23 +129,31 @@ async def run(
 @contextlib.asynccontextmanager
 async def running_models(settings: Settings) -> "AsyncIterator[Runners]":
     """Models loaded by llama.cpp. Its processes end with the block."""
+    from corral.engines.devices import Accelerators, find_accelerators
+    from corral.engines.launch import Tuning
     from corral.engines.llamacpp import LlamaCppEngine, find_llama_server
-    from corral.engines.machine import usable_memory_bytes
+    from corral.engines.machine import has_accelerator, usable_memory_bytes
+    from corral.serving.capacity import KV_BYTES
     from corral.serving.runners import RunnerLimits, Runners
 
+    llama_server = find_llama_server(settings.llama_server, settings.search_path)
+    found = await find_accelerators(llama_server, settings.engine_environ) if has_accelerator() else Accelerators()
     engine = LlamaCppEngine(
         SystemEntropy(),
-        llama_server=find_llama_server(settings.llama_server, settings.search_path),
+        llama_server=llama_server,
         environment=settings.engine_environ,
         stall_timeout_s=settings.load_timeout_s if settings.load_timeout_s > 0 else _FOR_EVER_S,
+        tuning=Tuning(cache_type=settings.kv_cache_type, flash_attention=settings.flash_attention),
     )
     limits = RunnerLimits(
         keep_alive_s=settings.keep_alive_s,
-        max_loaded=settings.max_loaded_models or _MAX_LOADED,
+        max_loaded=settings.max_loaded_models or _MAX_LOADED * max(1, found.count),
         max_queue=settings.max_queue,
         parallel=settings.num_parallel or _PARALLEL,
         context_length=settings.context_length,
         memory_bytes=usable_memory_bytes(),
+        accelerator_bytes=max(0, found.memory_bytes - settings.gpu_overhead_bytes * found.count),
+        kv_bytes=KV_BYTES[settings.kv_cache_type or "f16"],
     )
     runners = Runners(engine, SystemClock(), limits)
     try:
