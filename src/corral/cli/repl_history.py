@@ -23,8 +23,8 @@ class HistoryFile:
     def questions(self) -> list[str]:
         """The oldest first."""
         try:
-            lines = self._path.read_text().splitlines()
-        except (OSError, UnicodeDecodeError):
+            lines = self._path.read_text("utf-8", "replace").splitlines()
+        except OSError:
             return []
         return [line.strip() for line in lines if line.strip()][-KEPT:]
 
@@ -40,7 +40,7 @@ class HistoryFile:
         # mkstemp gives 0600: what was asked is for nobody else to read. A reader sees the old file or the new one.
         descriptor, name = tempfile.mkstemp(dir=self._path.parent, prefix=".history-")
         try:
-            with os.fdopen(descriptor, "w") as file:
+            with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
                 file.write(text)
             Path(name).replace(self._path)
         except OSError:
