@@ -117,6 +117,7 @@ class Site:
             repositories=self.repositories,
             registry=self.registry,
             catalog=self.catalog,
+            quotas=self.quotas,
             usage=self.usage,
             audit=self.audit,
             public_url=public_url,
@@ -140,7 +141,7 @@ class Site:
             store=store, accounts=self.account_store, audit=self.audit, clock=self.clock, entropy=entropy
         )
         common = {"repositories": self.repositories, "store": store, "files": self.registry_files, "clock": self.clock}
-        quotas = Quotas(store=store, files=self.registry_files, accounts=self.account_store)
+        quotas = self.quotas = Quotas(store=store, files=self.registry_files, accounts=self.account_store)
         links = BlobLinks(quotas=quotas, **common)
         uploads = Uploads(links=links, quotas=quotas, entropy=entropy, **common)
         stubs = Stubs(self.hosting, public_url=self.public_url, clock=self.clock)

@@ -14,10 +14,8 @@ from corral.edges.pages import (
     format_ago,
     format_ahead,
     format_browser,
-    format_count,
     format_scopes,
     format_sentence,
-    format_size,
     security_headers,
     shorten_fingerprint,
     static_files,
@@ -53,18 +51,6 @@ def test_moment_that_never_was_is_never() -> None:
 def test_future_moment_is_told_by_its_largest_unit() -> None:
     assert format_ahead(NOON + timedelta(days=78, hours=3), NOON) == "78 days"
     assert format_ahead(NOON - timedelta(days=1), NOON) == "0 seconds"
-
-
-@pytest.mark.parametrize(
-    ("number", "words"),
-    [(0, "0"), (940, "940"), (999, "999"), (1000, "1 k"), (1_234_567, "1.2 M"), (999_999, "1 M"), (12_345, "12 k")],
-)
-def test_count_keeps_two_digits_that_matter(number: int, words: str) -> None:
-    assert format_count(number) == words
-
-
-def test_size_is_in_decimal_units() -> None:
-    assert [format_size(size) for size in (1, 91_739_413, 1_100_000_000)] == ["1 B", "92 MB", "1.1 GB"]
 
 
 def test_scopes_are_told_in_a_fixed_order() -> None:

@@ -59,7 +59,7 @@ async def test_t85_setup_code_is_guessed_by_its_page_only_so_often(site: Site) -
     code = await site.accounts.new_setup_code()
     stranger = Browser(site, network="192.0.2.9")
     answers = [(await stranger.get(f"/signup?code=0000-{number:04}")).status for number in range(31)]
-    assert (answers[-2], answers[-1]) == (200, 429)
+    assert (answers[-2], answers[-1]) == (410, 429)
     assert "Create the admin account" in (await Browser(site).get(f"/signup?code={code}")).text
 
 
@@ -248,3 +248,18 @@ async def test_administrators_cookie_lives_for_hours_only(site: Site) -> None:
     await site.add_account(is_admin=True)
     answer = await Browser(site).post("/signin", {"name": "alice", "password": PASSWORD})
     assert "Max-Age=43200" in answer.headers["set-cookie"]
+
+
+# ── Before the first account ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+async def test_hub_without_an_account_says_where_the_first_one_comes_from(is_open: bool) -> None:
+    site = Site(sign_up_open=is_open)
+    visitor = Browser(site)
+    for path in ("/", "/signin", "/signup"):
+        assert "The link works once, for 30 minutes" in (await visitor.get(path)).text
+    assert (await visitor.get("/signup?code=0000-0000")).status == 410
+    await site.add_account()
+    for path in ("/", "/signin", "/signup"):
+        assert "no account yet" not in (await visitor.get(path)).text

@@ -2,6 +2,7 @@
 
 import pytest
 
+from corral.core.records import Proof, UsageEntry
 from fakes_web import PASSWORD, Site, device_key
 
 
@@ -24,9 +25,50 @@ async def test_administration_is_refused_to_others_by_page_and_form(site: Site) 
 async def test_accounts_are_listed_with_what_can_be_done_to_them(site: Site) -> None:
     browser = await site.signed_in("alice")
     text = (await browser.get("/admin")).text
-    assert "alice alice@example.org administrator 2026-09-21 active you" in text
-    assert "bob bob@example.org member 2026-09-21 active Disable" in text
+    assert "alice alice@example.org administrator 2026-09-21 0 B 0 tokens active you" in text
+    assert "bob bob@example.org member 2026-09-21 0 B 0 tokens active Disable" in text
     assert "Sign-up is open" in text
+
+
+async def test_accounts_are_listed_with_what_they_store_and_use(site: Site) -> None:
+    bob = await site.account_store.by_name("bob")
+    assert bob is not None
+    await site.accounts.set_quota("bob", 200)
+    await site.push("bob/tiny")
+    await site.push("library/big")
+    await site.usage.add([used(site, bob.id, tokens=40_000)])
+    text = (await (await site.signed_in("alice")).get("/admin")).text
+    assert "bob bob@example.org member 2026-09-21 140 B of 200 B 120 k tokens active" in text
+    assert "The library stores 143 B ." in text
+
+
+async def test_accounts_are_listed_a_hundred_at_a_time(site: Site) -> None:
+    for number in range(101):
+        site.clock.advance(1)
+        await site.add_account(f"user{number}")
+    browser = await site.signed_in("alice")
+    first = await browser.get("/admin")
+    (link,) = [found["href"] for found in first.find("a") if "after=" in found["href"]]
+    assert ("user97@" in first.text, "user98@" in first.text) == (True, False)
+    second = await browser.get(link)
+    assert ("user97@" in second.text, "user98@" in second.text, "user100@" in second.text) == (False, True, True)
+    assert not [found for found in second.find("a") if "after=" in found["href"]]
+    assert "user0@" in (await browser.get("/admin?after=nobody")).text
+
+
+def used(site: Site, account_id: str, *, tokens: int) -> UsageEntry:
+    return UsageEntry(
+        account_id=account_id,
+        credential_id="k",
+        proof=Proof.API_KEY,
+        model="smollm2:135m",
+        path="/api/generate",
+        started_at=site.clock.now(),
+        duration_ns=1,
+        prompt_tokens=tokens,
+        eval_tokens=2 * tokens,
+        outcome="ok",
+    )
 
 
 async def test_disabled_account_is_out_at_once_and_comes_back_when_enabled(site: Site) -> None:

@@ -216,7 +216,7 @@ async def test_collaborator_who_may_push_writes_the_readme_and_one_who_may_pull_
 async def test_readme_that_is_too_long_is_kept_in_the_form(site: Site, alice: Browser) -> None:
     text = "\N{SNOWMAN}" * 88_000
     page = await alice.submit(await alice.get(f"{BASE}/readme"), f"{BASE}/readme", readme=text)
-    assert (page.status, "at most 262144 bytes" in page.text, text in page.html) == (422, True, True)
+    assert (page.status, "at most 256 KiB" in page.text, text in page.html) == (422, True, True)
     assert page.find("textarea")[0]["aria-invalid"] == "true"
 
 
@@ -278,3 +278,12 @@ async def test_repository_named_like_an_action_is_its_own(site: Site, alice: Bro
     assert f"Delete alice/{name}?" in page.text
     assert f"Type alice/{name} to delete it" in (await alice.submit(page, f"{base}/delete", confirm="alice/tiny")).text
     assert await site.registry_store.repository("alice", "tiny") is not None
+
+
+async def test_page_after_deleting_says_that_it_is_done(site: Site) -> None:
+    owner, admin = await site.signed_in("alice"), await site.signed_in("boss", is_admin=True)
+    for browser, path in ((owner, "alice/tiny"), (admin, "library/tiny")):
+        await site.push(path)
+        where = f"/settings/models/{path}/delete"
+        page = await browser.submit(await browser.get(where), where, confirm=path)
+        assert (page.status, "The model is deleted." in page.text) == (200, True)

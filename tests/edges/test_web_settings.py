@@ -2,7 +2,10 @@
 
 import pytest
 
+from asgi_client import Caller
 from corral.core.records import Proof, Scope, UsageEntry
+from corral.core.registry import Visibility
+from corral.wire.errors import CorralError
 from fakes_web import PASSWORD, Browser, Page, Site, device_key
 
 NEW = "another lamp over another river"
@@ -72,6 +75,84 @@ async def test_notice_in_the_address_is_chosen_never_written(site: Site) -> None
     browser = await site.signed_in()
     assert "evil words" not in (await browser.get("/settings?done=evil+words")).html
     assert "evil words" not in (await browser.get("/settings/keys?done=evil+words")).html
+
+
+async def test_storage_and_use_are_told_in_units_for_people(site: Site) -> None:
+    browser = await site.signed_in()
+    account = await site.accounts.named("alice")
+    assert "Storage 0 B (no limit but the disk) Last 30 days 0 requests, 0 tokens" in (await browser.get("/settings")).text
+    await site.usage.add([entry(site, account.id, "k1", 400_000)])
+    await site.push("alice/tiny")
+    for quota, words in ((2_000_000_000, "2 GB"), (150, "150 B nearly full"), (9, "9 B full")):
+        await site.accounts.set_quota("alice", quota)
+        page = await browser.get("/settings")
+        assert f"Storage 142 B of {words} Last 30 days 1 request, 1.2 M tokens" in page.text
+        assert page.find("meter")[0]["max"] == str(quota)
+    assert "Stored: 142 B of 9 B full" in (await browser.get("/alice")).text
+    (repository,) = await site.registry_store.repositories_of("alice")
+    await site.registry_store.change_repository(repository.id, visibility=Visibility.PUBLIC)
+    assert "Stored" not in (await (await site.signed_in("bob")).get("/alice")).text
+
+
+# ── The end of the account ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_page_tells_what_ends_with_the_account(site: Site) -> None:
+    browser = await site.signed_in()
+    account = await site.accounts.named("alice")
+    await site.push("alice/tiny", is_public=True)
+    await site.push("alice/secret")
+    await site.credentials.create_key(account, name="ci", scopes=frozenset({Scope.INFERENCE}), expires_at=None)
+    text = (await browser.get("/settings/delete")).text
+    assert "1 public model goes, for everybody: alice/tiny" in text
+    assert "1 private model goes: alice/secret" in text
+    assert "0 devices are signed out, 1 API key is refused" in text
+
+
+async def test_t119_account_deleted_by_its_owner_is_dead_at_once(site: Site) -> None:
+    await site.add_account("boss", is_admin=True)
+    other, browser = await site.signed_in(network="192.0.2.1"), await site.signed_in()
+    account = await site.accounts.named("alice")
+    _, secret = await site.credentials.create_key(account, name="ci", scopes=frozenset({Scope.INFERENCE}), expires_at=None)
+    await site.push("alice/tiny", is_public=True)
+    old = dict(browser.cookies)
+    page = await browser.submit(await browser.get("/settings/delete"), "/settings/delete", confirm="Alice")
+    assert "Your account is deleted." in page.text
+    assert page.find("a", href="/signin")
+    for gone in (other, Browser(site, cookies=old)):
+        assert (await gone.get("/settings")).status == 303
+    headers = {"authorization": f"Bearer {secret.reveal()}"}
+    assert (await Caller(site.app, scheme="https").request("POST", "/api/me", headers=headers)).status == 401
+    assert (await Browser(site).get("/alice/tiny")).status == 404
+    with pytest.raises(CorralError) as caught:
+        await site.add_account("ALICE")
+    assert caught.value.code == "conflict"
+    (event,) = [event for event in site.audit.events if event.action == "account.remove"]
+    assert (event.actor, event.subject, event.note, event.network) == (account.id, account.id, "alice", "127.0.0.1")
+
+
+async def test_account_is_deleted_only_by_its_name_and_a_fresh_password(site: Site) -> None:
+    browser = await site.signed_in()
+    page = await browser.submit(await browser.get("/settings/delete"), "/settings/delete", confirm="alcie")
+    assert (page.status, bool(page.find("p", id="e-confirm"))) == (422, True)
+    site.clock.advance(301)
+    asked = await browser.submit(await browser.get("/settings/delete"), "/settings/delete", confirm="alice")
+    assert (asked.status, asked.form("/settings/delete").fields["confirm"]) == (403, ["alice"])
+    assert (await browser.submit(asked, "/settings/delete", password="wrong")).status == 403
+    assert await site.account_store.by_name("alice")
+    assert (await browser.submit(asked, "/settings/delete", password=PASSWORD)).status == 200
+    assert not await site.account_store.by_name("alice")
+
+
+async def test_only_administrator_is_not_deleted(site: Site) -> None:
+    browser = await site.signed_in(is_admin=True)
+    site.clock.advance(301)
+    page = await browser.get("/settings/delete")
+    refused = await browser.submit(page, "/settings/delete", confirm="alice", password=PASSWORD)
+    assert (refused.status, "Alice is the only administrator; make another one first." in refused.text) == (409, True)
+    # The password that was typed for it counts from now on.
+    assert (await browser.get("/settings")).status == 200
+    assert "account.remove" not in site.audit.actions
 
 
 async def test_usage_is_told_by_what_sent_it_and_by_model_for_a_period(site: Site) -> None:

@@ -710,11 +710,27 @@ async def test_t114_refused_sign_ins_are_in_the_audit_log_once_in_a_while_and_wi
     assert "secret" not in repr(hub.audit.events)
 
 
-async def test_t114_refused_step_up_is_in_the_audit_log(hub: IdentityHub, ada: Account) -> None:
+async def test_t114_refused_step_up_is_in_the_audit_log_with_its_network_beside_refused_sign_ins(
+    hub: IdentityHub, ada: Account
+) -> None:
     session, _ = await hub.session(ada)
-    await error_of(hub.accounts.step_up(session, "wrong", network=CAFE))
-    event = hub.audit.events[-1]
-    assert (event.action, event.subject, event.network) == ("session.refused", ada.id, CAFE)
+    hub.audit.events.clear()
+    await error_of(hub.accounts.sign_in("Ada", "wrong", network=CAFE))
+    for _ in range(2):
+        await error_of(hub.accounts.step_up(session, "wrong", network=CAFE))
+    await error_of(hub.accounts.change_password(session, "wrong", PASSWORD, network=HOME))
+    refused = ("session.step_up_refused", ada.id, "wrong password")
+    assert [(event.action, event.actor, event.note, event.network) for event in hub.audit.events[1:]] == [
+        (*refused, CAFE),
+        (*refused, HOME),
+    ]
+
+
+async def test_hub_is_new_until_it_has_an_account(hub: IdentityHub) -> None:
+    assert await hub.accounts.is_new()
+    await hub.add("Ada")
+    assert not await hub.accounts.is_new()
+    assert not await hub.accounts.is_new()
 
 
 async def test_t114_administration_is_audited_with_its_network(hub: IdentityHub, root: Account, ada: Account) -> None:

@@ -621,8 +621,12 @@ async def test_quota_of_an_account_counts_instead_of_the_default() -> None:
     alice, bob = await hub.add("alice"), await hub.add("bob")
     await hub.accounts.set_quota(alice.account.id, 5)
     await hub.push_blob(TINY, alice, b"12345")
-    assert "its quota is 5 bytes" in (await error_of(hub.push_blob(RepositoryName("Alice", "b"), alice, b"6"))).message
-    assert "its quota is 3 bytes" in (await error_of(hub.push_blob(RepositoryName("bob", "b"), bob, b"1234"))).message
+    assert (
+        "its quota is 5 B, 5 B of it taken" in (await error_of(hub.push_blob(RepositoryName("Alice", "b"), alice, b"6"))).message
+    )
+    assert (
+        "its quota is 3 B, 0 B of it taken" in (await error_of(hub.push_blob(RepositoryName("bob", "b"), bob, b"1234"))).message
+    )
     await hub.accounts.set_quota(bob.account.id, 0)
     assert (await error_of(hub.push_blob(RepositoryName("bob", "b"), bob, b"1"))).code == "forbidden"
 

@@ -22,6 +22,7 @@ from corral.core.ports import Clock
 from corral.core.records import Principal, Scope
 from corral.edges.asgi import Failure
 from corral.wire.browser import safe_next
+from corral.wire.units import format_count, format_size
 
 _HERE = Path(__file__).parent
 _MEDIA_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
@@ -255,30 +256,11 @@ def format_moment(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def format_size(size_bytes: int) -> str:
-    """`92 MB`, `1.1 GB`: decimal units, as Ollama's listings have them."""
-    return f"{_scaled(size_bytes, ('', 'k', 'M', 'G', 'T'))}B"
-
-
-def format_count(number: int) -> str:
-    """`940`, `12 k`, `1.2 M`."""
-    return _scaled(number, ("", "k", "M", "G", "T")).rstrip()
-
-
 def format_context(tokens: int | None) -> str:
     """`8k`, `512`, and nothing for what is not known."""
     if not tokens:
         return ""
     return f"{tokens // 1024}k" if tokens >= 1024 else str(tokens)
-
-
-def _scaled(number: float, units: tuple[str, ...]) -> str:
-    index = 0
-    # 999.5 would be written as 1000 of the smaller unit.
-    while number >= 999.5 and index < len(units) - 1:
-        number, index = number / 1000, index + 1
-    digits = f"{number:.1f}" if index and number < 9.95 else f"{number:.0f}"
-    return f"{digits.removesuffix('.0')} {units[index]}"
 
 
 def format_scopes(scopes: frozenset[Scope]) -> str:

@@ -25,6 +25,7 @@ from corral.hub.accounts import Accounts
 from corral.hub.catalog import Catalog
 from corral.hub.credentials import Credentials
 from corral.hub.hosting import Hosting
+from corral.hub.quotas import Quotas
 from corral.hub.registry import Registry
 from corral.hub.repositories import Repositories
 
@@ -37,6 +38,7 @@ def web_endpoints(
     repositories: Repositories,
     registry: Registry,
     catalog: Catalog,
+    quotas: Quotas,
     usage: UsageStore,
     audit: AuditLog,
     public_url: str,
@@ -52,9 +54,20 @@ def web_endpoints(
         pages=pages, accounts=accounts, cookies=cookies, public_url=public_url, sign_up_open=sign_up_open
     )
     settings_pages = SettingsPages(
-        pages=pages, accounts=accounts, credentials=credentials, usage=usage, cookies=cookies, clock=clock
+        pages=pages,
+        accounts=accounts,
+        credentials=credentials,
+        repositories=repositories,
+        quotas=quotas,
+        usage=usage,
+        cookies=cookies,
+        step_up=step_up,
+        clock=clock,
     )
     key_pages = KeyPages(pages=pages, credentials=credentials, usage=usage, shelf=shelf, step_up=step_up, clock=clock)
+    admin_pages = AdminPages(
+        pages=pages, accounts=accounts, quotas=quotas, usage=usage, audit=audit, step_up=step_up, clock=clock
+    )
     repository_pages = RepositoryPages(
         pages=pages, repositories=repositories, registry=registry, catalog=catalog, step_up=step_up
     )
@@ -64,9 +77,11 @@ def web_endpoints(
         *ConnectPages(pages=pages, credentials=credentials, step_up=step_up).endpoints(),
         *settings_pages.endpoints(),
         *key_pages.endpoints(),
-        *AdminPages(pages=pages, accounts=accounts, audit=audit, step_up=step_up).endpoints(),
+        *admin_pages.endpoints(),
         *repository_pages.endpoints(),
-        *ModelPages(pages=pages, shelf=shelf, catalog=catalog, public_url=public_url).endpoints(),
+        *ModelPages(
+            pages=pages, accounts=accounts, quotas=quotas, shelf=shelf, catalog=catalog, public_url=public_url
+        ).endpoints(),
     ]
 
 

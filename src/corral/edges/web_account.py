@@ -42,6 +42,8 @@ class AccountPages:
         code = query.text("code")
         if code and await self._accounts.check_setup_code(code, network=facts_of(request).network):
             return self._sign_up_page(request, query, mode="first")
+        if await self._accounts.is_new():
+            return self._sign_up_page(request, query, mode="expired" if code else "waiting", status=410 if code else 200)
         if code and not self._sign_up_open:
             return self._sign_up_page(request, query, mode="expired", status=410)
         return self._sign_up_page(request, query, mode="open" if self._sign_up_open else "closed")
@@ -82,7 +84,7 @@ class AccountPages:
         next_path = safe_next(query_of(request).text("next"))
         if member_of(request):
             return redirect(next_path)
-        return self._sign_in_page(request, Draft(), next_path)
+        return await self._sign_in_page(request, Draft(), next_path)
 
     async def sign_in(self, request: Request) -> Response:
         """Open a session. Every failure looks the same but for the throttle's."""
@@ -94,10 +96,10 @@ class AccountPages:
             if error.code not in ("unauthorized", "rate_limited"):
                 raise
             draft = Draft(_typed(form, "name"), _sign_in_errors(error))
-            return self._sign_in_page(request, draft, next_path, status=error.status)
+            return await self._sign_in_page(request, draft, next_path, status=error.status)
         return await self._enter(request, account, next_path)
 
-    def _sign_in_page(self, request: Request, draft: Draft, next_path: str, *, status: int = 200) -> Response:
+    async def _sign_in_page(self, request: Request, draft: Draft, next_path: str, *, status: int = 200) -> Response:
         return self._pages.render(
             "signin.html",
             caller=member_of(request),
@@ -106,6 +108,7 @@ class AccountPages:
             draft=draft,
             next=next_path,
             is_connecting=next_path.startswith("/connect?"),
+            is_new=await self._accounts.is_new(),
         )
 
     async def _enter(self, request: Request, account: Account, next_path: str) -> Response:

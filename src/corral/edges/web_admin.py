@@ -1,21 +1,31 @@
 """Pages for administrators: accounts and the audit log."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from corral.core.ports import AuditLog
+from corral.core.ports import AuditLog, Clock, UsageStore
 from corral.core.records import Account, AuditEvent, Principal
 from corral.edges.asgi import Dialect, Endpoint, caller_of, endpoint, facts_of
 from corral.edges.forms import ADMIN, MAX_FORM_BYTES, StepUp, Unproven, query_of, redirect, session_form, session_of
 from corral.edges.pages import Draft, Pages
+from corral.edges.web_settings import Used, used_lately
 from corral.hub.accounts import Accounts
+from corral.hub.quotas import Quotas, StorageUse
 from corral.wire.errors import CorralError
+from corral.wire.names import DEFAULT_NAMESPACE
 
 _SHOWN_EVENTS = 50
+#: What each of them uses is asked for one by one.
+_SHOWN_ACCOUNTS = 100
 _NOTICES = {"disable": "The account is disabled.", "enable": "The account is enabled."}
+
+
+def _index_after(accounts: Sequence[Account], name: str) -> int:
+    """Where a list goes on behind the account of that name; at its beginning when there is none."""
+    return next((index for index, account in enumerate(accounts, 1) if name and account.name == name), 0)
 
 
 def _with_names(events: Sequence[AuditEvent], accounts: Sequence[Account]) -> list[AuditEvent]:
@@ -29,12 +39,34 @@ def _with_names(events: Sequence[AuditEvent], accounts: Sequence[Account]) -> li
     return [replace(event, actor=named(event.actor), subject=named(event.subject)) for event in events]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountRow:
+    """One line of the table of accounts."""
+
+    account: Account
+    storage: StorageUse
+    used: Used
+
+
 class AdminPages:
     """Handlers of /admin."""
 
-    def __init__(self, *, pages: Pages, accounts: Accounts, audit: AuditLog, step_up: StepUp) -> None:
+    def __init__(
+        self,
+        *,
+        pages: Pages,
+        accounts: Accounts,
+        quotas: Quotas,
+        usage: UsageStore,
+        audit: AuditLog,
+        step_up: StepUp,
+        clock: Clock,
+    ) -> None:
         self._pages = pages
         self._accounts = accounts
+        self._quotas = quotas
+        self._usage = usage
+        self._clock = clock
         self._audit = audit
         self._step_up = step_up
 
@@ -51,15 +83,24 @@ class AdminPages:
 
     async def show(self, request: Request) -> Response:
         """Who has an account, and what changed lately."""
-        accounts = await self._accounts.list()
+        query, accounts = query_of(request), await self._accounts.list()
+        first = _index_after(accounts, query.text("after"))
+        shown = accounts[first : first + _SHOWN_ACCOUNTS]
         events = await self._audit.recent(limit=_SHOWN_EVENTS)
         return self._pages.render(
             "admin.html",
             caller=caller_of(request),
-            accounts=accounts,
+            rows=[await self._row(account) for account in shown],
+            count=len(accounts),
+            more=shown[-1].name if first + len(shown) < len(accounts) else "",
+            library=await self._quotas.use_of(DEFAULT_NAMESPACE),
             events=_with_names(events, accounts),
-            notice=_NOTICES.get(query_of(request).text("done"), ""),
+            notice=_NOTICES.get(query.text("done"), ""),
         )
+
+    async def _row(self, account: Account) -> AccountRow:
+        storage = await self._quotas.use_of(account.name)
+        return AccountRow(account=account, storage=storage, used=await used_lately(self._usage, account, self._clock))
 
     async def show_disable(self, request: Request) -> Response:
         """What disabling will do."""

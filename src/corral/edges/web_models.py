@@ -22,12 +22,15 @@ from corral.core.registry import Right, Tag, Visibility
 from corral.edges.asgi import Dialect, Endpoint, endpoint
 from corral.edges.forms import Form, member_of, query_of
 from corral.edges.markdown import render_readme
-from corral.edges.pages import Pages, format_context, format_size
+from corral.edges.pages import Pages, format_context
+from corral.hub.accounts import Accounts
 from corral.hub.catalog import MAX_QUERY, Catalog, ModelView, words_of
 from corral.hub.hosting import Hosting
+from corral.hub.quotas import Quotas
 from corral.wire.errors import CorralError
 from corral.wire.names import DEFAULT_NAMESPACE, DEFAULT_TAG, cloud_tag, parse_name
 from corral.wire.repositories import RepositoryName, parse_repository
+from corral.wire.units import format_size
 
 _ON_FRONT_PAGE = 10
 #: What an owner's form leaves in the address.
@@ -35,6 +38,7 @@ _NOTICES = {
     "public": "It is public. Anybody who reaches this hub can pull it.",
     "private": "It is private. Only its own people can pull it from now on.",
     "tag": "The tag is gone.",
+    "deleted": "The model is deleted.",
 }
 
 
@@ -199,8 +203,12 @@ def _catalog_entry(found: CatalogEntry, hosted: Mapping[str, object]) -> Entry:
 class ModelPages:
     """Handlers of the pages that anyone may open. Their routes end in wildcards, so they come last in the table."""
 
-    def __init__(self, *, pages: Pages, shelf: Shelf, catalog: Catalog, public_url: str) -> None:
+    def __init__(
+        self, *, pages: Pages, accounts: Accounts, quotas: Quotas, shelf: Shelf, catalog: Catalog, public_url: str
+    ) -> None:
         self._pages = pages
+        self._accounts = accounts
+        self._quotas = quotas
         self._shelf = shelf
         self._catalog = catalog
         self._commands = Commands(public_url)
@@ -227,6 +235,8 @@ class ModelPages:
             models=(await self._shelf.entries(caller))[:_ON_FRONT_PAGE],
             newest=[entry for entry in newest if not entry.is_hosted][:_ON_FRONT_PAGE],
             example=await self._shelf.example(caller),
+            is_new=await self._accounts.is_new(),
+            notice="Your account is deleted." if query_of(request).text("done") == "deleted" else "",
         )
 
     async def library(self, request: Request) -> Response:
@@ -234,7 +244,7 @@ class ModelPages:
         caller, query = member_of(request), query_of(request)
         page = await self._catalog.browse(caller, order=_order_of(query), after=query.text("after"))
         listing = await self._listing(caller, page, query, "/library")
-        return self._pages.render("models.html", caller=caller, title="Library", query="", listing=listing)
+        return self._pages.render("models.html", caller=caller, title="Library", query="", listing=listing, notice=_notice(query))
 
     async def search(self, request: Request) -> Response:
         """What holds every word of the query in its names, tags or facts."""
@@ -246,7 +256,7 @@ class ModelPages:
         else:
             page = await self._catalog.search(caller, text, order=_order_of(query), after=query.text("after"))
         listing = await self._listing(caller, page, query, "/search", words=words)
-        return self._pages.render("models.html", caller=caller, title="Search", query=text, listing=listing)
+        return self._pages.render("models.html", caller=caller, title="Search", query=text, listing=listing, notice="")
 
     async def namespace(self, request: Request) -> Response:
         """What somebody has published. Whether there is such an account is nobody's business: without anything that the visitor
@@ -259,7 +269,14 @@ class ModelPages:
             raise CorralError("not_found")
         shown = page.entries[0].namespace if page.entries else namespace
         listing = await self._listing(caller, page, query, path_of(shown), namespace=namespace)
-        return self._pages.render("namespace.html", caller=caller, namespace=shown, is_own=is_own, listing=listing)
+        return self._pages.render(
+            "namespace.html",
+            caller=caller,
+            namespace=shown,
+            listing=listing,
+            storage=await self._quotas.use_of(namespace) if is_own else None,
+            notice=_notice(query),
+        )
 
     async def model(self, request: Request) -> Response:
         """One repository, or one hosted model. A private one is not there for others (T29). Raises: not_found."""
@@ -282,7 +299,7 @@ class ModelPages:
             path=path_of(view.repository.path),
             base=f"/settings/models{path_of(view.repository.path)}",
             namespace_path=path_of(view.repository.namespace),
-            notice=_NOTICES.get(query.text("done"), ""),
+            notice=_notice(query),
             summary=summary_of(described.facts) if described else "",
             described=described,
             tags=_tag_rows(view),
@@ -398,6 +415,11 @@ def _name_of(text: str) -> RepositoryName:
         return parse_repository(text)
     except CorralError as error:
         raise CorralError("not_found") from error
+
+
+def _notice(query: Form) -> str:
+    """What the address says was done: it chooses a sentence, it never brings one."""
+    return _NOTICES.get(query.text("done"), "")
 
 
 def _order_of(query: Form) -> Order:

@@ -29,7 +29,7 @@ from corral.edges.pages import Draft, Pages
 from corral.edges.web_models import path_of
 from corral.hub.catalog import Catalog
 from corral.hub.registry import Registry
-from corral.hub.repositories import Repositories
+from corral.hub.repositories import Repositories, is_hub_namespace
 from corral.wire.errors import CorralError
 from corral.wire.repositories import RepositoryName, parse_repository
 
@@ -247,7 +247,9 @@ class RepositoryPages:
         if isinstance(stepped, Unproven):
             return self._delete_page(caller, repository, Draft({"confirm": typed}, stepped.errors), status=stepped.status)
         await self._repositories.remove(_name(repository), stepped.caller, network=facts_of(request).network)
-        return self._step_up.finish(redirect(f"{path_of(repository.namespace)}?done=deleted"), stepped)
+        # Of what is the hub's own, the library is the page that is there whatever else is.
+        listing = "/library" if is_hub_namespace(repository.namespace) else path_of(repository.namespace)
+        return self._step_up.finish(redirect(f"{listing}?done=deleted"), stepped)
 
     def _delete_page(self, caller: Principal, repository: Repository, draft: Draft, *, status: int = 200) -> Response:
         return self._pages.render(

@@ -1,4 +1,4 @@
-"""Pages about oneself: profile, password, browser sessions, usage."""
+"""Pages about oneself: profile, use, password, browser sessions, and the end of the account."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -8,11 +8,25 @@ from starlette.responses import Response
 
 from corral.core.ports import Clock, UsageStore
 from corral.core.records import Account, Principal
+from corral.core.registry import Visibility
 from corral.edges.asgi import Dialect, Endpoint, caller_of, endpoint, facts_of
-from corral.edges.forms import MAX_FORM_BYTES, MEMBER, Cookies, query_of, redirect, session_form, session_of, wrong_password
+from corral.edges.forms import (
+    MAX_FORM_BYTES,
+    MEMBER,
+    Cookies,
+    StepUp,
+    Unproven,
+    query_of,
+    redirect,
+    session_form,
+    session_of,
+    wrong_password,
+)
 from corral.edges.pages import Draft, Pages
 from corral.hub.accounts import Accounts
 from corral.hub.credentials import Credentials
+from corral.hub.quotas import Quotas
+from corral.hub.repositories import Repositories
 from corral.wire.errors import CorralError
 
 _PERIODS = (1, 7, 30)
@@ -32,17 +46,45 @@ class UsageRow:
     eval_tokens: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Used:
+    """What an account had run in the last 30 days. tokens: of prompts and answers."""
+
+    requests: int
+    tokens: int
+
+
+async def used_lately(usage: UsageStore, account: Account, clock: Clock) -> Used:
+    """What the account had run lately, by whatever credential."""
+    totals = await usage.totals(account.id, since=clock.now() - timedelta(days=_PERIODS[-1]))
+    tokens = sum(prompt + answer for _, _, _, prompt, answer in totals)
+    return Used(requests=sum(requests for _, _, requests, _, _ in totals), tokens=tokens)
+
+
 class SettingsPages:
-    """Handlers of /settings and /settings/usage."""
+    """Handlers of /settings, /settings/usage and /settings/delete."""
 
     def __init__(
-        self, *, pages: Pages, accounts: Accounts, credentials: Credentials, usage: UsageStore, cookies: Cookies, clock: Clock
+        self,
+        *,
+        pages: Pages,
+        accounts: Accounts,
+        credentials: Credentials,
+        repositories: Repositories,
+        quotas: Quotas,
+        usage: UsageStore,
+        cookies: Cookies,
+        step_up: StepUp,
+        clock: Clock,
     ) -> None:
         self._pages = pages
         self._accounts = accounts
         self._credentials = credentials
+        self._repositories = repositories
+        self._quotas = quotas
         self._usage = usage
         self._cookies = cookies
+        self._step_up = step_up
         self._clock = clock
 
     def endpoints(self) -> list[Endpoint]:
@@ -53,10 +95,12 @@ class SettingsPages:
             endpoint("POST", "/settings/password", self.change_password, MEMBER, dialect=html, max_body_bytes=limit),
             endpoint("POST", "/settings/sessions", self.end_other_sessions, MEMBER, dialect=html, max_body_bytes=limit),
             endpoint("GET,HEAD", "/settings/usage", self.show_usage, MEMBER, dialect=html),
+            endpoint("GET,HEAD", "/settings/delete", self.show_delete, MEMBER, dialect=html),
+            endpoint("POST", "/settings/delete", self.delete, MEMBER, dialect=html, max_body_bytes=limit),
         ]
 
     async def show(self, request: Request) -> Response:
-        """Profile, sessions and the password form."""
+        """Profile, use, sessions and the password form."""
         notice = _NOTICES.get(query_of(request).text("done"), "")
         return await self._page(caller_of(request), Draft(), notice=notice)
 
@@ -64,7 +108,16 @@ class SettingsPages:
         sessions = sorted(
             await self._accounts.sessions_of(caller.account), key=lambda session: session.id != session_of(caller).id
         )
-        return self._pages.render("settings.html", caller=caller, status=status, draft=draft, sessions=sessions, notice=notice)
+        return self._pages.render(
+            "settings.html",
+            caller=caller,
+            status=status,
+            draft=draft,
+            sessions=sessions,
+            notice=notice,
+            storage=await self._quotas.use_of(caller.account.name),
+            used=await used_lately(self._usage, caller.account, self._clock),
+        )
 
     async def change_password(self, request: Request) -> Response:
         """Set a new password; every other session of the account ends (T74)."""
@@ -86,6 +139,43 @@ class SettingsPages:
         _, _, session = session_form(request)
         await self._accounts.sign_out_others(session, network=facts_of(request).network)
         return redirect("/settings?done=sessions")
+
+    async def show_delete(self, request: Request) -> Response:
+        """What ends with the account; its name is typed to confirm it."""
+        return await self._delete_page(caller_of(request), Draft())
+
+    async def delete(self, request: Request) -> Response:
+        """Delete the visitor's own account, with all that is its own: at once, for good (T119)."""
+        form, caller, _ = session_form(request)
+        name, typed = caller.account.name, form.text("confirm").strip()
+        if typed.lower() != name.lower():
+            draft = Draft({"confirm": typed}, {"confirm": f"Type {name} to delete the account."})
+            return await self._delete_page(caller, draft, status=422)
+        stepped = await self._step_up.check(request, form, caller)
+        if isinstance(stepped, Unproven):
+            return await self._delete_page(caller, Draft({"confirm": typed}, stepped.errors), status=stepped.status)
+        try:
+            await self._accounts.remove(name, actor=caller.account.id, network=facts_of(request).network)
+        except CorralError as error:
+            if error.code != "conflict":
+                raise
+            draft = Draft({"confirm": typed}, {"": error.message})
+            return self._step_up.finish(await self._delete_page(stepped.caller, draft, status=409), stepped)
+        return self._cookies.clear_on(redirect("/?done=deleted"))
+
+    async def _delete_page(self, caller: Principal, draft: Draft, *, status: int = 200) -> Response:
+        owned = await self._repositories.visible(caller.account.name, caller)
+        return self._pages.render(
+            "account_delete.html",
+            caller=caller,
+            status=status,
+            draft=draft,
+            public=[found.path for found in owned if found.visibility is Visibility.PUBLIC],
+            private=[found.path for found in owned if found.visibility is not Visibility.PUBLIC],
+            devices=len(await self._credentials.devices_of(caller.account)),
+            keys=len([key for key in await self._credentials.keys_of(caller.account) if key.revoked_at is None]),
+            needs_password=self._step_up.is_needed(session_of(caller)),
+        )
 
     async def show_usage(self, request: Request) -> Response:
         """Requests and tokens of a period, by what sent them and by model."""

@@ -54,6 +54,8 @@ _SIGN_UPS_TOTAL, _SIGN_UPS_PER_NETWORK = per_minutes(100, 5), per_minutes(10, 5)
 _SETUP_TOTAL, _SETUP_PER_NETWORK = per_minutes(300, 5), per_minutes(30, 5)
 
 CONSOLE = "console"
+#: What the audit log says of a password that was not right, by where it was typed.
+_WRONG = {"session.refused": "wrong name or password", "session.step_up_refused": "wrong password"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +90,15 @@ class Accounts:
         self._passwords = Passwords(self._rules.password_cost, entropy)
         self._throttle = Throttle(clock)
         self._alarms = Alarms(clock)
+        self._has_accounts = False
 
     # ── The first account, and signing up ────────────────────────────────────────────────────────────────────────────
+
+    async def is_new(self) -> bool:
+        """Whether this hub waits for its first account."""
+        # It never has none again: the last administrator cannot be deleted.
+        self._has_accounts = self._has_accounts or bool(await self._accounts.list())
+        return not self._has_accounts
 
     async def new_setup_code(self) -> str | None:
         """A code such as `7K3M-Q9XD` that lets its holder make the first account, an administrator's. None when there is an
@@ -163,22 +172,22 @@ class Accounts:
         try:
             return await self._checked(account, typed, password, kept, network=network)
         except CorralError as error:
-            note = {"unauthorized": "wrong name or password", "rate_limited": "too many attempts"}.get(error.code)
-            if note is not None:
-                await self._note_refusal(account, note, network=network)
+            # By the network alone: a row more for an account that exists would show in the time the answer takes (T69), and one
+            # for every name tried would bury all else. What was typed is not kept: it may be a password in the wrong field.
+            subject = account.id if account else ""
+            await self._note_refusal(error, "stranger", "session.refused", subject, about=network_of(network), network=network)
             raise
 
-    async def _note_refusal(self, account: Account | None, note: str, *, network: str) -> None:
-        """Tell the audit log, now and then, that somebody could not sign in."""
-        # By the network alone: a row more for an account that exists would show in the time the answer takes (T69), and one
-        # for every name tried would bury all else. What was typed is not kept: it may be a password in the wrong field.
-        if not self._alarms.is_news(f"session.refused: {note}", network_of(network)):
+    async def _note_refusal(self, error: CorralError, actor: str, action: str, subject: str, *, about: str, network: str) -> None:
+        """Tell the audit log, now and then, that a password was refused. about: whose refusals are told of once."""
+        note = {"unauthorized": _WRONG[action], "rate_limited": "too many attempts"}.get(error.code)
+        if note is None or not self._alarms.is_news(f"{action}: {note}", about):
             return
         try:
-            await self._record("stranger", "session.refused", account.id if account else "", network=network, note=note)
-        except CorralError as error:
+            await self._record(actor, action, subject, network=network, note=note)
+        except CorralError as failure:
             # Nothing changed that would have to be in the log, so the answer is the same without it.
-            if error.code != "unavailable":
+            if failure.code != "unavailable":
                 raise
 
     async def _checked(self, account: Account | None, typed: str, password: str, kept: str, *, network: str) -> Account:
@@ -255,9 +264,17 @@ class Accounts:
         return await self.open_session(account, network=network, user_agent=session.user_agent)
 
     async def _owner_with_password(self, session: BrowserSession, password: str, *, network: str) -> Account:
+        """Raises: unauthorized, rate_limited."""
         account = await self._accounts.by_id(session.account_id)
         kept = await self._accounts.password_hash(session.account_id)
-        return await self._check(account, session.account_id, password, kept, network=network)
+        try:
+            return await self._checked(account, session.account_id, password, kept, network=network)
+        except CorralError as error:
+            # Told of apart from sign-ins: whoever sits at a browser that was left open is inside already.
+            who = session.account_id
+            about = f"{who} {network_of(network)}"
+            await self._note_refusal(error, who, "session.step_up_refused", who, about=about, network=network)
+            raise
 
     async def sign_out(self, session: BrowserSession, *, network: str = "") -> None:
         """End one session. network: of the request; that of the session when it is not told."""

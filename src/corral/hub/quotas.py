@@ -12,6 +12,7 @@ from corral.core.ports import AccountStore
 from corral.core.registry import RegistryFiles, RegistryStore, Repository
 from corral.hub.repositories import is_hub_namespace
 from corral.wire.errors import CorralError
+from corral.wire.units import format_size
 
 #: Kept free for the database, which must still take revocations when the disk is full of blobs.
 HEADROOM_BYTES = 256 << 20
@@ -38,9 +39,25 @@ class _Limit:
     arrived_before: int
     stored_bytes: int
 
+    @property
+    def taken_bytes(self) -> int:
+        return self.stored_bytes + self.tally.arrived_bytes - self.arrived_before + self.tally.arriving_bytes
+
     def has_room(self, count: int) -> bool:
-        since = self.tally.arrived_bytes - self.arrived_before
-        return self.stored_bytes + since + self.tally.arriving_bytes + count <= self.quota_bytes
+        return self.taken_bytes + count <= self.quota_bytes
+
+    @property
+    def refusal(self) -> str:
+        taken = f"{format_size(self.taken_bytes)} of it taken"
+        return f"the storage of {self.what} has no room for that; its quota is {format_size(self.quota_bytes)}, {taken}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageUse:
+    """What a namespace takes up, and how much it may. quota_bytes: None for as much as there is."""
+
+    stored_bytes: int
+    quota_bytes: int | None
 
 
 @dataclass(slots=True)
@@ -73,7 +90,7 @@ class Reservation:
         """Take room for so many bytes more. Raises: forbidden when a quota has none."""
         for limit in self._limits:
             if not limit.has_room(count):
-                raise CorralError("forbidden", f"the storage of {limit.what} is used up; its quota is {limit.quota_bytes} bytes")
+                raise CorralError("forbidden", limit.refusal)
         self._taken += count
         self._await(count)
         for limit in self._limits:
@@ -130,6 +147,11 @@ class Quotas:
         self._disk = _Disk(files, headroom_bytes)
         # Only those that somebody watches: nothing is kept of a namespace that nobody pushes to.
         self._tallies: dict[str, _Tally] = {}
+
+    async def use_of(self, namespace: str) -> StorageUse:
+        """What is stored under a name now, uploads under way included."""
+        quota_bytes = await self._quota_of_namespace(namespace)
+        return StorageUse(stored_bytes=await self._store.stored_bytes(namespace), quota_bytes=quota_bytes)
 
     async def check(self, repository: Repository, count: int) -> None:
         """Refuse what cannot be stored before a byte of it is read. Raises: forbidden, storage_full."""

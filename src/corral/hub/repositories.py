@@ -208,7 +208,7 @@ class Repositories:
         except UnicodeEncodeError as error:
             raise CorralError("invalid", "a README is text in UTF-8") from error
         if size_bytes > MAX_README_BYTES:
-            raise CorralError("too_large", f"a README has at most {MAX_README_BYTES} bytes")
+            raise CorralError("too_large", f"a README has at most {MAX_README_BYTES >> 10} KiB")
         await self._store.change_repository(found.id, readme=readme)
         return replace(found, readme=readme)
 

@@ -64,6 +64,7 @@ async def build_hub(settings: Settings) -> AsyncIterator[Built]:
             repositories=registry.repositories,
             registry=registry.registry,
             catalog=registry.catalog,
+            quotas=registry.quotas,
             usage=services.usage,
             audit=services.audit,
             public_url=settings.public_url,

@@ -142,6 +142,7 @@ class RegistryServices:
     catalog: "Catalog"
     describing: "Describing"
     uploads: "Uploads"
+    quotas: "Quotas"
     collector: "Collector"
     tickets: "Tickets"
     store: "SqlRegistry"
@@ -206,6 +207,7 @@ def registry_services(settings: Settings, services: HubServices, mirroring: "Mir
         catalog=Catalog(store=catalog, registry=store, repositories=repositories),
         describing=Describing(catalog, BlobDescriber(home / "blobs", home / "cache", BoundedReader())),
         uploads=uploads,
+        quotas=quotas,
         collector=Collector(store=store, files=files, uploads=uploads, clock=clock, alone=alone),
         tickets=tickets,
         store=store,
