@@ -1,9 +1,11 @@
 """hub user, device, key and unhost on a hub's data in an empty home: what they grant, and what they say when they cannot."""
 
+import contextlib
 import io
 import json
 import os
 import re
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -57,6 +59,25 @@ def test_credentials_for_a_disabled_account_are_refused_with_the_next_step(
 def test_unhost_of_what_is_not_offered_says_where_to_look(env: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["hub", "unhost", "x"], env) == 1
     assert "→ http://localhost:11435/library shows what is" in capsys.readouterr().err
+
+
+def test_t114_what_is_offered_and_withdrawn_is_in_the_audit_log(env: dict[str, str], tmp_path: Path) -> None:
+    def noted() -> list[tuple[str, str, str, str]]:
+        with contextlib.closing(sqlite3.connect(tmp_path / ".corral" / "hub.db")) as database:
+            query = "SELECT actor, action, subject, note FROM audit_log WHERE action LIKE 'model.%' ORDER BY rowid"
+            return [tuple(row) for row in database.execute(query)]
+
+    assert run(["hub", "host", "far", "--upstream", "http://user:hunter2@10.0.0.9:8080", "--private"], env) == 0
+    assert run(["hub", "unhost", "far"], env) == 0
+    assert run(["hub", "unhost", "far"], env) == 1
+    assert run(["hub", "host", "alice/nothing"], env) == 1
+    assert [row[:3] for row in noted()] == [
+        ("console", "model.host", "far:latest"),
+        ("console", "model.unhost", "far:latest"),
+        ("console", "model.host", "alice/nothing:latest"),
+        ("console", "model.host_refused", "alice/nothing:latest"),
+    ]
+    assert noted()[0][3] == "private, run by 10.0.0.9:8080"
 
 
 def test_gc_says_what_went_and_what_could_go(env: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

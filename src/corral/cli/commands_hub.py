@@ -282,7 +282,9 @@ def host(environment: Environment, name: str, upstream: str, upstream_model: str
 @pass_environment
 def unhost(environment: Environment, name: str) -> None:
     """Stop offering a model. What is in the hub's repository stays."""
-    if not _with_hub(environment, lambda hub: hub.hosted.withdraw(name)):
+    from corral.main.services import withdraw_model
+
+    if not _with_hub(environment, lambda hub: withdraw_model(hub, name)):
         raise Failed(f'"{name}" is not offered', f"{environment.settings.public_url}/library shows what is")
     render.say(f"{render.plain(name)} is no longer offered.")
 

@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import corral
 from corral.main.shared import SystemClock, SystemEntropy
@@ -314,7 +315,10 @@ async def offer_upstream(services: HubServices, name: str, *, url: str, model: s
     hosted = HostedModel(
         name=shown, upstream_url=url.rstrip("/"), upstream_model=model, is_public=is_public, created_at=services.clock.now()
     )
-    await services.hosted.offer(hosted)
+    # Without what may stand before the host: it could be a password.
+    where = urlsplit(url).netloc.rpartition("@")[2]
+    async with _audited(services, "model.host", shown, note=f"{_openness(is_public)}, run by {where}"):
+        await services.hosted.offer(hosted)
     return shown
 
 
@@ -324,20 +328,66 @@ async def offer_repository(services: HubServices, name: str, *, is_public: bool)
     from corral.wire.names import parse_name
 
     parsed = parse_name(name)
-    await services.hosted.offer_stored(parsed, is_public=is_public, now=services.clock.now())
-    hosted = await services.hosted.get(parsed.short)
-    if hosted is None or hosted.model is None:
-        raise CorralError("conflict", f"{parsed.short} was withdrawn or deleted just now")
-    if hosted.model.weights is None and not hosted.model.is_stub:
-        await services.hosted.withdraw(parsed.short)
-        raise CorralError("invalid", f"{parsed.short} holds no weights that this hub could run")
+    async with _audited(services, "model.host", parsed.short, note=_openness(is_public)):
+        await services.hosted.offer_stored(parsed, is_public=is_public, now=services.clock.now())
+        hosted = await services.hosted.get(parsed.short)
+        if hosted is None or hosted.model is None:
+            raise CorralError("conflict", f"{parsed.short} was withdrawn or deleted just now")
+        if hosted.model.weights is None and not hosted.model.is_stub:
+            await services.hosted.withdraw(parsed.short)
+            raise CorralError("invalid", f"{parsed.short} holds no weights that this hub could run")
     return hosted
 
 
+async def withdraw_model(services: HubServices, name: str) -> bool:
+    """Offer a model no longer; False when it was not offered. Raises: bad_request."""
+    from corral.wire.names import parse_name
+
+    shown = parse_name(name).short
+    if not await _is_offered(services, shown):
+        return False
+    async with _audited(services, "model.unhost", shown):
+        return await services.hosted.withdraw(shown)
+
+
+async def _is_offered(services: HubServices, name: str) -> bool:
+    try:
+        return await services.hosted.get(name) is not None
+    except CorralError as error:
+        # It is offered, and what it is made of cannot be read: all the more reason to withdraw it.
+        if error.code != "unavailable":
+            raise
+        return True
+
+
+@contextlib.asynccontextmanager
+async def _audited(services: HubServices, action: str, subject: str, *, note: str = "") -> AsyncIterator[None]:
+    """Write down what the block does on the console before it does it, and that it was refused if it was."""
+    from corral.core.records import AuditEvent
+    from corral.hub.accounts import CONSOLE
+
+    event = AuditEvent(at=services.clock.now(), actor=CONSOLE, action=action, subject=subject, note=note)
+    await services.audit.append(event)
+    try:
+        yield
+    except CorralError as error:
+        await services.audit.append(replace(event, action=f"{action}_refused", note=error.message))
+        raise
+
+
+def _openness(is_public: bool) -> str:
+    return "public" if is_public else "private"
+
+
 async def publish_model(settings: Settings, name: str, path: Path, progress: Callable[[int, int], None]) -> None:
-    """Have a GGUF file in this machine's hub, public and offered under that name; quick when it is so already. Raises: as
-    install_model."""
+    """Have a GGUF file in this machine's hub and offered under that name, public where it is new; quick when it is there.
+    Raises: as install_model."""
     from corral.wire.names import parse_name
 
     async with open_hub_services(settings) as services:
-        await services.hosted.publish_gguf(parse_name(name), path, progress, is_public=True)
+        shown = parse_name(name).short
+        # Every start of `corral up --model` comes by here, and is no news when it is offered already.
+        is_new = not await _is_offered(services, shown)
+        audited = _audited(services, "model.host", shown, note="from a file") if is_new else contextlib.nullcontext()
+        async with audited:
+            await services.hosted.publish_gguf(parse_name(name), path, progress, is_public=True)
