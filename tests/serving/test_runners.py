@@ -1,6 +1,7 @@
 """The scheduler of loaded models, on an engine that runs none and a clock that nobody waits for."""
 
 import asyncio
+import random
 from datetime import timedelta
 
 import pytest
@@ -20,10 +21,13 @@ class Bench:
     def __init__(self, **limits: object) -> None:
         self.engine = GatedEngine()
         self.runners = Runners(self.engine, LoopClock(), RunnerLimits(**{"parallel": 1, **limits}))  # type: ignore[arg-type]
+        # A task that waits for nobody but itself is garbage, which would give its slot back when it is collected.
+        self._requests: list[Request] = []
 
     def request(self, model: object, **wishes: object) -> "Request":
         """A request that keeps its slot until it is ended."""
-        return Request(self, model, wishes)
+        self._requests.append(Request(self, model, wishes))
+        return self._requests[-1]
 
     async def once(self, model: object, **wishes: object) -> Lease:
         """A request that is served and done."""
@@ -779,6 +783,56 @@ async def test_load_that_is_refused_is_not_held_back() -> None:
         with pytest.raises(CorralError, match="GGUF"):
             await bench.once(A)
     await bench.once(A)
+
+
+# ── A storm ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def passing(bench: Bench, dice: random.Random) -> str:
+    """A request that comes, stays and goes when it likes; what became of it."""
+    await pass_time(dice.uniform(0, 5))
+    wishes: dict[str, object] = {"keep_alive_s": dice.choice([None, 0, 1, 60, -1])}
+    if dice.random() < 0.2:
+        wishes["options"] = {"num_ctx": dice.choice([1024, 2048])}
+    try:
+        async with asyncio.timeout(dice.uniform(0, 4) if dice.random() < 0.4 else None):
+            async with bench.runners.use(dice.choice([A, B, C]), **wishes) as lease:  # type: ignore[arg-type]
+                await pass_time(dice.uniform(0, 3))
+                if dice.random() < 0.05:
+                    bench.engine.runners[-1].die()
+                if not await lease.runner.is_healthy():
+                    raise CorralError("engine_failed", "it crashed")
+    except TimeoutError:
+        return "left"
+    except CorralError as error:
+        return error.code
+    return "served"
+
+
+@pytest.mark.parametrize("seed", range(12))
+@in_virtual_time
+async def test_storm_of_requests_that_come_and_go_leaves_nothing_behind(seed: int) -> None:
+    dice = random.Random(seed)
+    bench = Bench(max_loaded=2, parallel=3, max_queue=30, keep_alive_s=30)
+    ended = await asyncio.gather(*(passing(bench, random.Random(dice.random())) for _ in range(64)))
+    assert set(ended) <= {"served", "left", "busy", "engine_failed", "unavailable"}
+    assert "served" in ended
+    for model in (A, B, C):
+        await bench.runners.unload(model)
+    assert bench.engine.alive == []
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    await pass_time(60)
+    # Exactly as many find a slot and a place to wait as at the beginning.
+    await bench.once(A)
+    requests = [bench.request(A) for _ in range(33)]
+    await stand_still()
+    assert sum(request.has_slot for request in requests) == 3
+    with pytest.raises(CorralError, match="busy"):
+        await bench.once(A)
+    for request in requests:
+        await request.leave()
+    await bench.runners.close()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 # ── The end ──────────────────────────────────────────────────────────────────────────────────────────────────────────
