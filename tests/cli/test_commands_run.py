@@ -95,7 +95,10 @@ def test_run_of_a_hosted_model_without_signin_says_where_and_how(capsys: pytest.
     refusal = {"error": "unauthorized", "signin_url": "http://localhost:11435/connect?name=finch&key=c3No"}
     with fake_server({**SHOW, "POST /api/generate": (401, refusal)}) as server:
         assert run(["run", "m:1b-cloud", "hi"], env(server)) == 1
-    assert capsys.readouterr().err == "Error: not signed in to localhost:11435\n→ corral signin\n"
+    assert capsys.readouterr().err == (
+        "Error: not signed in to localhost:11435\n"
+        "→ corral signin, or open http://localhost:11435/connect?name=finch&key=c3No\n"
+    )
 
 
 def test_run_ends_with_the_error_of_a_stream_that_broke(capsys: pytest.CaptureFixture[str], stdin: io.StringIO) -> None:

@@ -8,9 +8,9 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from corral.cli.answers import RunOptions
 from corral.cli.api import LocalApi
 from corral.cli.context import Environment, Failed
+from corral.cli.repl_state import ModelFacts, Session
 from corral.cli.talk import talk
 from fakes_cli import FakeServer, fake_server
 
@@ -18,12 +18,12 @@ LOADED = {"POST /api/generate": (200, {"done": True, "done_reason": "load"})}
 CHAT = [{"message": {"role": "assistant", "content": "Hello"}}, {"message": {"content": "!"}, "done": True, "eval_count": 2}]
 
 
-def converse(typed: str, home: Path, answers: dict[str, tuple[int, Any]], **options: Any) -> FakeServer:
+def converse(typed: str, home: Path, answers: dict[str, tuple[int, Any]], **session: Any) -> FakeServer:
     with fake_server({**LOADED, **answers}) as server, create_pipe_input() as keyboard:
         environment = Environment({"HOME": str(home), "OLLAMA_HOST": server.host})
         keyboard.send_text(typed)
         with create_app_session(input=keyboard, output=DummyOutput()):
-            talk(environment, LocalApi(environment.settings), RunOptions(model="m", **options))
+            talk(environment, LocalApi(environment.settings), Session(**{"model": "m", **session}))
         return server
 
 
@@ -49,10 +49,28 @@ def test_conversation_loads_the_model_first(tmp_path: Path) -> None:
     assert [request.body for request in server.seen] == [{"model": "m", "keep_alive": "10m", "stream": False}]
 
 
+def test_conversation_with_a_hosted_model_asks_whether_this_device_may_and_says_where_it_goes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub = {"GET /api/status": (200, {"hub": "http://hub.test:1"}), "POST /api/me": (200, {"name": "alice"})}
+    server = converse("/bye\r", tmp_path, hub, model="m:1b-cloud")
+    assert [request.path for request in server.seen] == ["/api/status", "/api/me"]
+    assert capsys.readouterr().err == "Connecting to 'm:1b-cloud' on 'hub.test:1'\n"
+
+
+def test_conversation_with_a_stub_of_another_host_asks_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = ModelFacts(remote_host="https://other.test:443", remote_model="big")
+    converse("/bye\r", tmp_path, {"GET /api/status": (200, {})}, facts=facts)
+    assert capsys.readouterr().err == "Connecting to 'big' on 'other.test:443'\n"
+
+
 def test_conversation_with_a_hosted_model_without_signin_fails_before_the_first_question(tmp_path: Path) -> None:
-    refusal = {"error": "unauthorized", "signin_url": "http://localhost:11435/connect?name=x&key=y"}
-    with pytest.raises(Failed, match="not signed in to localhost:11435"):
-        converse("hi\r", tmp_path, {"POST /api/generate": (401, refusal)})
+    link = "http://localhost:11435/connect?name=x&key=y"
+    refusal = {"error": "unauthorized", "signin_url": link}
+    hub = {"GET /api/status": (200, {"hub": "http://localhost:11435"}), "POST /api/me": (401, refusal)}
+    with pytest.raises(Failed, match="not signed in to localhost:11435") as failed:
+        converse("hi\r", tmp_path, hub, model="m:1b-cloud")
+    assert failed.value.advice == f"corral signin, or open {link}"
 
 
 def test_failed_answer_leaves_the_conversation_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +89,7 @@ def test_commands_that_nobody_knows_are_told(tmp_path: Path, capsys: pytest.Capt
     server = converse("/nope\r/?\r\r\x04", tmp_path, {})
     out = capsys.readouterr().out
     assert "Unknown command '/nope'. Type /? for help" in out
-    assert "Available Commands" in out
+    assert "/save <model>" in out
     assert chats(server) == []
 
 
@@ -98,20 +116,13 @@ def test_history_is_not_kept_when_switched_off(tmp_path: Path) -> None:
         environment = Environment({"HOME": str(tmp_path), "OLLAMA_HOST": server.host, "OLLAMA_NOHISTORY": "1"})
         keyboard.send_text("hi\r/bye\r")
         with create_app_session(input=keyboard, output=DummyOutput()):
-            talk(environment, LocalApi(environment.settings), RunOptions(model="m"))
+            talk(environment, LocalApi(environment.settings), Session(model="m"))
     assert not (tmp_path / ".ollama" / "history").exists()
 
 
 def test_verbose_conversation_prints_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    converse("hi\r/bye\r", tmp_path, {"POST /api/chat": (200, CHAT)}, verbose=True)
+    converse("hi\r/bye\r", tmp_path, {"POST /api/chat": (200, CHAT)}, is_verbose=True)
     assert "eval count:           2 token(s)" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("line", ["/set verbose", "/show info", "/set parameter stop a/b"])
-def test_command_with_arguments_never_goes_to_the_model(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    server = converse(f"{line}\r/bye\r", tmp_path, {"POST /api/chat": (200, CHAT)})
-    assert f"Unknown command '{line.split()[0]}'. Type /? for help" in capsys.readouterr().out
-    assert chats(server) == []
 
 
 def test_question_that_begins_with_a_path_goes_to_the_model(tmp_path: Path) -> None:

@@ -21,13 +21,19 @@ _ARRAY_SHOWN = 3
 @pass_environment
 def list_models(environment: Environment, prefix: str, as_json: bool) -> None:
     """List installed models, newest first. PREFIX: only names that begin with it."""
-    models = LocalApi(environment.settings).get("/api/tags").get("models") or []
-    models = [model for model in models if model["name"].lower().startswith(prefix.lower())]
-    if as_json:
-        sys.stdout.write(render.as_json(models))
-        return
+    api = LocalApi(environment.settings)
+    sys.stdout.write(render.as_json(_listed(api, prefix)) if as_json else list_text(api, prefix))
+
+
+def list_text(api: LocalApi, prefix: str = "") -> str:
+    """The table of installed models whose names begin so. Raises: Failed."""
     now = datetime.now(UTC)
-    sys.stdout.write(render.table(("NAME", "ID", "SIZE", "MODIFIED"), [_list_row(model, now) for model in models]))
+    return render.table(("NAME", "ID", "SIZE", "MODIFIED"), [_list_row(model, now) for model in _listed(api, prefix)])
+
+
+def _listed(api: LocalApi, prefix: str) -> list[Mapping[str, Any]]:
+    models = api.get("/api/tags").get("models") or []
+    return [model for model in models if model["name"].lower().startswith(prefix.lower())]
 
 
 def _list_row(model: Mapping[str, Any], now: datetime) -> tuple[str, str, str, str]:

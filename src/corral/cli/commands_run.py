@@ -1,36 +1,52 @@
-"""run: one answer for a prompt, or a plain conversation. Behaviour as in ollama-surface 5.4, without its quirks in pipes.
+"""run: one answer for a prompt, or a conversation on a terminal. Behaviour as in ollama-surface 5.4, without its quirks in pipes.
 
 One-shot goes to /api/generate, a conversation to /api/chat. Text goes to standard output as it arrives, figures and everything
-else to standard error; a pipe sees the model's words and nothing more.
+else to standard error; a pipe sees the model's words and nothing more. Source: ollama cmd/cmd.go RunHandler, generate, fb30760.
 """
 
 import contextlib
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import click
 
-from corral.cli.answers import RunOptions, figures, show_answer
+from corral.cli.answers import explained, figures, show_answer
 from corral.cli.api import ApiError, LocalApi
+from corral.cli.attachments import take_attachments
 from corral.cli.context import Environment, Failed, pass_environment
+from corral.cli.repl_state import ModelFacts, Session, is_cloud
+from corral.cli.repl_state import parse_think as think_of
 
-_THINK_WORDS: dict[str, bool | str] = {
-    "true": True,
-    "false": False,
-    "high": "high",
-    "medium": "medium",
-    "low": "low",
-    "max": "max",
-}
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Given:
+    """What there is to answer. words: of the command line; piped: what came on standard input, which stands before them."""
+
+    words: tuple[str, ...]
+    piped: str
+    is_piped: bool
+
+    @property
+    def text(self) -> str:
+        """The prompt."""
+        return " ".join([self.piped, *self.words] if self.piped else self.words)
+
+    @property
+    def is_once(self) -> bool:
+        """Whether one answer is wanted, and no conversation."""
+        return bool(self.words) or self.is_piped or not sys.stdout.isatty()
 
 
 class _RunCommand(click.Command):
     """Takes a bare `--think` as `--think=true`, and never the word behind it, which is the prompt's first."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As every command, after that."""
         end = args.index("--") if "--" in args else len(args)
         return super().parse_args(ctx, ["--think=true" if word == "--think" else word for word in args[:end]] + args[end:])
 
@@ -47,7 +63,7 @@ class _RunCommand(click.Command):
 @click.option("--keepalive", default="", metavar="DURATION", help="How long the model stays loaded, such as 5m.")
 @click.option("--dimensions", type=click.IntRange(min=0), default=0, help="Length of an embedding.")
 @click.option("--truncate/--no-truncate", default=None, help="Cut a text that is too long for an embedding.")
-@click.option("--nowordwrap", is_flag=True, hidden=True, help="Accepted for ollama's sake; lines are never wrapped here.")
+@click.option("--nowordwrap", is_flag=True, help="Do not break lines between words.")
 @click.option("--insecure", is_flag=True, help="Use plain http for the registry of a model that is not here yet.")
 @pass_environment
 def run(
@@ -66,44 +82,57 @@ def run(
 ) -> None:
     """Run a model: answer PROMPT, or talk with it when there is none.
 
-    What is piped in comes before the prompt.
+    What is piped in comes before the prompt. In a conversation, /? tells what it understands.
     """
-    options = RunOptions(
+    wanted = Session(
         model=model,
-        verbose=verbose,
+        is_verbose=verbose,
         format=parse_format(answer_format),
         think=parse_think(think),
-        hide_thinking=hidethinking,
-        keep_alive=keepalive,
-        dimensions=dimensions,
-        truncate=truncate,
+        is_think_chosen=bool(think),
+        hides_thinking=hidethinking,
+        keep_alive=parse_keep_alive(keepalive),
+        is_wrapped=not nowordwrap,
     )
     api = LocalApi(environment.settings)
-    has_prompt, text = _prompt_of(prompt)
-    capabilities = _show_or_pull(api, model, insecure=insecure).get("capabilities") or []
-    if "embedding" in capabilities and "completion" not in capabilities:
-        _embed(api, options, text)
-    elif has_prompt or not sys.stdout.isatty():
-        _answer_once(api, options, text)
+    try:
+        _run(environment, api, wanted, _given(prompt), insecure=insecure, embedding=_embedding_options(dimensions, truncate))
+    except ApiError as error:
+        raise explained(error) from error
+
+
+def _run(
+    environment: Environment, api: LocalApi, wanted: Session, given: _Given, *, insecure: bool, embedding: Mapping[str, Any]
+) -> None:
+    name, facts = _show_or_pull(api, wanted.model, insecure=insecure)
+    session = wanted.with_model(name, facts)
+    _keep_stub(api, name)
+    if "embedding" in facts.capabilities and "completion" not in facts.capabilities:
+        _embed(api, session, given.text, embedding)
+    elif "image" in facts.capabilities:
+        raise Failed("image generation models are not currently supported")
+    elif given.is_once:
+        _answer_once(environment, api, session, given)
     else:
+        # Imported here: what edits a line on a terminal takes longer to import than an answer to one prompt needs it.
         from corral.cli.talk import talk
 
-        talk(environment, api, options)
+        talk(environment, api, session)
 
 
-def _show_or_pull(api: LocalApi, model: str, *, insecure: bool) -> Mapping[str, Any]:
-    """What the model can do; one that is not here is pulled first, and one that is the hub's is not."""
+def _show_or_pull(api: LocalApi, model: str, *, insecure: bool) -> tuple[str, ModelFacts]:
+    """(name, what the server knows) of the model; one that is not here is pulled first, and one that is the hub's is not."""
     try:
-        return _show(api, model)
+        return model, ModelFacts.of(_show(api, model))
     except ApiError as error:
         if error.code != 404:
             raise
-        if _is_cloud(model):
+        if is_cloud(model):
             raise _not_offered(api, model) from error
-    from corral.cli.commands_transfer import pull_model
+    from corral.cli.cloud_suggestion import pull_or_suggest
 
-    pull_model(api, model, insecure=insecure)
-    return _show(api, model)
+    pulled = pull_or_suggest(api, model, insecure=insecure, verb="run")
+    return pulled, ModelFacts.of(_show(api, pulled))
 
 
 def _show(api: LocalApi, model: str) -> Mapping[str, Any]:
@@ -111,10 +140,18 @@ def _show(api: LocalApi, model: str) -> Mapping[str, Any]:
     return details
 
 
-def _is_cloud(model: str) -> bool:
-    from corral.wire.names import Source, parse_reference
+def _keep_stub(api: LocalApi, model: str) -> None:
+    """Have a cloud model among the installed ones, as its stub, so that it is listed from now on. Whether that works or not, the
+    model can be run."""
+    if not is_cloud(model):
+        return
+    from corral.wire.names import cloud_tag, parse_reference
 
-    return parse_reference(model).source is Source.CLOUD
+    stub = cloud_tag(parse_reference(model).base)
+    with contextlib.suppress(Failed):
+        listed = {str(one["name"]).lower() for one in api.get("/api/tags").get("models") or []}
+        if listed.isdisjoint((model.lower(), stub.lower())):
+            api.post("/api/pull", {"model": stub, "name": stub, "stream": False})
 
 
 def _not_offered(api: LocalApi, model: str) -> Failed:
@@ -126,22 +163,29 @@ def _not_offered(api: LocalApi, model: str) -> Failed:
     return Failed(f"the hub {urlsplit(hub).netloc} does not offer '{model}'", f"open {hub}/library")
 
 
-def _prompt_of(words: tuple[str, ...]) -> tuple[bool, str]:
-    """(whether a prompt was given at all, its text): piped input first, then the words of the command line."""
-    parts = list(words)
+def _given(words: tuple[str, ...]) -> _Given:
     is_piped = not sys.stdin.isatty()
-    if is_piped and (piped := sys.stdin.read()):
-        parts.insert(0, piped)
-    return bool(words) or is_piped, " ".join(parts)
+    return _Given(words=words, piped=sys.stdin.read() if is_piped else "", is_piped=is_piped)
 
 
 def parse_think(text: str) -> bool | str | None:
     """The value of --think. Raises: Failed."""
-    if not text:
-        return None
-    if text not in _THINK_WORDS:
+    value = think_of(text)
+    if text and value is None:
         raise Failed(f'invalid value for --think: "{text}" (must be true, false, high, medium, low, or max)', status=2)
-    return _THINK_WORDS[text]
+    return value
+
+
+def parse_keep_alive(text: str) -> str | float:
+    """The value of --keepalive: a duration as it is, a bare number as seconds. Raises: Failed."""
+    if not text:
+        return ""
+    from corral.settings import parse_duration
+
+    seconds = parse_duration(text)
+    if seconds is None:
+        raise Failed(f'invalid value for --keepalive: "{text}" (a duration such as 5m or 1h30m, or seconds)', status=2)
+    return text if text[-1].isalpha() else seconds
 
 
 def parse_format(text: str) -> Any:
@@ -154,26 +198,44 @@ def parse_format(text: str) -> Any:
         raise Failed("--format takes json, or a JSON schema", status=2) from error
 
 
-def _embed(api: LocalApi, options: RunOptions, text: str) -> None:
+def _embedding_options(dimensions: int, truncate: bool | None) -> dict[str, Any]:
+    options = {"dimensions": dimensions or None, "truncate": truncate}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _embed(api: LocalApi, session: Session, text: str, options: Mapping[str, Any]) -> None:
     if not text:
-        raise Failed(f'embedding models require input text. Usage: corral run {options.model} "your text here"', status=2)
-    body: dict[str, Any] = {"model": options.model, "input": text}
-    if options.dimensions:
-        body["dimensions"] = options.dimensions
-    if options.truncate is not None:
-        body["truncate"] = options.truncate
-    print(json.dumps(api.post("/api/embed", body)["embeddings"][0]))
+        raise Failed(f'embedding models require input text. Usage: corral run {session.model} "your text here"', status=2)
+    kept = {} if session.keep_alive == "" else {"keep_alive": session.keep_alive}
+    vectors = api.post("/api/embed", {"model": session.model, "input": text, **kept, **options})["embeddings"]
+    if not vectors:
+        raise Failed("no embeddings returned")
+    print(json.dumps(vectors[0], separators=(",", ":")))
 
 
-def _answer_once(api: LocalApi, options: RunOptions, text: str) -> None:
+def _answer_once(environment: Environment, api: LocalApi, session: Session, given: _Given) -> None:
     """One answer. An empty prompt only loads the model. Ctrl-C ends the answer and is no failure, as in ollama."""
-    try:
-        with contextlib.closing(api.stream("/api/generate", {**options.body(), "prompt": text})) as events:
-            final, _ = show_answer(events, options)
-    except KeyboardInterrupt:
+    text, more = _with_files(environment.settings.home, given) if session.facts.takes_media else (given.text, {})
+    events = api.stream("/api/generate", session.request(prompt=text, **more))
+    with contextlib.closing(events):
+        answer = show_answer(events, is_wrapped=session.is_wrapped, hides_thinking=session.hides_thinking)
+    if answer.is_cut:
         print()
         return
     if text:
         print("\n")
-    if options.verbose:
-        sys.stderr.write(figures(final))
+    if session.is_verbose:
+        sys.stderr.write(figures(answer.final))
+
+
+def _with_files(home: Path, given: _Given) -> tuple[str, dict[str, Any]]:
+    """The prompt without the files it names, and those files. They are looked for in what the person wrote: a page that is piped
+    in for the model to read does not choose what is sent."""
+    if given.words:
+        words, attached = take_attachments(" ".join(given.words), home)
+        text = f"{given.piped} {words}" if given.piped else words
+    else:
+        text, attached = take_attachments(given.piped, home)
+    for one in attached:
+        print(f"Added {one.kind} '{one.path}'", file=sys.stderr)
+    return text, {"images": [one.data for one in attached]} if attached else {}

@@ -14,33 +14,33 @@ Commands:
 \"\"\" begins and ends a message of several lines; Ctrl-j adds one line more.
 """
 
-MEDIA_HELP = "The path of a .jpg, .png, .webp or .wav file in a message sends that file along.\n"
+MEDIA_HELP = "The path of a .jpg, .png, .webp or .wav file in a message sends it along.\n"
 
 SET_HELP = """\
 Commands:
-  /set parameter <name> <value>   Set an option; without more, list the common ones
-  /set system <text>              Set the system message; \"\"\" for several lines, \"\" for none
-  /set format json                Have answers in JSON; /set noformat ends that
+  /set parameter <name> <value>   Set an option; alone, lists the common ones
+  /set system <text>              Set the system message; \"\" for none
+  /set format json                Have answers in JSON; or /set noformat
   /set think [level]              Have the model think: low, medium, high or max
   /set nothink                    Have it answer at once
-  /set verbose                    Show counts and speeds; /set quiet ends that
-  /set wordwrap                   Break lines between words; /set nowordwrap ends that
-  /set history                    Keep what you type; /set nohistory ends that
+  /set verbose                    Show counts and speeds; or /set quiet
+  /set wordwrap                   Break lines between words; or /set nowordwrap
+  /set history                    Keep what you type; or /set nohistory
 """
 
 PARAMETER_HELP = """\
 Parameters, as /set parameter <name> <value>:
   temperature <float>      How freely words are chosen; 0 takes the likeliest
   top_k <int>              Choose among that many words only
-  top_p <float>            Choose among the likeliest words of that probability together
-  min_p <float>            Leave out words less likely than that share of the likeliest
+  top_p <float>            Choose among the likeliest of that sum
+  min_p <float>            Leave out what is that much less likely
   seed <int>               The same number gives the same answer
   num_predict <int>        At most that many tokens in an answer
   num_ctx <int>            Tokens that the model keeps in sight
   repeat_penalty <float>   How much to avoid repetition; 1 not at all
   repeat_last_n <int>      How far back repetition is looked for
   num_gpu <int>            Layers on the GPU
-  stop <text> [<text>..]   End an answer there; \"in quotes\" where a blank belongs to it
+  stop <text> [<text>..]   End an answer there; \"in quotes\" with blanks
 """
 
 SHOW_HELP = """\

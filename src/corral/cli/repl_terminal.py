@@ -16,7 +16,7 @@ from enum import Enum
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import get_app_session, run_in_terminal
+from prompt_toolkit.application import get_app, get_app_session, run_in_terminal
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
@@ -62,7 +62,7 @@ class Terminal:
             history=_History(history),
             multiline=True,
             prompt_continuation=CONTINUATION,
-            placeholder=_PLACEHOLDER,
+            placeholder=_placeholder,
             completer=_Completer(complete),
             complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE,
@@ -99,6 +99,11 @@ class Terminal:
         text = await run_in_terminal(lambda: edited(self._editor, buffer.text), in_executor=True)
         if text is not None:
             buffer.document = Document(text)
+
+
+def _placeholder() -> ANSI:
+    """What stands in an empty line while it waits, and not in what is left of it."""
+    return ANSI("") if get_app().is_done else _PLACEHOLDER
 
 
 def _interrupt(event: KeyPressEvent) -> None:
