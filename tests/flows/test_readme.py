@@ -31,7 +31,7 @@ def typed(stack: Stack, line: str, **environment: str) -> str:
     script.write_text(f'#!/bin/sh\nexec {" ".join(corral_command())} "$@"\n')
     script.chmod(0o755)
     env = {**stack.env, "PATH": f"{folder}:{os.environ['PATH']}", **environment}
-    done = subprocess.run(["bash", "-c", line], env=env, cwd=stack.home, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(["bash", "-c", line], env=env, cwd=stack.home, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
