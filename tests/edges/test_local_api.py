@@ -168,8 +168,29 @@ async def test_status_names_the_hub_and_what_switched_it_off(
 async def test_unknown_path_and_wrong_method_answer_as_ollama_does(local: Local) -> None:
     unknown = await local.request("GET", "/api/nowhere")
     assert (unknown.status, unknown.body) == (404, b"404 page not found")
-    assert unknown.headers["content-type"].startswith("text/plain")
-    assert (await local.request("PUT", "/api/chat", {})).status == 405
+    assert unknown.headers["content-type"] == "text/plain"
+    wrong = await local.request("PUT", "/api/chat", {})
+    assert (wrong.status, wrong.body, wrong.headers["allow"]) == (405, b"405 method not allowed", "POST")
+    assert (await local.request("DELETE", "/api/tags")).headers["allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "status", "location"),
+    [
+        ("GET", "/api/tags/", 301, "/api/tags"),
+        ("HEAD", "/api/version/?a=%20b/", 307, "/api/version?a=%20b/"),
+        ("POST", "/api/chat/", 307, "/api/chat"),
+        ("GET", "/v1/models/m/", 301, "/v1/models/m"),
+        ("PUT", "/api/chat/", 404, None),
+        ("GET", "/api/nowhere/", 404, None),
+        ("GET", "/api/", 404, None),
+    ],
+)
+async def test_slash_too_many_leads_to_the_route_without_it(
+    method: str, target: str, status: int, location: str | None, local: Local
+) -> None:
+    answer = await local.request(method, target, {"model": "x"} if method == "POST" else None)
+    assert (answer.status, answer.headers.get("location")) == (status, location)
 
 
 async def test_credentials_of_a_caller_are_ignored(local: Local) -> None:

@@ -14,7 +14,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from http import HTTPStatus
@@ -24,13 +24,13 @@ from urllib.parse import quote
 import msgspec
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
-from starlette.routing import compile_path
 from starlette.types import Message, Receive, Scope, Send
 
 from corral.core.policy import Access, check_access
 from corral.core.records import Principal, RequestFacts, Visitor
 from corral.edges.bodies import BodyLimits, BodyReader, BodyStream, Disconnected, Memory, StreamLimits
 from corral.edges.leaving import canceled_on_disconnect
+from corral.edges.routing import PathTable
 from corral.wire.errors import CorralError, anthropic_body, native_body, openai_body, registry_body
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -267,7 +267,8 @@ class AppOptions:
 
     fallback: dialect for a path without a route. trusted_proxies: networks whose X-Forwarded-For and X-Forwarded-Proto are
     believed. response_headers: added to every answer. body_limits, stream_limits: how slow and how many bodies may be. challenge:
-    the WWW-Authenticate of a 401 in the registry's dialect.
+    the WWW-Authenticate of a 401 in the registry's dialect. redirects_slashes: whether a slash too many at a path's end leads to
+    the route without it, and a wrong method is told in the words for no route at all, as Ollama's framework does.
     """
 
     authenticate: Authenticate | None = None
@@ -279,6 +280,7 @@ class AppOptions:
     body_limits: BodyLimits = field(default_factory=BodyLimits)
     stream_limits: StreamLimits = field(default_factory=StreamLimits)
     challenge: Callable[[Scope, CorralError], str] | None = None
+    redirects_slashes: bool = False
     on_startup: Callable[[], Awaitable[None]] | None = None
     on_shutdown: Callable[[], Awaitable[None]] | None = None
 
@@ -293,11 +295,9 @@ class App:
         self._bodies = BodyReader(options.body_limits)
         self._memory = Memory(options.body_limits.max_unfinished_bytes)
         self._response_headers = [_raw_header(name, value) for name, value in options.response_headers]
-        self._exact: dict[str, dict[str, Endpoint]] = {}
-        self._patterns: list[tuple[re.Pattern[str], Mapping[str, Any], dict[str, Endpoint]]] = []
-        self._index_routes()
+        self._routes = self._index_routes()
 
-    def _index_routes(self) -> None:
+    def _index_routes(self) -> PathTable[dict[str, Endpoint]]:
         by_path: dict[str, dict[str, Endpoint]] = {}
         for row in self.endpoints:
             if not isinstance(row.access, Access):
@@ -309,12 +309,7 @@ class App:
                 if method in methods:
                     raise ValueError(f"{method} {row.path} is declared twice")
                 methods[method] = row
-        for path, methods in by_path.items():
-            if "{" in path:
-                pattern, _, convertors = compile_path(path)
-                self._patterns.append((pattern, convertors, methods))
-            else:
-                self._exact[path] = methods
+        return PathTable(by_path)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -369,6 +364,8 @@ class App:
             if verdict.status is not None:
                 return Response(status_code=verdict.status)
         scope["corral.peer"] = _peer(scope, headers, self.options.trusted_proxies)
+        if self.options.redirects_slashes and (elsewhere := self._without_slash(scope)) is not None:
+            return elsewhere
         try:
             row = self._find(scope)
         except CorralError:
@@ -413,22 +410,24 @@ class App:
             raise CorralError("unauthorized")
 
     def _find(self, scope: Scope) -> Endpoint:
-        path, method = scope["path"], scope["method"]
-        methods = self._exact.get(path)
-        if methods is None:
-            for pattern, convertors, candidates in self._patterns:
-                match = pattern.match(path)
-                if match:
-                    methods = candidates
-                    scope["path_params"] = {name: convertors[name].convert(text) for name, text in match.groupdict().items()}
-                    break
-        if methods is None:
+        found = self._routes.find(scope["path"])
+        if found is None:
             raise CorralError("not_found")
-        row = methods.get(method)
+        methods, scope["path_params"] = found
+        row = methods.get(scope["method"])
         if row is None:
-            scope["corral.dialect"] = next(iter(methods.values())).dialect
-            raise CorralError("method_not_allowed")
+            if not self.options.redirects_slashes:
+                scope["corral.dialect"] = next(iter(methods.values())).dialect
+            raise CorralError("method_not_allowed", headers={"Allow": ", ".join(sorted(methods))})
         return row
+
+    def _without_slash(self, scope: Scope) -> Response | None:
+        methods = self._routes.without_slash(scope["path"])
+        if methods is None or scope["method"] not in methods:
+            return None
+        raw_path, mark, query = _raw_target(scope).partition("?")
+        status = HTTPStatus.MOVED_PERMANENTLY if scope["method"] == "GET" else HTTPStatus.TEMPORARY_REDIRECT
+        return Response(status_code=status, headers={"Location": raw_path[:-1] + mark + query})
 
     def _error_response(self, error: CorralError, scope: Scope, request_id: str) -> Response:
         dialect: Dialect = scope["corral.dialect"]
@@ -508,7 +507,16 @@ def _refuse_malformed(scope: Scope, headers: dict[str, list[str]], *, judges_hos
     if "transfer-encoding" in headers and "content-length" in headers:
         raise CorralError("bad_request", "both Content-Length and Transfer-Encoding")
     if "content-encoding" in headers and any(encoding.lower() != "identity" for encoding in headers["content-encoding"]):
-        raise CorralError("bad_request", "compressed request bodies are not accepted; send the body as it is")
+        raise _coded(scope["path"])
+
+
+def _coded(path: str) -> CorralError:
+    """The refusal of a compressed body. The registry's clients are told in HTTP's own way, since their specification says nothing
+    of codings; Ollama's and the SDKs know 400 alone. Source: RFC 9110, 15.5.16."""
+    text = "compressed request bodies are not accepted; send the body as it is"
+    if not path.startswith("/v2/"):
+        return CorralError("bad_request", text)
+    return CorralError("unsupported", text, status=415, headers={"Accept-Encoding": "identity"})
 
 
 def _facts(scope: Scope, headers: dict[str, list[str]], body: bytes) -> RequestFacts:
@@ -563,7 +571,7 @@ def _render_error(error: CorralError, dialect: Dialect, request_id: str, scope: 
             html = page(failure) if page else error.message.encode()
             return Response(html, error.status, headers=_OWN_PAGE, media_type="text/html; charset=utf-8")
         case Dialect.TEXT:
-            return Response(_plain_text(error), error.status, media_type="text/plain")
+            return Response(_plain_text(error), error.status, headers={"Content-Type": "text/plain"})
 
 
 def _raw_target(scope: Scope) -> str:
@@ -574,4 +582,4 @@ def _raw_target(scope: Scope) -> str:
 
 def _plain_text(error: CorralError) -> str:
     # The words of the framework that Ollama's own server is written with.
-    return "404 page not found" if error.status == HTTPStatus.NOT_FOUND else error.message
+    return {404: "404 page not found", 405: "405 method not allowed"}.get(error.status, error.message)

@@ -189,7 +189,9 @@ class LocalApi:
 
 def local_app(api: LocalApi, guard: Guard, more: Sequence[Endpoint] = ()) -> App:
     """The application of a local server. guard: see local_guard. more: routes beside these."""
-    options = AppOptions(guard=guard, fallback=lambda path: Dialect.TEXT, response_headers=_RESPONSE_HEADERS)
+    options = AppOptions(
+        guard=guard, fallback=lambda path: Dialect.TEXT, response_headers=_RESPONSE_HEADERS, redirects_slashes=True
+    )
     return App([*api.endpoints(), *more], options)
 
 
