@@ -569,6 +569,19 @@ async def test_redirect_of_a_push_is_not_followed() -> None:
     assert thief.at.asked == []
 
 
+@pytest.mark.parametrize("place", ["http://127.0.0.1:9/blob", "http://localhost:9/blob"])
+async def test_place_on_this_machine_that_nobody_runs_is_named_at_once(place: str) -> None:
+    async with wired() as to:
+        to.at.on = lambda _: answer(307, location=place)
+        error = await refused(to.read(Digest("0" * 64), 0, 10))
+        home = to.repository.base_url
+        assert error.message.startswith(
+            f"the registry {home} sends this client on to {place.removesuffix('/blob')}, which could not"
+        )
+        assert error.message.endswith("connection refused → is it running?")
+    assert to.pauses == []
+
+
 async def test_registry_that_nobody_runs_is_named_at_once_and_not_tried_again() -> None:
     nowhere = RemoteRepository("http://127.0.0.1:9", "a/b")
     async with wired() as to:

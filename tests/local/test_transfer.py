@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from corral.core.registry import Visibility
-from corral.core.transfer_ports import BlobToSend, MissingPart, RemoteManifest, RemoteRepository
+from corral.core.transfer_ports import BlobToSend, Interrupted, MissingPart, RemoteManifest, RemoteRepository
 from corral.local.transfer import Transfer
 from corral.wire.create import ProgressEvent
 from corral.wire.errors import CorralError
@@ -45,6 +45,7 @@ class FakeGateway:
     sent: list[BlobToSend] = field(default_factory=list)
     visibility: Visibility | None = None
     error: CorralError | None = None
+    reading_error: CorralError | None = None
     asked: int = 0
     most_readers: int = 0
     readers: int = 0
@@ -68,6 +69,8 @@ class FakeGateway:
         try:
             if self.gate is not None:
                 await self.gate.wait()
+            if self.reading_error is not None:
+                raise self.reading_error
             if digest not in self.blobs:
                 raise CorralError("not_found", "file does not exist")
             yield self.blobs[digest][first : first + count]
@@ -97,10 +100,11 @@ class FakePartial:
     size_bytes: int
     content: bytearray
     is_closed: bool = False
+    is_dropped: bool = False
 
     @property
     def completed_bytes(self) -> int:
-        return 0
+        return self.store.kept_bytes
 
     def missing(self) -> list[MissingPart]:
         step = self.store.part_bytes
@@ -122,6 +126,10 @@ class FakePartial:
         self.is_closed = True
         self.store.receiving.discard(self.digest)
 
+    async def drop(self) -> None:
+        self.is_dropped = not self.is_closed
+        await self.keep()
+
 
 @dataclass
 class FakeStore:
@@ -132,6 +140,7 @@ class FakeStore:
     partials: list[FakePartial] = field(default_factory=list)
     receiving: set[Digest] = field(default_factory=set)
     part_bytes: int = 1 << 40
+    kept_bytes: int = 0
     held: set[Digest] = field(default_factory=set)
     removed: set[Digest] = field(default_factory=set)
 
@@ -302,6 +311,27 @@ async def test_t094_wrong_bytes_end_the_pull_before_the_manifest(gateway: FakeGa
     assert error.message.startswith("digest mismatch, file must be downloaded again: want ")
     assert store.installed == {}
     assert store.receiving == set()
+
+
+@pytest.mark.parametrize(
+    ("error", "kept_bytes", "is_dropped"),
+    [
+        (CorralError("upstream_failed", "the registry answers with another range than was asked for"), 0, True),
+        (CorralError("not_found", "file does not exist"), 0, True),
+        # What an honest registry sent before stays, whatever the next one does.
+        (CorralError("upstream_failed", "the registry answers with another range than was asked for"), 5, False),
+        (Interrupted("max retries exceeded: the answer ended early"), 0, False),
+        (CorralError("unauthorized", "unauthorized: access denied"), 0, False),
+        (CorralError("storage_full"), 0, False),
+    ],
+)
+async def test_t093_refused_pull_leaves_nothing_and_one_that_can_go_on_stays(
+    gateway: FakeGateway, store: FakeStore, error: CorralError, kept_bytes: int, is_dropped: bool
+) -> None:
+    gateway.reading_error, store.kept_bytes = error, kept_bytes
+    _, told_error = await failed(transfer_of(gateway, store).pull("alice/tiny"))
+    assert told_error.code == error.code
+    assert [(partial.is_dropped, partial.is_closed) for partial in store.partials] == [(is_dropped, True)]
 
 
 async def test_two_pulls_of_one_blob_share_a_download(gateway: FakeGateway, store: FakeStore) -> None:

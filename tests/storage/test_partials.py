@@ -207,6 +207,24 @@ async def test_disk_that_fills_up_keeps_what_is_there(inbox: BlobInbox, monkeypa
     await again.keep()
 
 
+async def test_t093_dropped_download_leaves_nothing(inbox: BlobInbox, tmp_path: Path) -> None:
+    blob = await fetch(inbox, CONTENT, until=40_000)
+    await blob.drop()
+    await blob.keep()
+    assert list((tmp_path / "blobs").iterdir()) == []
+    done = await fetch(inbox, CONTENT)
+    await done.finish()
+    await done.drop()
+    assert inbox.blob_size(digest_of(CONTENT)) == len(CONTENT)
+
+
+async def test_t093_blob_that_cannot_fit_leaves_nothing(inbox: BlobInbox, tmp_path: Path) -> None:
+    with pytest.raises(CorralError) as refused:
+        await inbox.receive(digest_of(CONTENT), 1 << 60)
+    assert refused.value.code == "storage_full"
+    assert list((tmp_path / "blobs").iterdir()) == []
+
+
 async def test_t094_name_appears_only_when_the_content_is_whole(inbox: BlobInbox, tmp_path: Path) -> None:
     path = tmp_path / "blobs" / digest_of(CONTENT).file_name
     blob = await inbox.receive(digest_of(CONTENT), len(CONTENT))

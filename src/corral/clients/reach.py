@@ -18,7 +18,10 @@ from aiohttp.resolver import ThreadedResolver
 
 from corral.wire.errors import CorralError
 
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+#: Prefixes behind which an IPv4 address stands: NAT64, and `::a.b.c.d`, which nobody uses but everybody parses.
+_EMBEDDING = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96"))
+#: Not public either, whatever Python says: a network's own NAT64, and site-local addresses.
+_INNER = (ipaddress.ip_network("64:ff9b:1::/48"), ipaddress.ip_network("fec0::/10"))
 
 
 class Reach(IntEnum):
@@ -38,14 +41,24 @@ def reach_of_address(text: str) -> Reach:
     address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
-        if inner is None and address in _NAT64:
+        if inner is None and int(address) > 1 and any(address in network for network in _EMBEDDING):
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is None and any(address in network for network in _INNER):
+            return Reach.PRIVATE
         address = inner or address
     if address.is_loopback or address.is_unspecified:
         return Reach.LOOPBACK
     if address.is_link_local or address.is_multicast:
         return Reach.ODD
     return Reach.PUBLIC if address.is_global else Reach.PRIVATE
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine by its very name."""
+    try:
+        return reach_of_address(host) is Reach.LOOPBACK
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 _within: ContextVar[Reach] = ContextVar("_within", default=Reach.ANY)

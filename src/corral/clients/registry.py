@@ -21,7 +21,7 @@ import aiohttp
 from corral.clients.registry_transport import Call, RegistryTransport, Trouble, Unreachable, joined
 from corral.core.ports import Entropy
 from corral.core.registry import Visibility
-from corral.core.transfer_ports import BlobToSend, RemoteManifest, RemoteRepository, Sleeper
+from corral.core.transfer_ports import BlobToSend, Interrupted, RemoteManifest, RemoteRepository, Sleeper
 from corral.wire.errors import CorralError
 from corral.wire.manifest import MANIFEST_TYPE, MAX_MANIFEST_BYTES
 from corral.wire.names import Digest, parse_content_digest
@@ -342,7 +342,7 @@ class RegistryClient:
     async def _pause(self, failures: int, trouble: Trouble) -> None:
         """Wait longer each time, never in step with others. Raises: upstream_failed after the last try."""
         if failures >= _TRIES:
-            raise CorralError("upstream_failed", f"max retries exceeded: {trouble.reason}") from trouble
+            raise Interrupted(f"max retries exceeded: {trouble.reason}") from trouble
         jitter = 0.5 + int.from_bytes(self._entropy.bytes(2)) / 65536
         pause_s = min(_FIRST_PAUSE_S * 2.0 ** (failures - 1), _LONGEST_PAUSE_S) * jitter
         await self._sleep(max(pause_s, min(trouble.wait_s, _LONGEST_PAUSE_S)))

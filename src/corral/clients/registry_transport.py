@@ -25,7 +25,7 @@ import aiohttp
 from yarl import URL
 
 from corral.clients.hub import reason_of
-from corral.clients.reach import GuardedResolver, Reach
+from corral.clients.reach import GuardedResolver, Reach, is_loopback
 from corral.core.ports import Clock, DeviceKeys, Entropy
 from corral.core.transfer_ports import RemoteRepository
 from corral.wire.discovery import HubAddress, origin_of
@@ -292,9 +292,14 @@ class RegistryTransport:
             headers["Content-Length"] = str(call.length)
         body = call.body() if call.body is not None and call.length else None
         timeout_s = _SYNC_TIMEOUT_S if call.writes else self._stall_s
-        with _trouble(), self._resolver.within(reach):
-            self._resolver.check_literal(place.host)
-            response = await self._send(call.method, url, headers, timeout_s, body)
+        try:
+            with _trouble(), self._resolver.within(reach):
+                self._resolver.check_literal(place.host)
+                response = await self._send(call.method, url, headers, timeout_s, body)
+        except Unreachable as trouble:
+            if place == home:
+                raise
+            raise _astray(home, place, trouble) from trouble
         coding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if coding not in ("", "identity"):
             response.close()
@@ -324,6 +329,13 @@ def _trouble() -> Iterator[None]:
         raise Unreachable(reason_of(error)) from error
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise Trouble(reason_of(error)) from error
+
+
+def _astray(home: HubAddress, place: HubAddress, trouble: Unreachable) -> Exception:
+    """What became of a request that the registry sent to a place where nobody is. On this machine nothing lies between that may
+    recover, so that is told of at once; anywhere else it is tried again."""
+    text = f"the registry {home} sends this client on to {place}, which could not be reached: {trouble.reason}"
+    return CorralError("upstream_failed", text) if is_loopback(place.host) else Trouble(text)
 
 
 def joined(url: str, target: str) -> str:

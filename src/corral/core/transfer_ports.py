@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from corral.core.registry import Visibility
+from corral.wire.errors import CorralError
 from corral.wire.names import Digest, ModelName
 
 #: Waits that many seconds. Handed in, so that tests do not wait.
@@ -45,13 +46,20 @@ class BlobToSend:
     mount_from: str = ""
 
 
+class Interrupted(CorralError):
+    """A transfer that got no further, for want of a connection or of a registry in health: what arrived may be gone on with."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("upstream_failed", message)
+
+
 class RegistryGateway(Protocol):
     """A registry, spoken to as Ollama and OCI tools do. Tries anonymously first; proves itself only when it is told to, and only
     to the registry itself.
 
     All verbs raise: unauthorized (no proof helps), forbidden, not_found, rate_limited, too_large (an answer beyond its bound),
-    upstream_failed (not reached, broken off for good, or misbehaving). Messages of refusals begin with the status and hold what
-    the registry said.
+    upstream_failed (misbehaving; as `Interrupted`: not reached, or broken off for good). Messages of refusals begin with the
+    status and hold what the registry said.
     """
 
     async def manifest(self, repository: RemoteRepository, reference: str) -> RemoteManifest | None:
@@ -91,7 +99,7 @@ class MissingPart:
 
 
 class PartialBlob(Protocol):
-    """A blob on its way in. Closed exactly once, by `finish` or `keep`."""
+    """A blob on its way in. Closed exactly once, by `finish`, `keep` or `drop`."""
 
     @property
     def size_bytes(self) -> int: ...
@@ -115,6 +123,10 @@ class PartialBlob(Protocol):
 
     async def keep(self) -> None:
         """Close it; what is there is kept for the next attempt. Safe after `finish`."""
+        ...
+
+    async def drop(self) -> None:
+        """Close it and remove what is there. Safe after `finish`."""
         ...
 
 

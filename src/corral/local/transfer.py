@@ -19,6 +19,7 @@ from corral.core.transfer_ports import (
     BlobShelf,
     BlobToSend,
     InstalledManifests,
+    Interrupted,
     MissingPart,
     PartialBlob,
     RegistryGateway,
@@ -36,6 +37,8 @@ Events = AsyncGenerator[ProgressEvent, None]
 #: How many ranges of a blob are fetched at once: few at first, so that its beginning is there early and is hashed meanwhile; more
 #: while it lasts, because one connection alone does not fill a long line.
 _FIRST_RANGES, _MAX_RANGES, _ANOTHER_AFTER_S = 4, 16, 0.5
+#: Failures after which what a registry sent of a blob is worth nothing.
+_REFUSALS = frozenset({"upstream_failed", "digest_invalid", "too_large", "not_found", "bad_request"})
 
 
 @dataclass(slots=True)
@@ -180,9 +183,15 @@ class Transfer:
     async def _download(self, remote: RemoteRepository, layer: Layer, download: _Download) -> None:
         try:
             blob = download.blob = await self._blobs.receive(layer.digest, layer.size_bytes)
+            is_new = not blob.completed_bytes
             try:
                 await self._fill(remote, layer.digest, blob)
                 await blob.finish()
+            except CorralError as error:
+                # Of what was there before this registry was asked, nobody knows that it is wrong.
+                if is_new and _is_refusal(error):
+                    await blob.drop()
+                raise
             finally:
                 await blob.keep()
         finally:
@@ -296,6 +305,11 @@ def _blobs_of(body: bytes) -> Sequence[Digest]:
         return [layer.digest for layer in parse_manifest(body).blobs]
     except CorralError:
         return ()
+
+
+def _is_refusal(error: CorralError) -> bool:
+    """Whether a registry misbehaved or has nothing to give, so that asking it again for the rest would come to the same."""
+    return error.code in _REFUSALS and not isinstance(error, Interrupted)
 
 
 # ── Events and tasks ─────────────────────────────────────────────────────────────────────────────────────────────────

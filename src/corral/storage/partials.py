@@ -137,6 +137,22 @@ class PartialFile:
         """Close it; what is there is kept for the next attempt. Safe after `finish`."""
         await in_thread(self._keep)
 
+    async def drop(self) -> None:
+        """Close it and remove what is there. Safe after `finish`."""
+        await in_thread(self._drop)
+
+    def _drop(self) -> None:
+        if self._descriptor is None:
+            return
+        try:
+            # What cannot be removed now is, after a while, by the prune at a start.
+            with contextlib.suppress(OSError):
+                # Notes before the file, as always: without it they would tell of bytes that are not there.
+                _remove_notes(self._path)
+                _partial_path(self._path).unlink(missing_ok=True)
+        finally:
+            self._close()
+
     def _write(self, part: _Part) -> None:
         descriptor = self._open_descriptor()
         with disk_errors("the model store"):
@@ -225,7 +241,13 @@ def _open(blobs: BlobFiles, blob: Blob) -> PartialFile:
     try:
         _lock(descriptor, blob.digest)
         with disk_errors("the model store"):
-            parts = _prepare(path, descriptor, blob.size_bytes)
+            try:
+                parts = _prepare(path, descriptor, blob.size_bytes)
+            except CorralError:
+                # No room for it: an empty file would tell of a pull that never was.
+                if not os.fstat(descriptor).st_size:
+                    _partial_path(path).unlink(missing_ok=True)
+                raise
     except BaseException:
         os.close(descriptor)
         raise
