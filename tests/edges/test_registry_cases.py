@@ -683,7 +683,7 @@ async def test_f17_coded_content_is_refused_and_decoded_nowhere(served: Served, 
         ("PUT", f"{MANIFESTS}/v1"),
     ):
         answer = await served(method, target, WEIGHTS, headers={**headers, "content-type": MANIFEST_TYPE})
-        assert answer.status in (400, 415), target
+        assert answer.status == 415, target
         assert b"compressed" in answer.body
     assert (await served("GET", location)).headers["range"] == "0-0"
     assert not served.hub.files.blobs
