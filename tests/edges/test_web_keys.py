@@ -72,6 +72,28 @@ async def test_mistake_is_shown_at_its_field_and_nothing_is_made(site: Site, cha
     assert len(await keys(site)) == 1
 
 
+async def test_name_of_a_live_key_is_refused_for_another_one(site: Site) -> None:
+    browser = await site.signed_in()
+    await created(site, browser, expires="7")
+    page = await created(site, browser, name=" CI ")
+    assert (page.status, "You have a key named CI already." in page.text, len(await keys(site))) == (422, True, 1)
+    site.clock.advance(7 * 86_400)
+    assert (await created(site, await site.signed_in(), password=PASSWORD)).status == 201
+
+
+async def test_keys_of_one_name_are_told_apart_by_their_age(site: Site) -> None:
+    browser = await site.signed_in()
+    await created(site, browser)
+    assert "ci made" not in (await browser.get("/settings/keys")).text
+    site.clock.advance(120)
+    (old,) = await keys(site)
+    path = f"/settings/keys/{old.id}/rotate"
+    await browser.submit(await browser.get(path), path)
+    text = (await browser.get("/settings/keys")).text
+    assert "ci made 2 minutes ago, replaced" in text
+    assert "ci made just now" in text
+
+
 @pytest.mark.parametrize("changes", [{"scope": ["admin:*"]}, {"name": ["a", "b"]}])
 async def test_form_that_the_page_cannot_send_is_refused(site: Site, changes: dict[str, object]) -> None:
     browser = await site.signed_in()

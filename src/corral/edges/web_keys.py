@@ -4,7 +4,8 @@ What gives authority away (a new key, a rotated one, a device that may do more) 
 five minutes ago. What takes authority back never does: revoking must be quick for somebody who has just lost a laptop.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -32,6 +33,7 @@ from corral.edges.web_models import Shelf
 from corral.hub.credentials import Credentials
 from corral.wire.errors import CorralError
 from corral.wire.secrets import Secret
+from corral.wire.text import shown_name
 
 #: value of the form -> (words, days or None for no expiry). The first is what the form begins with (security.md 3).
 _EXPIRIES: dict[str, tuple[str, int | None]] = {
@@ -64,6 +66,15 @@ class _Desk:
     devices: list[Device]
     keys: list[ApiKey]
     revoked: list[ApiKey]
+
+    def live_keys(self, now: datetime) -> list[ApiKey]:
+        """The keys that have not expired either."""
+        return [key for key in self.keys if key.expires_at is None or key.expires_at > now]
+
+    @property
+    def shared_names(self) -> set[str]:
+        """Names that several keys have, as after a rotation; the page tells such keys apart by their age."""
+        return {name for name, count in Counter(key.name for key in self.keys).items() if count > 1}
 
 
 class KeyPages:
@@ -113,6 +124,7 @@ class KeyPages:
             devices=desk.devices,
             keys=desk.keys,
             revoked=desk.revoked,
+            shared_names=desk.shared_names,
             tokens=await self._tokens_of(caller.account),
             choices=[(scope, words, scope in ticked) for scope, words in SCOPE_WORDS.items()],
             expiries=[(value, words) for value, (words, _) in _EXPIRIES.items()],
@@ -141,7 +153,7 @@ class KeyPages:
     async def create(self, request: Request) -> Response:
         """Make a key and show it, once: on the answer to this POST."""
         form, caller, _ = session_form(request)
-        errors = _key_errors(form)
+        errors = _key_errors(form, taken=[key.name for key in (await self._desk_of(caller.account)).live_keys(self._clock.now())])
         if errors:
             return await self._page(caller, _key_draft(form, errors), form.scopes(), status=422)
         stepped = await self._step_up.check(request, form, caller)
@@ -335,10 +347,12 @@ class KeyPages:
         )
 
 
-def _key_errors(form: Form) -> dict[str, str]:
-    errors = {}
-    if not form.text("name").strip():
+def _key_errors(form: Form, *, taken: Sequence[str]) -> dict[str, str]:
+    errors, name = {}, shown_name(form.text("name"))
+    if not name:
         errors["name"] = "Give the key a name, so that you know it again."
+    elif name.lower() in {other.lower() for other in taken}:
+        errors["name"] = f"You have a key named {name} already. Give this one another name, or rotate that one."
     if not form.scopes():
         errors["scope"] = "Tick at least one: a key that may do nothing is of no use."
     if form.text("expires") not in _EXPIRIES:
