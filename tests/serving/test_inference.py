@@ -512,10 +512,42 @@ async def test_chat_images_count_as_tokens_when_it_is_cut() -> None:
 
 
 @pytest.mark.parametrize("fields", [{}, {"raw": True}])
-async def test_generate_too_long_is_refused(fields: dict[str, Any]) -> None:
+@pytest.mark.parametrize("wishes", [{"shift": False}, {"truncate": False}])
+async def test_generate_too_long_is_refused_when_it_may_not_be_cut(fields: dict[str, Any], wishes: dict[str, Any]) -> None:
     with pytest.raises(CorralError) as caught:
-        await Kitchen(context_length=10).generate("word " * 20, **fields)
+        await Kitchen(context_length=10).generate("word " * 20, **fields, **wishes)
     assert (caught.value.message, caught.value.status) == (TOO_LONG, 400)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+async def test_generate_too_long_leaves_out_the_middle(raw: bool) -> None:
+    kitchen = Kitchen(context_length=10)
+    # The fake tokenizer tells each word's length; the template puts `user:` in front.
+    words = ["w" * length for length in range(1, 21)]
+    assert (await kitchen.generate(" ".join(words), raw=raw, options={"num_keep": 2}, format="json"))[-1].done
+    sent = kitchen.runner.calls[-1]
+    assert isinstance(sent, CompletionCall)
+    assert (sent.prompt, sent.context) == ("", (*((1, 2) if raw else (5, 1)), 17, 18, 19, 20))
+    assert sent.grammar_schema is not None
+
+
+async def test_generate_too_long_with_pictures_is_refused() -> None:
+    with pytest.raises(CorralError, match="longer than the context"):
+        await Kitchen(context_length=10).generate("word " * 20, images=[b"x"])
+
+
+@pytest.mark.parametrize(("wanted", "sent"), [({}, 7), ({"num_predict": 3}, 3), ({"num_predict": 500}, 7)])
+async def test_answer_without_shift_ends_with_the_context(wanted: dict[str, Any], sent: int) -> None:
+    kitchen = Kitchen(context_length=10)
+    await kitchen.generate("one two", shift=False, options=wanted)
+    await kitchen.chat("one two", shift=False, options=wanted)
+    assert [call.sampling.values["n_predict"] for call in kitchen.runner.calls] == [sent, sent]
+
+
+async def test_chat_without_shift_that_was_cut_ends_with_the_context() -> None:
+    kitchen = Kitchen(context_length=10)
+    await kitchen.chat(*"abcdefgh", shift=False)
+    assert kitchen.runner.calls[-1].sampling.values["n_predict"] == 2
 
 
 async def test_chat_refused_for_another_reason_keeps_the_engines_words() -> None:

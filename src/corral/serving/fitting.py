@@ -2,6 +2,9 @@
 
 Nobody counts the tokens of a request that fits: that would cost every request two more calls. An engine refuses what is too long
 as bad_request, and only then is the prompt rendered and counted here, so that its text need not be understood.
+
+Runners are loaded so that an answer which fills its context goes on, the oldest half forgotten. Who does not want that (`shift`)
+has the length of the answer bounded instead: Ollama would load the model again, under everybody else's requests.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -30,14 +33,20 @@ async def fitted_events(
     *,
     context_length: int,
     truncate: bool,
+    shift: bool = True,
     shorter: Callable[[int], Call] | None = None,
     droppable: int = 0,
+    as_completion: Callable[[str], CompletionCall] | None = None,
 ) -> AsyncGenerator[Event, None]:
     """The events of a call. truncate: leave out the oldest messages of a chat that is too long, never system messages or the last
-    one. shorter, droppable: the call without so many messages, and how many may go; for a call that is no chat itself. Raises:
-    bad_request with Ollama's text when it cannot be made to fit; whatever the runner raises."""
+    one. shift: the answer may go on when the context is full, and of a completion that is too long the middle may be left out.
+    shorter, droppable: the call without so many messages, and how many may go; for a call that is no chat itself. as_completion:
+    makes a chat a completion, of the prompt that its template gives. Raises: bad_request with Ollama's text when it cannot be
+    made to fit; whatever the runner raises."""
     if isinstance(call, ChatCall):
         shorter, droppable = partial(_without, call), len(call.messages) - 1
+    if not shift and context_length > 0:
+        call = _ending_within(call, context_length - await count_tokens(runner, call))
     events = _started(runner, call)
     try:
         try:
@@ -48,6 +57,12 @@ async def fitted_events(
             fitting = await _shortened(runner, call, context_length, shorter if truncate else None, droppable)
             if fitting is None:
                 raise
+            if isinstance(fitting, _TooLong):
+                fitting = await _without_middle(runner, call, context_length, as_completion) if truncate and shift else None
+                if fitting is None:
+                    raise CorralError("bad_request", TOO_LONG) from error
+            if not shift:
+                fitting = _ending_within(fitting, context_length - await count_tokens(runner, fitting))
             await _close(events)
             events = _started(runner, fitting)
             event = await anext(events, None)
@@ -70,12 +85,12 @@ async def _close(events: AsyncIterator[Event]) -> None:
 
 async def _shortened(
     runner: Runner, call: Call, context_length: int, shorter: Callable[[int], Call] | None, droppable: int
-) -> Call | None:
-    """The call made to fit; None when length was not what the engine disliked. Raises: bad_request."""
+) -> "Call | _TooLong | None":
+    """The call with messages left out, if that helps; None when length was not what the engine disliked."""
     if context_length <= 0 or await count_tokens(runner, call) < context_length:
         return None
     if shorter is None or droppable < 1:
-        raise CorralError("bad_request", TOO_LONG)
+        return _TooLong()
     # Leaving out more never makes a prompt longer, so the fewest messages to leave out are found by halving.
     low, high = 1, droppable
     while low < high:
@@ -85,9 +100,39 @@ async def _shortened(
         else:
             low = middle + 1
     fitting = shorter(low)
-    if await count_tokens(runner, fitting) >= context_length:
-        raise CorralError("bad_request", TOO_LONG)
-    return fitting
+    return fitting if await count_tokens(runner, fitting) < context_length else _TooLong()
+
+
+class _TooLong:
+    """That no message can be left out to make a call fit."""
+
+
+async def _without_middle(
+    runner: Runner, call: Call, context_length: int, as_completion: Callable[[str], CompletionCall] | None
+) -> CompletionCall | None:
+    """A completion with `num_keep` tokens of its beginning and so much of its end that half of what is left of the context stays
+    free; None for what is none. Source: ollama llm/llama_server.go completionPromptForRequest."""
+    if isinstance(call, ChatCall):
+        if as_completion is None or any(map(_media_of, call.messages)):
+            return None
+        call = as_completion(await runner.apply_template(call))
+    if call.suffix:
+        return None
+    beginning = [] if call.context else await runner.tokenize("")
+    tokens = [*call.context, *await runner.tokenize(call.prompt, add_special=not call.context)]
+    wanted = call.sampling.values.get("n_keep", 0)
+    keep = min(len(tokens) if wanted < 0 else wanted + len(beginning), context_length - 1)
+    limit = context_length - max((context_length - keep) // 2, 1)
+    return replace(call, prompt="", context=(*tokens[:keep], *tokens[len(tokens) - (limit - keep) :]))
+
+
+def _ending_within(call: Call, tokens: int) -> Call:
+    """The call with an answer of at most so many tokens; as it is where that leaves none, which the engine will refuse."""
+    values = call.sampling.values
+    wanted = values.get("n_predict", -1)
+    if tokens <= 0 or 0 <= wanted <= tokens:
+        return call
+    return replace(call, sampling=replace(call.sampling, values={**values, "n_predict": tokens}))
 
 
 def _without(call: ChatCall, count: int) -> ChatCall:

@@ -8,9 +8,10 @@ fb30760.
 
 import hashlib
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from datetime import date
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -108,7 +109,9 @@ class Inference:
                 yield self._generated(request, debug_info=await _debug_info(slot.runner, call, request.images))
                 return
             run = _Run(slot, call, started_ns, instead=instead, unsupported=_no_insert(model) if request.suffix else None)
-            async with aclosing(run.chunks(truncate=request.truncate is not False)) as chunks:
+            if isinstance(call, ChatCall):
+                run.as_completion = partial(_completion, call.sampling, request)
+            async with aclosing(run.chunks(truncate=request.truncate is not False, shift=request.shift is not False)) as chunks:
                 async for chunk in chunks:
                     yield self._generated(
                         request, response=chunk.content, thinking=chunk.thinking, logprobs=_logprobs(chunk, request.top_logprobs)
@@ -138,7 +141,7 @@ class Inference:
                 yield self._chatted(request, debug_info=await _debug_info(slot.runner, call, images))
                 return
             run = _Run(slot, call, started_ns)
-            async with aclosing(run.chunks(truncate=request.truncate is not False)) as chunks:
+            async with aclosing(run.chunks(truncate=request.truncate is not False, shift=request.shift is not False)) as chunks:
                 async for chunk in chunks:
                     logprobs = _logprobs(chunk, request.top_logprobs)
                     yield self._chatted(request, chunk.content, thinking=chunk.thinking, logprobs=logprobs)
@@ -300,7 +303,8 @@ class Inference:
 
 class _Run:
     """One call on its way through the engine. finish, calls and the text are complete once `chunks` has ended. instead: the call
-    to make when the engine says that it cannot do such a thing, or else unsupported: what that means."""
+    to make when the engine says that it cannot do such a thing, or else unsupported: what that means. as_completion: see
+    fitted_events."""
 
     def __init__(
         self,
@@ -316,14 +320,15 @@ class _Run:
         self.started_ns = started_ns
         self.calls: list[ToolCall] = []
         self.finish: Finish
+        self.as_completion: Callable[[str], CompletionCall] | None = None
         self._text: list[str] = []
         self._instead = instead
         self._unsupported = unsupported
 
-    async def chunks(self, *, truncate: bool) -> AsyncGenerator[Chunk, None]:
+    async def chunks(self, *, truncate: bool, shift: bool) -> AsyncGenerator[Chunk, None]:
         """Everything worth an event of its own. Raises: engine_failed also for an answer that ends without saying why."""
         finish: Finish | None = None
-        async with _worded(self._unsupported), aclosing(self._events(truncate=truncate)) as events:
+        async with _worded(self._unsupported), aclosing(self._events(truncate=truncate, shift=shift)) as events:
             async for event in events:
                 if isinstance(event, Finish):
                     finish = event
@@ -338,9 +343,9 @@ class _Run:
             raise CorralError("engine_failed", "an error was encountered while running the model: the answer ended early")
         self.finish = finish
 
-    async def _events(self, *, truncate: bool) -> AsyncGenerator[Chunk | Finish, None]:
+    async def _events(self, *, truncate: bool, shift: bool) -> AsyncGenerator[Chunk | Finish, None]:
         try:
-            async with aclosing(self._started(truncate=truncate)) as events:
+            async with aclosing(self._started(truncate=truncate, shift=shift)) as events:
                 async for event in events:
                     yield event
             return
@@ -348,15 +353,22 @@ class _Run:
             if self._instead is None or error.status != HTTPStatus.NOT_IMPLEMENTED:
                 raise
         self.call, self._instead = self._instead, None
-        async with aclosing(self._started(truncate=truncate)) as events:
+        async with aclosing(self._started(truncate=truncate, shift=shift)) as events:
             async for event in events:
                 yield event
 
-    def _started(self, *, truncate: bool) -> AsyncGenerator[Chunk | Finish, None]:
+    def _started(self, *, truncate: bool, shift: bool) -> AsyncGenerator[Chunk | Finish, None]:
         runner, context_length = self.slot.runner, self.slot.context_length
         if isinstance(self.call, RenderedCall):
-            return rendered_events(runner, self.call, context_length=context_length, truncate=truncate)
-        return fitted_events(runner, self.call, context_length=context_length, truncate=truncate)
+            return rendered_events(runner, self.call, context_length=context_length, truncate=truncate, shift=shift)
+        return fitted_events(
+            runner,
+            self.call,
+            context_length=context_length,
+            truncate=truncate,
+            shift=shift,
+            as_completion=self.as_completion,
+        )
 
     async def context(self, earlier: Sequence[int]) -> list[int]:
         """The tokens of prompt and answer, for a later request's `context`; empty where the engine cannot tell, because an answer
@@ -459,6 +471,12 @@ def _messages(model: Model, request: GenerateRequest) -> list[Message]:
         *stored,
         Message(role="user", content=request.prompt, images=request.images),
     ]
+
+
+def _completion(sampling: Sampling, request: GenerateRequest, prompt: str) -> CompletionCall:
+    """A generation as a completion of the prompt that its template gave: of that, the middle can be left out."""
+    schema = completion_schema(request.format)
+    return CompletionCall(prompt=prompt, grammar_schema=schema, sampling=completion_sampling(sampling))
 
 
 def _infill(model: Model, request: GenerateRequest, think: Think, today: date) -> str:

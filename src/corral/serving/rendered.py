@@ -148,9 +148,9 @@ def _said(message: Message) -> Message:
 
 
 async def rendered_events(
-    runner: Runner, call: RenderedCall, *, context_length: int, truncate: bool
+    runner: Runner, call: RenderedCall, *, context_length: int, truncate: bool, shift: bool = True
 ) -> AsyncGenerator[Event, None]:
-    """The events of a rendered chat, thoughts and calls told apart. Raises: as fitted_events."""
+    """The events of a rendered chat, thoughts and calls told apart. truncate, shift: as fitted_events. Raises: as that."""
     prompt = await _without_second_beginning(runner, call.prompt)
     splitter = _Splitter(call, prompt)
     completion = call.completion(prompt)
@@ -165,7 +165,9 @@ async def rendered_events(
 
     # An earlier answer's tokens are not messages that could be left out.
     droppable = 0 if call.context else len(call.messages) - 1
-    events = fitted_events(runner, first, context_length=context_length, truncate=truncate, shorter=shorter, droppable=droppable)
+    events = fitted_events(
+        runner, first, context_length=context_length, truncate=truncate, shift=shift, shorter=shorter, droppable=droppable
+    )
     async with aclosing(events) as answer:
         async for event in answer:
             if isinstance(event, Finish):
@@ -184,16 +186,16 @@ async def rendered_events(
             yield chunk
         else:
             return
-    async for event in _continued(runner, call, prompt, context_length, tokens):
+    async for event in _continued(runner, call, prompt, tokens, context_length=context_length, shift=shift):
         yield event
 
 
 async def _continued(
-    runner: Runner, call: RenderedCall, prompt: str, context_length: int, tokens: int
+    runner: Runner, call: RenderedCall, prompt: str, tokens: int, *, context_length: int, shift: bool
 ) -> AsyncGenerator[Event, None]:
     """The answer under its schema, behind the thoughts. tokens: how many those were; they count as said, not as read."""
     completion = replace(call.completion(prompt + call.raw[0]), grammar_schema=call.schema)
-    events = fitted_events(runner, completion, context_length=context_length, truncate=False)
+    events = fitted_events(runner, completion, context_length=context_length, truncate=False, shift=shift)
     async with aclosing(events) as answer:
         async for event in answer:
             if isinstance(event, Finish):
