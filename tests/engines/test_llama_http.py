@@ -76,6 +76,26 @@ async def test_completion_sends_tokens_before_the_prompt_and_the_schema(server: 
     assert server.asked[0].json["json_schema"] == {"type": "object"}
 
 
+@pytest.mark.parametrize("marker", ["<__media_X9__>", ""])
+async def test_files_stand_where_the_prompt_says_under_the_servers_own_marker(
+    server: RawServer, client: LlamaHttp, marker: str
+) -> None:
+    server.answer("/props", {"media_marker": marker} if marker else {})
+    server.stream(COMPLETION, {"content": "", "stop": True, "stop_type": "eos"})
+    call = CompletionCall(prompt="[img-1] and [img-0], not [img-0] or [img-2]", media=[b"one", b"two"])
+    assert await collect(client.complete(call)) == [Finish(reason="stop", timings=Timings())]
+    marker = marker or "<__media__>"
+    assert server.asked[1].json["prompt"] == {
+        "prompt_string": f"{marker} and {marker}, not [img-0] or [img-2]",
+        "multimodal_data": ["b25l", "dHdv"],
+    }
+
+
+async def test_files_cannot_follow_tokens(client: LlamaHttp) -> None:
+    error = await failure(client.complete(CompletionCall(prompt="[img-0]", context=[1], media=[b"one"])))
+    assert error.code == "not_supported"
+
+
 async def test_suffix_is_asked_for_where_the_engine_fills_gaps(server: RawServer, client: LlamaHttp) -> None:
     server.stream("/infill", {"content": "a", "stop": False}, {"content": "", "stop": True, "stop_type": "eos"})
     call = CompletionCall(prompt="def f(", suffix="return 1", sampling=Sampling(values={"n_predict": 3, "n_discard": -1}))

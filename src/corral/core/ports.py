@@ -386,7 +386,7 @@ class ChatCall:
 class CompletionCall:
     """A prompt sent as it is. context: tokens that go before it. suffix: when set, what stands between prompt and suffix is asked
     for; the engine puts the model's own markers around them. preserved_tokens: special tokens whose text is wanted in the answer,
-    where an engine would leave them out."""
+    where an engine would leave them out. media: files to be seen or heard where `[img-0]`, `[img-1]` … stand in the prompt."""
 
     prompt: str
     suffix: str = ""
@@ -394,6 +394,7 @@ class CompletionCall:
     grammar_schema: dict[str, Any] | None = None
     sampling: Sampling = Sampling()
     preserved_tokens: Sequence[str] = ()
+    media: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ Source: llama.cpp tools/server/README.md.
 """
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -25,6 +26,9 @@ _UNARY_S = 3600.0
 _HEALTH_S, _FRESH_S = 10.0, 5.0
 _ERROR_BYTES = 64 * 1024
 _ANSWER_BYTES = 256 * 1024 * 1024
+
+#: By what llama.cpp knew the place of a file in a prompt before it drew markers at random.
+_OLD_MEDIA_MARKER = "<__media__>"
 
 _NUMBER, _TEXTS = (int, float), (list,)
 #: Sampling options that are handed on, with the types they may have. A name that is not here reaches no engine: a negative
@@ -81,9 +85,14 @@ class _Prompt(msgspec.Struct, gc=False):
     prompt: str
 
 
+class _Properties(msgspec.Struct, gc=False):
+    media_marker: str = ""
+
+
 _embeddings = msgspec.json.Decoder(_Embeddings)
 _tokens = msgspec.json.Decoder(_Tokens)
 _prompts = msgspec.json.Decoder(_Prompt)
+_properties = msgspec.json.Decoder(_Properties)
 
 
 class LlamaHttp:
@@ -123,7 +132,7 @@ class LlamaHttp:
             return self._answer("/infill", body | between, CompletionDecoder())
         # llama.cpp takes tokens and text mixed in one list.
         prompt = [*call.context, call.prompt] if call.context else call.prompt
-        return self._answer("/completion", body | {"prompt": prompt}, CompletionDecoder())
+        return self._answer("/completion", body | {"prompt": prompt}, CompletionDecoder(), media=call.media)
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
         """See Runner.embed."""
@@ -154,7 +163,11 @@ class LlamaHttp:
             # Nothing is known then; to call a runner dead would end the answers that it is giving.
             return is_exhausted(error)
 
-    async def _answer(self, path: str, body: dict[str, Any], decoder: AnswerDecoder) -> AsyncIterator[Chunk | Finish]:
+    async def _answer(
+        self, path: str, body: dict[str, Any], decoder: AnswerDecoder, *, media: Sequence[bytes] = ()
+    ) -> AsyncIterator[Chunk | Finish]:
+        if media:
+            body["prompt"] = await self._with_media(body["prompt"], media)
         async with self._posted(path, body, silence_s=_STREAM_SILENCE_S) as answer:
             while data := await answer.next():
                 for chunk in decoder.feed(data):
@@ -165,16 +178,33 @@ class LlamaHttp:
         for item in end:
             yield item
 
+    async def _with_media(self, prompt: object, media: Sequence[bytes]) -> dict[str, object]:
+        """A prompt whose places for media have the server's own marker, which it draws at random: nobody can write it by chance or
+        on purpose. Raises: not_supported after tokens, which are not text that could hold a marker."""
+        if not isinstance(prompt, str):
+            raise CorralError("not_supported", "pictures cannot follow a context; send the conversation to /api/chat")
+        marker = await self._media_marker()
+        for number in range(len(media)):
+            # Only the first: what a person writes later is text like any other.
+            prompt = prompt.replace(f"[img-{number}]", marker, 1)
+        return {"prompt_string": prompt, "multimodal_data": [base64.b64encode(data).decode() for data in media]}
+
+    async def _media_marker(self) -> str:
+        async with self._posted("/props", None, silence_s=_HEALTH_S) as answer:
+            found = _understood(_properties, await answer.read(_ANSWER_BYTES))
+        return found.media_marker or _OLD_MEDIA_MARKER
+
     async def _unary(self, path: str, body: dict[str, Any]) -> bytes:
         async with self._posted(path, body, silence_s=_UNARY_S) as answer:
             return await answer.read(_ANSWER_BYTES)
 
     @asynccontextmanager
-    async def _posted(self, path: str, body: dict[str, Any], *, silence_s: float) -> AsyncIterator[Answer]:
+    async def _posted(self, path: str, body: dict[str, Any] | None, *, silence_s: float) -> AsyncIterator[Answer]:
         """A good answer, whose connection ends with the block: that is what stops llama.cpp's generation."""
         words = _NO_ANSWER
+        content = None if body is None else _encoder.encode(body)
         try:
-            async with posted(self._address, path, self._headers, _encoder.encode(body), silence_s=silence_s) as answer:
+            async with posted(self._address, path, self._headers, content, silence_s=silence_s) as answer:
                 if answer.status != 200:
                     raise _refusal(answer.status, await answer.read(_ERROR_BYTES))
                 words = _BROKEN_OFF
