@@ -33,7 +33,8 @@ from corral.edges.asgi import (
     server_log,
 )
 from corral.edges.inference_api import inference_endpoints, ps_endpoint
-from corral.local.cloud import Cloud, CloudAccess, RelayedAnswer, route
+from corral.local.cloud import Cloud, CloudAccess, HubRefused, RelayedAnswer, bounded, route
+from corral.local.hub_cache import cacheable
 from corral.local.models import LocalModels, RunsElsewhere
 from corral.wire.discovery import DISCOVERY_PATH
 from corral.wire.errors import CorralError, native_body
@@ -46,7 +47,7 @@ _RESPONSE_HEADERS: Final = (
     ("X-Content-Type-Options", "nosniff"),
     ("Content-Security-Policy", "default-src 'none'; sandbox"),
 )
-_MAX_WHOLE_BYTES: Final = 64 * 1024 * 1024
+_JSON: Final = (("content-type", "application/json; charset=utf-8"),)
 _RUN = "remote model is unavailable"
 _DETAILS = "remote model details are unavailable"
 #: Routes whose model may be one of the hub's -> what is not available when the cloud is off.
@@ -172,19 +173,23 @@ class LocalApi:
 
     async def _relay(self, request: Request, row: Endpoint, model: str, operation: str) -> Response:
         facts = facts_of(request)
-        path, body = row.path, b""
+        path, body, query, verbose = row.path, b"", facts.target.partition("?")[2], None
         if facts.method == "POST":
-            body = raw_request(body_of(request)).with_model(model)
+            raw = raw_request(body_of(request))
+            body = raw.with_model(model)
+            verbose = cacheable(raw.fields) if path == "/api/show" and not query else None
         else:
             path = row.path.replace("{model}", quote(model, safe=":/"))
         try:
             self._cloud.require_on(operation)
-            answer = await self._cloud.relay(
-                facts.method, path, query=facts.target.partition("?")[2], headers=facts.headers, body=body
-            )
+            if verbose is not None:
+                return _whole_response(200, _JSON, await self._cloud.show(model, body, facts.headers, verbose=verbose))
+            answer = await self._cloud.relay(facts.method, path, query=query, headers=facts.headers, body=body)
+        except HubRefused as refused:
+            return _whole_response(refused.reply.status, refused.reply.headers, refused.reply.body)
         except CorralError as error:
             raise _CloudError(error) from error
-        return await _response_of(answer, row.path)
+        return await relayed_response(answer, row.path)
 
 
 def local_app(api: LocalApi, guard: Guard, more: Sequence[Endpoint] = ()) -> App:
@@ -244,7 +249,7 @@ _NAMED_FORMS: Final = {
 }
 
 
-async def _response_of(answer: RelayedAnswer, path: str) -> Response:
+async def relayed_response(answer: RelayedAnswer, path: str) -> Response:
     """A stream goes on as it arrives. Anything else is awaited whole, so that a hub that dies in the middle of it is a 502 and
     not half an object. path: of the route."""
     form = _FORMS.get(answer.media_type)
@@ -253,29 +258,22 @@ async def _response_of(answer: RelayedAnswer, path: str) -> Response:
     if form is not None:
         return _RelayedStream(answer, form)
     try:
-        body = await _whole(answer)
+        body = await bounded(answer)
     except CorralError as error:
         raise _CloudError(error) from error
     finally:
         await answer.close()
-    response = Response(body, answer.status)
-    response.raw_headers = [*_encoded(answer), (b"content-length", str(len(body)).encode())]
+    return _whole_response(answer.status, answer.headers, body)
+
+
+def _encoded(headers: Sequence[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+
+
+def _whole_response(status: int, headers: Sequence[tuple[str, str]], body: bytes) -> Response:
+    response = Response(body, status)
+    response.raw_headers = [*_encoded(headers), (b"content-length", str(len(body)).encode())]
     return response
-
-
-async def _whole(answer: RelayedAnswer) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    async for chunk in answer.chunks():
-        size += len(chunk)
-        if size > _MAX_WHOLE_BYTES:
-            raise CorralError("upstream_failed", f"the hub's answer is larger than {_MAX_WHOLE_BYTES} bytes")
-        parts.append(chunk)
-    return b"".join(parts)
-
-
-def _encoded(answer: RelayedAnswer) -> list[tuple[bytes, bytes]]:
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
 
 
 class _RelayedStream(Response):
@@ -290,7 +288,7 @@ class _RelayedStream(Response):
         self._form = form
         self.status_code = answer.status
         self.background = None
-        self.raw_headers = _encoded(answer)
+        self.raw_headers = _encoded(answer.headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send status and headers, then the body."""

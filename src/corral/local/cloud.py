@@ -9,8 +9,9 @@ survive.
 Source: ollama server/cloud_proxy.go, internal/modelref, server/routes.go; security.md T90.
 """
 
+import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,14 +19,18 @@ import msgspec
 
 from corral.core.ports import HubCall, HubGateway, HubReply, HubStream
 from corral.core.records import Model
+from corral.local.hub_cache import HubCache
 from corral.wire.discovery import origin_of
 from corral.wire.errors import CorralError
 from corral.wire.frames import NDJSON, SSE
 from corral.wire.names import Source, parse_name, parse_reference
+from corral.wire.recommendations import RECOMMENDATIONS_PATH, Recommendation, parse_recommendations
 from corral.wire.signing import connect_url
 
 _MAX_ERROR_BYTES: Final = 64 * 1024
 _MAX_LINK_LENGTH: Final = 2048
+_MAX_WHOLE_BYTES: Final = 64 * 1024 * 1024
+_RECOMMENDATIONS_S: Final = 3.0
 
 #: Of a caller's headers, what says how the answer should look or helps to find it again. An allow-list: there is no end of names
 #: under which gateways and SDKs send credentials, addresses and identities.
@@ -187,14 +192,27 @@ class RelayedAnswer:
         await self._stream.close()
 
 
-class CloudAccess:
-    """The hub, for one device. device_name: this machine's host name, for signin links. version: the level of Ollama's API."""
+class HubRefused(CorralError):
+    """The hub's own answer to a request that it did not grant, to be passed on as it is."""
 
-    def __init__(self, gateway: HubGateway, switch: CloudSwitch, *, device_name: str, version: str) -> None:
+    def __init__(self, status: int, headers: Sequence[tuple[str, str]], body: bytes) -> None:
+        self.reply = HubReply(status=status, headers=headers, body=body)
+        is_passing = status == 429 or status >= 500
+        super().__init__("upstream_failed" if is_passing else "bad_request", f"the hub answered {status}", status=status)
+
+
+class CloudAccess:
+    """The hub, for one device. device_name: this machine's host name, for signin links. version: the level of Ollama's API.
+    cache: for what is asked often, if anything is kept."""
+
+    def __init__(
+        self, gateway: HubGateway, switch: CloudSwitch, *, device_name: str, version: str, cache: HubCache | None = None
+    ) -> None:
         self._gateway = gateway
         self._switch = switch
         self._device_name = device_name
         self._version = version
+        self._cache = cache
 
     @property
     def off_by(self) -> str:
@@ -235,6 +253,46 @@ class CloudAccess:
             "upstream_failed", f"the hub answered {stream.status} with something else than JSON; check the hub's address"
         )
 
+    async def show(self, model: str, body: bytes, headers: Mapping[str, Sequence[str]], *, verbose: bool) -> bytes:
+        """The hub's answer to a request for a model's facts that depends on nothing else, possibly a kept one. Raises: HubRefused
+        for any answer but 200; whatever relay raises."""
+
+        async def fetch() -> bytes:
+            answer = await self.relay("POST", "/api/show", headers=headers, body=body)
+            try:
+                whole = await bounded(answer)
+            finally:
+                await answer.close()
+            if answer.status != 200:
+                raise HubRefused(answer.status, answer.headers, whole)
+            return whole
+
+        return await self._kept(("show", model.lower(), verbose), fetch)
+
+    async def recommendations(self) -> list[Recommendation]:
+        """What the hub recommends; nothing when it is off, away or has nothing to say. No model is recommended from here."""
+
+        async def fetch() -> bytes:
+            call = HubCall(method="GET", path=RECOMMENDATIONS_PATH, headers=[("accept", "application/json")])
+            reply = await self._gateway.send(call)
+            if reply.status != 200:
+                raise HubRefused(reply.status, reply.headers, reply.body)
+            return reply.body
+
+        if self.off_by != "none":
+            return []
+        try:
+            async with asyncio.timeout(_RECOMMENDATIONS_S):
+                return parse_recommendations(await self._kept(("recommendations",), fetch))
+        except (CorralError, TimeoutError):
+            return []
+
+    async def _kept(self, what: Hashable, fetch: Callable[[], Awaitable[bytes]]) -> bytes:
+        if self._cache is None:
+            return await fetch()
+        who = (await self._gateway.signin_base(), self._gateway.device_key().encoded)
+        return await self._cache.get(who, what, fetch)
+
     async def whoami(self) -> dict[str, Any]:
         """The account this device is connected to, as the hub describes it. Raises: unauthorized with a signin link; unavailable
         with the reason (Ollama says only `account unavailable`; docs/divergences.md)."""
@@ -249,10 +307,15 @@ class CloudAccess:
         user = _object(reply.body)
         if not user.get("name"):
             raise await self.not_signed_in(b"")
+        if self._cache is not None:
+            self._cache.note_account(str(user.get("id") or user["name"]))
         return {**user, "plan": user.get("plan") or "free"}
 
     async def sign_out(self) -> None:
         """Disconnect this device at the hub; its key stays. Raises: unauthorized when it was not connected; internal."""
+        # Whatever the hub answers: nobody who asked for this wants to see the account's models any more.
+        if self._cache is not None:
+            self._cache.forget()
         try:
             path = f"/api/user/keys/{self._gateway.device_key().encoded}"
             reply = await self._gateway.send(HubCall(method="DELETE", path=path))
@@ -266,11 +329,25 @@ class CloudAccess:
     async def not_signed_in(self, answer: bytes) -> CorralError:
         """The 401 that clients know how to show. The hub's own link is kept, since it may hold a one-time code, but only when it
         leads to the hub: people are told to open it and sign in there."""
+        if self._cache is not None:
+            self._cache.forget()
         base = await self._gateway.signin_base()
         offered = _object(answer).get("signin_url")
         if not _is_link_to(offered, base):
             offered = connect_url(base, self._device_name, self._gateway.device_key())
         return CorralError("unauthorized", "unauthorized", detail={"signin_url": offered})
+
+
+async def bounded(answer: RelayedAnswer) -> bytes:
+    """The whole body. Raises: upstream_failed for one that is too large, or breaks off."""
+    parts: list[bytes] = []
+    size = 0
+    async for chunk in answer.chunks():
+        size += len(chunk)
+        if size > _MAX_WHOLE_BYTES:
+            raise CorralError("upstream_failed", f"the hub's answer is larger than {_MAX_WHOLE_BYTES} bytes")
+        parts.append(chunk)
+    return b"".join(parts)
 
 
 def _is_link_to(link: object, base: str) -> bool:

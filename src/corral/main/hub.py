@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
+import corral
 from corral.main.services import HubServices, RegistryServices, mirroring_of, open_hub_services, registry_services
 from corral.main.shared import Built, OnReady, repeat, repeated, run, running_models, shortened
 from corral.settings import Settings
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from corral.engines.upstream import UpstreamEngine
     from corral.hub.collector import Collector
     from corral.hub.inference import HostedInference
+    from corral.hub.metering import UsageMeter
+    from corral.hub.web_tools import WebTools
     from corral.serving.runners import Runners
 
 _FLUSH_USES_EVERY_S = 60.0
@@ -34,12 +37,15 @@ async def build_hub(settings: Settings) -> AsyncIterator[Built]:
     from corral.edges.pages import Pages, security_headers
     from corral.edges.registry_door import REGISTRY_PREFIX, registry_challenge, registry_guard
     from corral.edges.web import web_endpoints
+    from corral.edges.web_tools_api import WebToolsApi
 
     async with (
         open_hub_services(settings) as services,
         running_models(settings) as runners,
         _upstreams() as upstreams,
-        _hosted(services, runners, upstreams) as inference,
+        _metering(services) as meter,
+        _web_tools(settings, services, meter) as web_tools,
+        _hosted(services, runners, upstreams, meter) as inference,
         mirroring_of(settings) as mirroring,
     ):
 
@@ -89,8 +95,15 @@ async def build_hub(settings: Settings) -> AsyncIterator[Built]:
             response_headers=security_headers(settings.public_url),
         )
         inference_rows = inference_endpoints(inference, may_run, PUBLIC, upstreams=inference)
+        tools = WebToolsApi(web_tools, lambda: inference.tags(None))
         # The pages come last: the path of a model's page fits nearly everything.
-        rows = [*api.endpoints(), *inference_rows, *_registry_endpoints(settings, services, registry), *web]
+        rows = [
+            *api.endpoints(),
+            *tools.endpoints(),
+            *inference_rows,
+            *_registry_endpoints(settings, services, registry),
+            *web,
+        ]
         flushing = repeated(services.credentials.flush_uses, every_s=_FLUSH_USES_EVERY_S)
         async with flushing, _collecting(registry.collector), _cataloguing(registry):
             yield Built(app=App(rows, options), facts=lambda: _hub_facts(settings, services), release=release)
@@ -115,7 +128,7 @@ def _registry_endpoints(settings: Settings, services: HubServices, built: Regist
 @contextlib.asynccontextmanager
 async def _collecting(collector: "Collector") -> AsyncIterator[None]:
     """Collect now and then while the block runs. Not once more at its end: nobody should wait for that."""
-    from corral.hub.collector import COLLECT_EVERY_S
+    from corral.hub.collector import COLLECT_EVERY_S, COLLECT_FIRST_S
 
     async def collect() -> None:
         try:
@@ -129,7 +142,7 @@ async def _collecting(collector: "Collector") -> AsyncIterator[None]:
             _log.info("collected %d blobs of %d bytes, %d uploads", collected.blobs, collected.size_bytes, collected.uploads)
 
     async with asyncio.TaskGroup() as background:
-        task = background.create_task(repeat(collect, every_s=COLLECT_EVERY_S))
+        task = background.create_task(repeat(collect, every_s=COLLECT_EVERY_S, first_s=COLLECT_FIRST_S))
         try:
             yield
         finally:
@@ -150,23 +163,49 @@ async def _cataloguing(registry: RegistryServices) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _hosted(services: HubServices, runners: "Runners", upstreams: "UpstreamEngine") -> "AsyncIterator[HostedInference]":
-    """Hosted inference on this hub's weights and at upstreams, metered into the database."""
-    from corral.hub.hosting import Hosting
-    from corral.hub.inference import HostedInference
+async def _metering(services: HubServices) -> "AsyncIterator[UsageMeter]":
+    """Usage entries on their way into the database."""
     from corral.hub.metering import FLUSH_EVERY_S, UsageMeter
-    from corral.hub.running import RunningRequests
 
     meter = UsageMeter(services.usage)
     async with repeated(meter.flush, every_s=FLUSH_EVERY_S):
-        yield HostedInference(
-            hosting=Hosting(services.hosted),
-            runners=runners,
+        yield meter
+
+
+@contextlib.asynccontextmanager
+async def _hosted(
+    services: HubServices, runners: "Runners", upstreams: "UpstreamEngine", meter: "UsageMeter"
+) -> "AsyncIterator[HostedInference]":
+    """Hosted inference on this hub's weights and at upstreams, metered into the database."""
+    from corral.hub.hosting import Hosting
+    from corral.hub.inference import HostedInference
+    from corral.hub.running import RunningRequests
+
+    yield HostedInference(
+        hosting=Hosting(services.hosted),
+        runners=runners,
+        usage=meter,
+        running=RunningRequests(services.credentials.is_live),
+        clock=services.clock,
+        upstreams=upstreams,
+        relay=upstreams,
+    )
+
+
+@contextlib.asynccontextmanager
+async def _web_tools(settings: Settings, services: HubServices, meter: "UsageMeter") -> "AsyncIterator[WebTools]":
+    """Web search and fetch, as far as the operator set them up."""
+    from corral.clients.web import PageClient, PublicResolver, SearxngClient, open_page_session, open_search_session
+    from corral.hub.web_tools import WebTools
+
+    user_agent = f"corral/{corral.__version__}"
+    resolver = PublicResolver(settings.web_fetch_networks)
+    async with open_page_session(resolver) as pages, open_search_session() as searches:
+        yield WebTools(
+            engine=SearxngClient(searches, settings.search_url, user_agent=user_agent) if settings.search_url else None,
+            fetcher=PageClient(pages, resolver, user_agent=user_agent) if settings.is_web_fetch_on else None,
             usage=meter,
-            running=RunningRequests(services.credentials.is_live),
             clock=services.clock,
-            upstreams=upstreams,
-            relay=upstreams,
         )
 
 

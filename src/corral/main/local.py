@@ -43,8 +43,11 @@ async def build_local(settings: Settings) -> AsyncIterator[Built]:
     from corral.edges.create_api import CreateApi
     from corral.edges.library_api import transfer_endpoints
     from corral.edges.local_api import LocalApi, local_app
+    from corral.edges.local_cloud_api import LocalCloudApi
     from corral.edges.local_guard import LocalGuard, require_safe_bind
+    from corral.local.background import background_work
     from corral.local.cloud import CloudAccess, CloudSwitch
+    from corral.local.hub_cache import HubCache
     from corral.local.models import LocalModels
     from corral.local.stubs import Remotes, StubModels
     from corral.local.transfer import Transfer
@@ -63,12 +66,14 @@ async def build_local(settings: Settings) -> AsyncIterator[Built]:
         registry_client(settings) as registry,
         running_models(settings) as runners,
         _remote_servers() as elsewhere,
+        background_work() as background,
     ):
         store = _local_store(settings, runners.files_in_use)
         transfer = Transfer(registry, _inbox(settings), store, hub_url=hub_url, is_pruning=not settings.is_prune_off)
         await _tidy(store, settings)
         switch = CloudSwitch(by_env=settings.is_cloud_off, by_config=lambda: is_cloud_off(ollama_home / "server.json"))
-        cloud = CloudAccess(gateway, switch, device_name=device_name(), version=OLLAMA_VERSION)
+        cache = HubCache(SystemClock(), background)
+        cloud = CloudAccess(gateway, switch, device_name=device_name(), version=OLLAMA_VERSION, cache=cache)
         remotes = Remotes(settings.remotes)
         stubs = StubModels(cloud, gateway, elsewhere, remotes=remotes, hub_url=hub_url, clock=SystemClock())
         api = LocalApi(
@@ -90,13 +95,14 @@ async def build_local(settings: Settings) -> AsyncIterator[Built]:
 
         async def release() -> None:
             # Relayed streams wait for the hub, the others for an engine.
+            background.cancel()
             gateway.abandon()
             await elsewhere.close()
             await runners.close()
 
         _prepare_device_key(gateway)
         changes = CreateApi(_library(settings, store, runners, hub_url, transfer.pull_name))
-        rows = [*changes.endpoints(), *transfer_endpoints(transfer)]
+        rows = [*changes.endpoints(), *transfer_endpoints(transfer), *LocalCloudApi(cloud).endpoints()]
         yield Built(app=local_app(api, guard, rows), facts=tell, release=release)
 
 
