@@ -155,9 +155,9 @@ def _functions(tree: ast.Module) -> Iterator[tuple[Function, int]]:
 
 def test_environment_is_read_only_by_settings() -> None:
     readers = [
-        found for attribute in ("environ", "getenv") for found in _uses(attribute, of="os") if not found.startswith("cli.app ")
+        found for attribute in ("environ", "getenv") for found in _uses(attribute, of="os") if not found.startswith("cli.entry ")
     ]
-    assert not readers, f"settings.py turns the mapping that cli.app hands it into values; nobody else reads it: {readers}"
+    assert not readers, f"settings.py turns the mapping that cli.entry hands it into values; nobody else reads it: {readers}"
 
 
 def test_t111_nothing_rebuilds_a_url_from_the_host_header() -> None:

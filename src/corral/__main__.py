@@ -1,6 +1,6 @@
 """`python -m corral`."""
 
-from corral.cli.app import main
+from corral.cli.entry import main
 
 if __name__ == "__main__":
     main()

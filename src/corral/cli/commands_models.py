@@ -9,14 +9,17 @@ import click
 
 from corral.cli import render
 from corral.cli.api import ApiError, LocalApi
+from corral.cli.command import command, installed_models, running_models
 from corral.cli.context import Environment, Failed, json_option, pass_environment
 
 _PARTS = ("license", "modelfile", "parameters", "system", "template")
-_ARRAY_SHOWN = 3
+#: How wide an array may be that is shown whole, its brackets and commas counted as Ollama counts them.
+_ARRAY_WIDTH = 10
+_LINE_WIDTH = 100
 
 
-@click.command("list")
-@click.argument("prefix", default="")
+@command("list")
+@click.argument("prefix", default="", shell_complete=installed_models)
 @json_option
 @pass_environment
 def list_models(environment: Environment, prefix: str, as_json: bool) -> None:
@@ -41,8 +44,8 @@ def _list_row(model: Mapping[str, Any], now: datetime) -> tuple[str, str, str, s
     return model["name"], model["digest"][:12], size, render.relative_time(render.parse_time(model["modified_at"]), now)
 
 
-@click.command()
-@click.argument("prefix", default="")
+@command()
+@click.argument("prefix", default="", shell_complete=running_models)
 @json_option
 @pass_environment
 def ps(environment: Environment, prefix: str, as_json: bool) -> None:
@@ -77,8 +80,8 @@ def processor_text(size_bytes: int, vram_bytes: int) -> str:
     return f"{on_cpu}%/{100 - on_cpu}% CPU/GPU"
 
 
-@click.command()
-@click.argument("model")
+@command()
+@click.argument("model", shell_complete=running_models)
 @pass_environment
 def stop(environment: Environment, model: str) -> None:
     """Unload a running model; requests in flight are finished."""
@@ -90,8 +93,8 @@ def stop(environment: Environment, model: str) -> None:
         raise
 
 
-@click.command()
-@click.argument("model")
+@command()
+@click.argument("model", shell_complete=installed_models)
 @click.option("--license", "parts", flag_value="license", multiple=True, help="Print the licence only.")
 @click.option("--modelfile", "parts", flag_value="modelfile", multiple=True, help="Print the Modelfile only.")
 @click.option("--parameters", "parts", flag_value="parameters", multiple=True, help="Print the parameters only.")
@@ -108,35 +111,44 @@ def show(environment: Environment, model: str, parts: tuple[str, ...], verbose: 
     details = LocalApi(environment.settings).post("/api/show", {"model": model, "verbose": verbose})
     if as_json:
         sys.stdout.write(render.as_json(details))
+    elif "image" in (details.get("capabilities") or []):
+        raise Failed("image generation models are not currently supported")
     elif parts:
-        text = details.get(parts[0]) or ""
-        sys.stdout.write(text if text.endswith("\n") or not text else f"{text}\n")
+        sys.stdout.write(_part_text(parts[0], details.get(parts[0]) or ""))
     else:
         sys.stdout.write(show_text(details, verbose=verbose))
+
+
+def _part_text(part: str, text: str) -> str:
+    """One part as Ollama prints it: a system message and a template to the byte, so that a file made of them is what they are,
+    the others with a line's end. On a terminal every text ends its line, or the prompt would stand behind it."""
+    is_exact = part in ("system", "template") and not (sys.stdout.isatty() and text and not text.endswith("\n"))
+    return text if is_exact else f"{text}\n"
 
 
 def show_text(details: Mapping[str, Any], *, verbose: bool) -> str:
     """The sections of `show`; a section without rows is left out."""
     info = details.get("model_info") or {}
-    sections = [
+    sections: list[tuple[str, Sequence[Sequence[str]]]] = [
         ("Model", _model_rows(details, info)),
-        ("Capabilities", [(capability, "") for capability in details.get("capabilities") or []]),
+        ("Capabilities", [(capability,) for capability in details.get("capabilities") or []]),
         ("Projector", _projector_rows(details.get("projector_info") or {})),
         ("Parameters", _parameter_rows(details.get("parameters") or "")),
     ]
     if verbose:
         sections.append(("Metadata", [(name, _abbreviated(info[name])) for name in sorted(info)]))
         tensors = details.get("tensors") or []
-        sections.append(("Tensors", [(row["name"], f"{row['type']}  {row['shape']}") for row in tensors]))
+        sections.append(("Tensors", [(row["name"], row["type"], _go_text(row["shape"])) for row in tensors]))
     sections.append(("System", _first_lines(details.get("system") or "")))
     sections.append(("License", _first_lines(details.get("license") or "")))
     return "".join(_section(title, rows) for title, rows in sections if rows)
 
 
-def _section(title: str, rows: Sequence[tuple[str, str]]) -> str:
-    width = max(len(name) for name, _ in rows)
-    lines = [f"    {render.plain(name).ljust(width)}    {render.plain(value)}".rstrip() for name, value in rows]
-    return "\n".join([f"  {title}", *lines]) + "\n\n"
+def _section(title: str, rows: Sequence[Sequence[str]]) -> str:
+    # Ollama breaks lines that are longer; here they are whole, and not padded, which would break them on the terminal.
+    is_long = any(len(row[-1]) > _LINE_WIDTH for row in rows)
+    lines = [line.rstrip() if is_long else line for line in render.columns(rows)]
+    return f"  {title}\n" + "".join(f"    {line}\n" for line in lines) + "\n"
 
 
 def _model_rows(details: Mapping[str, Any], info: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -147,13 +159,13 @@ def _model_rows(details: Mapping[str, Any], info: Mapping[str, Any]) -> list[tup
         ("Remote model", details.get("remote_model", "")),
         ("Remote URL", details.get("remote_host", "")),
         ("architecture", family or facts.get("family", "")),
-        ("parameters", render.number(int(count)) if count else facts.get("parameter_size", "")),
+        ("parameters", facts.get("parameter_size") or (render.number(int(count)) if count else "")),
         ("context length", info.get(f"{family}.context_length", facts.get("context_length") or "")),
         ("embedding length", info.get(f"{family}.embedding_length", facts.get("embedding_length") or "")),
         ("quantization", facts.get("quantization_level", "")),
         ("requires", details.get("requires", "")),
     ]
-    return [(name, _whole(value)) for name, value in rows if value not in ("", None)]
+    return [(name, _go_text(value)) for name, value in rows if value not in ("", None)]
 
 
 def _projector_rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -162,10 +174,15 @@ def _projector_rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("architecture", family),
         ("parameters", render.number(int(count)) if count else ""),
-        ("embedding length", info.get(f"{family}.vision.embedding_length", "")),
-        ("dimensions", info.get(f"{family}.vision.projection_dim", "")),
+        ("embedding length", _of_modality(info, family, "embedding_length")),
+        ("dimensions", _of_modality(info, family, "projection_dim")),
     ]
-    return [(name, _whole(value)) for name, value in rows if value not in ("", None)]
+    return [(name, _go_text(value)) for name, value in rows if value not in ("", None)]
+
+
+def _of_modality(info: Mapping[str, Any], family: str, suffix: str) -> Any:
+    values = (info.get(f"{family}.{modality}.{suffix}") for modality in ("vision", "audio"))
+    return next((value for value in values if value is not None), "")
 
 
 def _parameter_rows(text: str) -> list[tuple[str, str]]:
@@ -173,18 +190,35 @@ def _parameter_rows(text: str) -> list[tuple[str, str]]:
     return [(row[0], row[1] if len(row) > 1 else "") for row in rows]
 
 
-def _first_lines(text: str) -> list[tuple[str, str]]:
+def _first_lines(text: str) -> list[tuple[str]]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return [(line, "") for line in lines[:2]] + ([("...", "")] if len(lines) > 2 else [])
+    return [(line,) for line in lines[:2]] + ([("...",)] if len(lines) > 2 else [])
 
 
 def _abbreviated(value: Any) -> str:
+    """A value of the metadata; of an array as many items as a narrow column has room for."""
     if not isinstance(value, list):
-        return _whole(value)
-    shown = " ".join(_whole(item) for item in value[:_ARRAY_SHOWN])
-    return f"[{shown} ...+{len(value) - _ARRAY_SHOWN} more]" if len(value) > _ARRAY_SHOWN else f"[{shown}]"
+        return _go_text(value)
+    width, count = 1, 0
+    for item in value:
+        # As many as fit, and the first in any case.
+        width += len(_go_text(item)) + (2 if count else 0)
+        if width > _ARRAY_WIDTH and count:
+            break
+        count += 1
+    shown = " ".join(_go_text(item) for item in value[:count])
+    return f"[{shown} ...+{len(value) - count} more]" if count < len(value) else f"[{shown}]"
 
 
-def _whole(value: Any) -> str:
-    """A JSON number without a needless `.0`; anything else as text."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+def _go_text(value: Any) -> str:
+    """A JSON value as Go prints it: `true`, `<nil>`, `[1 2]`, and a number without a needless `.0`."""
+    match value:
+        case None:
+            return "<nil>"
+        case bool():
+            return str(value).lower()
+        case float() if value.is_integer():
+            return str(int(value))
+        case list():
+            return f"[{' '.join(_go_text(item) for item in value)}]"
+    return " ".join(str(value).split())

@@ -9,18 +9,28 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from corral.cli import render
+from corral.cli.command import command
 from corral.cli.context import Environment, Failed, pass_environment, wait_for
-from corral.cli.starting import hub_lines, hub_port_advice, local_lines, local_port_advice, parse_model_option
+from corral.cli.starting import hub_lines, hub_port_advice, local_lines, local_port_advice, parse_model_option, taken_text
 
 if TYPE_CHECKING:
-    from corral.settings import Settings
+    from corral.settings import Address, Settings
 
 _SUPERVISED = click.option("--supervised", is_flag=True, hidden=True, help="Report to `corral up` and end when it is gone.")
+_SERVE_VARIABLES = (
+    *("OLLAMA_HOST", "OLLAMA_MODELS", "OLLAMA_CONTEXT_LENGTH", "OLLAMA_KEEP_ALIVE", "OLLAMA_LOAD_TIMEOUT"),
+    *("OLLAMA_NUM_PARALLEL", "OLLAMA_MAX_LOADED_MODELS", "OLLAMA_MAX_QUEUE", "OLLAMA_ORIGINS", "OLLAMA_NO_CLOUD"),
+    *("OLLAMA_NOPRUNE", "OLLAMA_DEBUG", "CORRAL_HUB", "CORRAL_LLAMA_SERVER"),
+)
+_HUB_VARIABLES = (
+    *("CORRAL_HUB_LISTEN", "CORRAL_PUBLIC_URL", "CORRAL_HOME", "CORRAL_DATABASE_URL", "CORRAL_SIGNUP", "CORRAL_QUOTA"),
+    *("CORRAL_MIRROR", "CORRAL_TRUSTED_PROXIES", "CORRAL_LLAMA_SERVER", "OLLAMA_DEBUG"),
+)
 #: What runs a server: (settings, called once the port answers, set to end it).
 Serve = Callable[["Settings", Callable[[dict[str, Any]], None], asyncio.Event], Coroutine[Any, Any, None]]
 
 
-@click.command()
+@command(variables=_SERVE_VARIABLES)
 @_SUPERVISED
 @pass_environment
 def serve(environment: Environment, supervised: bool) -> None:
@@ -28,10 +38,10 @@ def serve(environment: Environment, supervised: bool) -> None:
     from corral.main.local import run_local
 
     settings = environment.settings
-    _run(settings, run_local, local_lines, supervised=supervised, advice=local_port_advice(settings))
+    _run(settings, run_local, local_lines, supervised=supervised, address=settings.local, advice=local_port_advice(settings))
 
 
-@click.command("serve")
+@command("serve", variables=_HUB_VARIABLES)
 @click.option("--workers", type=click.IntRange(min=1), default=1, hidden=True)
 @_SUPERVISED
 @pass_environment
@@ -43,10 +53,10 @@ def hub_serve(environment: Environment, workers: int, supervised: bool) -> None:
         # Sightings of unknown devices and sign-in throttles are kept in memory; workers that do not share them break both.
         raise Failed("this release runs the hub in one worker", "leave --workers out", status=2)
     settings = environment.settings
-    _run(settings, run_hub, hub_lines, supervised=supervised, advice=hub_port_advice(settings))
+    _run(settings, run_hub, hub_lines, supervised=supervised, address=settings.hub_listen, advice=hub_port_advice(settings))
 
 
-@click.command()
+@command(variables=("OLLAMA_HOST", "OLLAMA_MODELS", "CORRAL_HUB_LISTEN", "CORRAL_HOME", "CORRAL_PUBLIC_URL"))
 @click.option("--model", "models", multiple=True, metavar="NAME=FILE", help="Install a GGUF file and offer it on the hub.")
 @pass_environment
 def up(environment: Environment, models: tuple[str, ...]) -> int:
@@ -60,7 +70,16 @@ def up(environment: Environment, models: tuple[str, ...]) -> int:
     return wait_for(Supervisor(environment).run(named))
 
 
-def _run(settings: "Settings", run: Serve, lines: Callable[[dict[str, Any]], str], *, supervised: bool, advice: str) -> None:
+def _run(
+    settings: "Settings",
+    run: Serve,
+    lines: Callable[[dict[str, Any]], str],
+    *,
+    supervised: bool,
+    address: "Address",
+    advice: str,
+) -> None:
+    """Run one server. address: where it listens; advice: what to do when that is taken."""
     from corral.main.shared import set_up_process
     from corral.wire.errors import CorralError
 
@@ -82,7 +101,7 @@ def _run(settings: "Settings", run: Serve, lines: Callable[[dict[str, Any]], str
     except CorralError as error:
         if error.code != "conflict":
             raise
-        raise Failed(error.message, advice) from error
+        raise Failed(taken_text(address), advice) from error
 
 
 def _end_with_parent(stop: asyncio.Event) -> None:

@@ -11,19 +11,22 @@ from urllib.parse import urlsplit
 
 import click
 
-from corral.cli.api import ApiError, LocalApi
+from corral.cli import render
+from corral.cli.api import ApiError, LocalApi, ServerApi
+from corral.cli.command import command, installed_models
 from corral.cli.context import Environment, Failed, pass_environment
 from corral.cli.progress import TransferView, follow
 from corral.wire.errors import CorralError
 
+DEFAULT_HUB = "https://ollama.com"
 _NOT_YOURS = "you are not authorized to push to this namespace, create the model under a namespace you own"
 #: `403: {"errors":[{"code":…,"message":…}]}`: a registry's refusal as the server passes it on.
 _REFUSAL = re.compile(r"(?:pull model manifest: )?(?P<status>[0-9]{3}): (?P<body>\{.*\})", re.DOTALL)
 _insecure = click.option("--insecure", is_flag=True, help="Use plain http for the registry.")
 
 
-@click.command()
-@click.argument("model")
+@command()
+@click.argument("model", shell_complete=installed_models)
 @_insecure
 @pass_environment
 def pull(environment: Environment, model: str, insecure: bool) -> None:
@@ -42,34 +45,49 @@ def pull_model(api: LocalApi, model: str, *, insecure: bool) -> None:
         with contextlib.closing(api.stream("/api/pull", body)) as events:
             is_done = follow(events, view)
     except ApiError as error:
-        raise _pull_failed(error, model) from error
+        raise _pull_failed(api, error, model) from error
     if not is_done:
         raise Failed("the server stopped before the model was here", "run it again; what has arrived is kept")
 
 
-def _pull_failed(error: ApiError, model: str) -> Failed:
-    if error.message.endswith("file does not exist"):
-        return Failed(
-            f"{error.message}: {model}", "check the name; a private model is found only when you are signed in: corral signin"
-        )
+def _pull_failed(api: LocalApi, error: ApiError, model: str) -> Failed:
+    if error.said.endswith("file does not exist"):
+        return Failed(f"{error.message}: {model}", _advice_on_missing(api, model))
+    if error.advice and _hub(api) == DEFAULT_HUB and _is_at_hub(model, DEFAULT_HUB):
+        return Failed(error.message, f"{error.advice}; to use a hub of your own: corral signin --hub URL")
     return _readable(error)
 
 
-@click.command()
-@click.argument("model")
+def _advice_on_missing(api: LocalApi, model: str) -> str:
+    """What to do about a model that a registry does not show. Who is signed in need not be told to."""
+    hub = _hub(api)
+    if hub and not _is_at_hub(model, hub):
+        return "check the name"
+    check = f"check the name ({hub.rstrip('/')}/library)" if hub else "check the name"
+    try:
+        account = str(api.post("/api/me")["name"])
+    except (Failed, KeyError, TypeError):
+        return f"{check}; a private model is found only when you are signed in: corral signin"
+    return f"{check}; if it is a private model, {account} has to be let in by its owner"
+
+
+@command()
+@click.argument("model", shell_complete=installed_models)
 @_insecure
-@click.option("--private", "visibility", flag_value="private", help="Let only its people see the model from now on.")
-@click.option("--public", "visibility", flag_value="public", help="Let everybody pull the model from now on.")
+@click.option("--private", "is_private", is_flag=True, help="Let only its people see the model from now on.")
+@click.option("--public", "is_public", is_flag=True, help="Let everybody pull the model from now on.")
 @pass_environment
-def push(environment: Environment, model: str, insecure: bool, visibility: str | None) -> None:
+def push(environment: Environment, model: str, insecure: bool, is_private: bool, is_public: bool) -> None:
     """Send a model to its registry.
 
     A name without a host means the hub in use; there a new model is private unless --public is given.
     """
+    if is_private and is_public:
+        raise Failed("only one of '--private' or '--public' can be specified", "corral push --help", status=2)
     api = LocalApi(environment.settings)
     body: dict[str, Any] = {"model": model, "name": model, "insecure": insecure}
-    if visibility:
-        body["visibility"] = visibility
+    if is_private or is_public:
+        body["visibility"] = "private" if is_private else "public"
     try:
         with contextlib.closing(api.stream("/api/push", body)) as events:
             is_done = follow(events, TransferView("pushing", monotonic=time.monotonic))
@@ -81,17 +99,17 @@ def push(environment: Environment, model: str, insecure: bool, visibility: str |
 
 
 def _push_failed(error: ApiError) -> Failed:
-    words = error.message.lower()
+    words = error.said.lower()
     if "access denied" in words or "unauthorized" in words:
         return Failed(_NOT_YOURS, "corral whoami says who you are here, corral signin changes it")
-    if error.message.startswith("model '"):
-        return Failed(error.message, "corral list shows what is installed; corral cp gives a model another name")
+    if error.said.startswith("model '"):
+        return Failed(error.said, "corral list shows what is installed; corral cp gives a model another name")
     return _readable(error)
 
 
 def _readable(error: ApiError) -> Failed:
     """The registry's own sentence out of a refusal; any other error as it is."""
-    found = _REFUSAL.fullmatch(error.message)
+    found = _REFUSAL.fullmatch(error.said)
     if found is None:
         return error
     message = _message_in(found["body"])
@@ -113,18 +131,40 @@ def _message_in(body: str) -> str:
 
 
 def _tell_where(api: LocalApi, model: str) -> None:
-    """The page of what was pushed, where there is one: on the hub in use."""
-    from corral.wire.names import DEFAULT_HOST, DEFAULT_TAG, parse_name
+    """The page of what was pushed, where there is one: on the hub in use; and who can pull it from there."""
+    from corral.wire.names import DEFAULT_TAG, parse_name
 
     try:
         name = parse_name(model)
     except CorralError:
         return
-    shown = str(name)
-    hub = _hub(api)
-    if hub and name.host.lower() in (DEFAULT_HOST, urlsplit(hub).netloc.lower()):
+    shown, hub = str(name), _hub(api)
+    is_at_hub = bool(hub) and _is_at_hub(model, hub)
+    if is_at_hub:
         shown = f"{hub.rstrip('/')}/{name.repository}" + ("" if name.tag == DEFAULT_TAG else f":{name.tag}")
     sys.stdout.write(f"\nYou can find your model at:\n\n\t{shown}\n")
+    sys.stdout.flush()
+    if is_at_hub and (line := _visibility_line(hub, name.repository)):
+        render.say(line)
+
+
+def _visibility_line(hub: str, repository: str) -> str:
+    """Who can pull it: what a stranger finds, asked as one; empty when the hub does not say."""
+    try:
+        is_public = ServerApi.of_stranger(hub).has(f"/{repository}")
+    except Failed:
+        return ""
+    return "It is public: everybody can pull it." if is_public else "It is private: only people you let in can pull it."
+
+
+def _is_at_hub(model: str, hub: str) -> bool:
+    """Whether a name means that hub: without a host, or with its own."""
+    from corral.wire.names import DEFAULT_HOST, parse_name
+
+    try:
+        return parse_name(model).host.lower() in (DEFAULT_HOST, urlsplit(hub).netloc.lower())
+    except CorralError:
+        return False
 
 
 def _hub(api: LocalApi) -> str:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from corral.settings import Settings
 
 T = TypeVar("T")
-Command = TypeVar("Command", bound=Callable[..., Any])
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
 class Failed(Exception):
@@ -44,12 +44,12 @@ class Environment:
 pass_environment = click.make_pass_decorator(Environment)
 
 
-def json_option(command: Command) -> Command:
+def json_option(command: Decorated) -> Decorated:
     """`--json`: print the API's objects instead of a table."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(command)
 
 
-def hub_option(command: Command) -> Command:
+def hub_option(command: Decorated) -> Decorated:
     """`--hub URL`."""
     text = "The hub to use. [default: CORRAL_HUB, else the local server's hub, else the one saved by signin, else https://ollama.com]"
     return click.option("--hub", "hub_url", metavar="URL", default="", help=text)(command)

@@ -7,6 +7,7 @@ of bytes, bytes a second, and the time that is left. Source: ollama progress/{ba
 
 import os
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ _REDRAW_EVERY_S: Final = 0.1
 _SPEED_OVER, _SPEED_EVERY_S = 10, 1.0
 _NARROWEST_BAR = 4
 _UP, _CLEAR = "\x1b[A", "\r\x1b[2K"
+#: What turns behind the status that is being worked on.
+_TURNS = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _HIDE, _SHOW = "\x1b[?25l", "\x1b[?25h"
 
 
@@ -96,36 +99,48 @@ class TransferView:
         #: Statuses as they are, bars by their digest; in the order of their first event.
         self._rows: dict[str, Bar | str] = {}
         self._drawn = 0
-        self._drawn_at_s = 0.0
+        #: Guards the rows and the terminal: a thread redraws them while no event comes.
+        self._lock = threading.Lock()
+        self._is_over = threading.Event()
+        self._redrawing: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         if self._is_terminal:
             self._out.write(_HIDE)
+            self._redrawing = threading.Thread(target=self._redraw, daemon=True)
+            self._redrawing.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._is_terminal:
+        if self._redrawing is None:
+            return
+        self._is_over.set()
+        self._redrawing.join()
+        with self._lock:
             self._draw()
             self._out.write(_SHOW)
             self._out.flush()
 
+    def _redraw(self) -> None:
+        while not self._is_over.wait(_REDRAW_EVERY_S):
+            with self._lock:
+                self._draw()
+
     def show(self, event: Mapping[str, Any]) -> None:
         """One event of the server."""
         digest, status = str(event.get("digest") or ""), render.plain(str(event.get("status") or ""))
-        is_new = self._blob(digest, event) if digest else self._status(status)
-        if not self._is_terminal:
-            return
-        now_s = self._monotonic()
-        if is_new or now_s - self._drawn_at_s >= _REDRAW_EVERY_S:
-            self._draw()
-            self._drawn_at_s = now_s
+        with self._lock:
+            is_new = self._blob(digest, event) if digest else self._status(status)
+            if is_new and self._is_terminal:
+                self._draw()
 
     def forget(self) -> None:
         """Take what is on the terminal away, for somebody who goes on with something else."""
         if self._is_terminal:
-            self._out.write((_CLEAR + _UP) * self._drawn + _CLEAR)
-            self._rows.clear()
-            self._drawn = 0
+            with self._lock:
+                self._out.write((_CLEAR + _UP) * self._drawn + _CLEAR)
+                self._rows.clear()
+                self._drawn = 0
 
     def _status(self, status: str) -> bool:
         if not status or status in self._rows:
@@ -172,8 +187,10 @@ class TransferView:
         size = self._size()
         now_s = self._monotonic()
         lines = [
-            row.line(size.columns - 1, now_s) if isinstance(row, Bar) else row[: size.columns - 1] for row in self._rows.values()
+            row.line(size.columns - 1, now_s) if isinstance(row, Bar) else row[: size.columns - 3] for row in self._rows.values()
         ]
+        if lines and not self._is_over.is_set() and not isinstance(list(self._rows.values())[-1], Bar):
+            lines[-1] += f" {_TURNS[int(now_s / _REDRAW_EVERY_S) % len(_TURNS)]}"
         # What has scrolled out cannot be redrawn.
         lines = lines[-(size.lines - 1) :]
         self._out.write(_UP * self._drawn + "".join(f"{_CLEAR}{line}\n" for line in lines))
@@ -187,9 +204,14 @@ def _count(value: Any) -> int:
 
 def follow(events: Iterable[Mapping[str, Any]], view: TransferView) -> bool:
     """Show all events; whether the last one told of success."""
-    last = ""
     with view:
-        for event in events:
-            view.show(event)
-            last = str(event.get("status") or "")
+        return show_all(events, view)
+
+
+def show_all(events: Iterable[Mapping[str, Any]], view: TransferView) -> bool:
+    """As `follow`, in a view that is open already."""
+    last = ""
+    for event in events:
+        view.show(event)
+        last = str(event.get("status") or "")
     return last == "success"

@@ -59,12 +59,27 @@ def plain(text: str) -> str:
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Left-aligned columns, four spaces apart, every row followed by four spaces as in Ollama's own tables; ends in a newline."""
+    head, *lines = columns([headings, *rows])
+    # The heading's own padding ends in one space.
+    return "\n".join([head[:-3], *lines]) + "\n"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of equally many cells as lines, each column as wide as its widest cell and four spaces."""
     cells = [[plain(cell) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in [headings, *cells]) for column in range(len(headings))]
-    head = "    ".join(heading.ljust(width) for heading, width in zip(headings, widths, strict=True))
-    lines = [head + " "] if cells else [head.rstrip() + " "]
-    lines += ["    ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + "    " for row in cells]
-    return "\n".join(lines) + "\n"
+    widths = [max(cell_width(cell) for cell in column) for column in zip(*cells, strict=True)]
+    return [
+        "".join(cell + " " * (width - cell_width(cell) + 4) for cell, width in zip(row, widths, strict=True)) for row in cells
+    ]
+
+
+def cell_width(text: str) -> int:
+    """How many columns of a terminal text takes: two for what is written wide, none for marks that are put above."""
+    if text.isascii():
+        return len(text)
+    import unicodedata  # its tables are large, and names are nearly always plain
+
+    return sum(0 if unicodedata.combining(char) else 1 + (unicodedata.east_asian_width(char) in "WF") for char in text)
 
 
 def facts(pairs: Sequence[tuple[str, str]], *, indent: str = "") -> str:

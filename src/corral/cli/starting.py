@@ -7,7 +7,7 @@ from corral.cli import render
 from corral.cli.context import Failed
 
 if TYPE_CHECKING:
-    from corral.settings import Settings
+    from corral.settings import Address, Settings
 
 
 def parse_model_option(text: str) -> tuple[str, Path]:
@@ -19,6 +19,11 @@ def parse_model_option(text: str) -> tuple[str, Path]:
     if not path.is_file():
         raise Failed(f"there is no file {file}")
     return name, path
+
+
+def taken_text(address: "Address") -> str:
+    """What is wrong when something else listens there already, in the words of Ollama's server."""
+    return f"listen tcp {address.bind}: bind: address already in use"
 
 
 def hub_port_advice(settings: "Settings") -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 from corral.cli import render
 from corral.cli.context import Environment, Failed
-from corral.cli.starting import hub_port_advice, local_port_advice, up_lines
+from corral.cli.starting import hub_port_advice, local_port_advice, taken_text, up_lines
 
 #: Long enough for a first migration on a slow disk.
 _READY_S = 60.0
@@ -63,7 +63,7 @@ class Supervisor:
             try:
                 check_free(address.host, address.port)
             except CorralError as error:
-                raise Failed(error.message, advice) from error
+                raise Failed(taken_text(address), advice) from error
 
     async def _start_and_watch(self, models: Sequence[tuple[str, Path]]) -> int:
         if models and (status := await self._install(models)) != 0:
@@ -99,7 +99,9 @@ class Supervisor:
         child = _Child(name, process)
         self._children.append(child)
         try:
-            return await asyncio.wait_for(child.ready(), _READY_S)
+            # Not wait_for: in Python 3.11 it loses a cancellation that comes together with the line.
+            async with asyncio.timeout(_READY_S):
+                return await child.ready()
         except TimeoutError as error:
             raise Failed(f"the {name} server did not answer within {_READY_S:.0f} s", "look at the lines above") from error
 
@@ -124,7 +126,8 @@ class Supervisor:
         waiting = asyncio.gather(*(child.process.wait() for child in self._children))
         again = asyncio.create_task(self._pass_on(signals))
         try:
-            await asyncio.wait_for(waiting, _END_S)
+            async with asyncio.timeout(_END_S):
+                await waiting
         except TimeoutError:
             for child in self._children:
                 child.signal(signal.SIGKILL)

@@ -10,11 +10,14 @@ Source: ollama parser/parser.go, api/types.go FormatParams, fb30760.
 
 import codecs
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from corral.wire.errors import CorralError
+
+T = TypeVar("T")
 
 #: Far more than any; a licence or a few-shot conversation takes tens of kilobytes.
 MAX_MODELFILE_BYTES = 4 << 20
@@ -187,7 +190,8 @@ class Recipe:
 
 
 def recipe_of(instructions: Iterable[Instruction]) -> Recipe:
-    """What the instructions ask for. Raises: bad_request with Ollama's text for a parameter or version it would not take."""
+    """What the instructions ask for. Raises: bad_request with the line's number, and Ollama's text for a parameter or version it
+    would not take."""
     named: dict[str, list[str]] = {"from": [], "draft": [], "adapter": []}
     fields: dict[str, Any] = {}
     parameters: dict[str, Any] = {}
@@ -207,15 +211,22 @@ def recipe_of(instructions: Iterable[Instruction]) -> Recipe:
             case "parameter" if one.argument == "stop":
                 parameters.setdefault("stop", []).append(one.value)
             case "parameter":
-                parameters[one.argument] = parse_parameter(one.argument, one.value)
+                parameters[one.argument] = _at_line(one, partial(parse_parameter, one.argument))
             case "requires":
-                fields["requires"] = _version(one.value)
+                fields["requires"] = _at_line(one, _version)
             case _:
                 fields[one.command] = one.value
     if parameters:
         fields["parameters"] = parameters
     sources, drafts, adapters = (tuple(names) for names in named.values())
     return Recipe(sources=sources, drafts=drafts, adapters=adapters, fields=fields, deprecated=tuple(deprecated))
+
+
+def _at_line(one: Instruction, read: Callable[[str], T]) -> T:
+    try:
+        return read(one.value)
+    except CorralError as error:
+        raise _error(one.line, error.message) from error
 
 
 def parse_parameter(name: str, text: str) -> object:
