@@ -72,10 +72,13 @@ class FakeRegistryStore:
         wanted = (namespace.lower(), name.lower())
         return next((found for found in self._repositories.values() if _key_of(found) == wanted), None)
 
-    async def add_repository(self, repository: Repository) -> Repository:
+    async def add_repository(self, repository: Repository, *, at_most: int | None = None) -> Repository:
         there = await self.repository(repository.namespace, repository.name)
         if there is not None:
             return there
+        if at_most is not None and len(await self.repositories_of(repository.namespace)) >= at_most:
+            text = f"{repository.namespace} has {at_most} repositories, which is as many as an account may have on this hub"
+            raise CorralError("forbidden", f"{text}; delete one first")
         self._repositories[repository.id] = repository
         self._contents[repository.id] = _Content()
         return repository
@@ -99,6 +102,21 @@ class FakeRegistryStore:
         self._repositories.pop(repository_id, None)
         self._contents.pop(repository_id, None)
         self._uploads = {key: upload for key, upload in self._uploads.items() if upload.repository_id != repository_id}
+
+    async def remove_unused_repositories(self, *, created_before: datetime, limit: int, repository_id: str = "") -> int:
+        unused = [
+            found.id
+            for found in self._repositories.values()
+            if found.created_at < created_before
+            and found.id.startswith(repository_id)
+            and found == replace(found, visibility=Visibility.PRIVATE, readme="", quota_bytes=None, mirrored_from="")
+            and found.updated_at == found.created_at
+            and self._contents[found.id] == _Content()
+            and not any(upload.repository_id == found.id for upload in self._uploads.values())
+        ][:limit]
+        for found_id in unused:
+            await self.remove_repository(found_id)
+        return len(unused)
 
     async def repositories_of(self, namespace: str) -> Sequence[Repository]:
         return sorted((found for found in self._repositories.values() if _key_of(found)[0] == namespace.lower()), key=_key_of)

@@ -26,16 +26,28 @@ LIBRARY = RepositoryName("library", "llama")
 
 
 class RegistryHub:
-    """The registry's services over fakes. quota_bytes: of each account, 0 for none."""
+    """The registry's services over fakes. quota_bytes, max_repositories: of each account, 0 for none."""
 
-    def __init__(self, *, quota_bytes: int = 0, max_open: int = MAX_OPEN_UPLOADS, hosted: MemoryHosting | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        quota_bytes: int = 0,
+        max_repositories: int = 0,
+        max_open: int = MAX_OPEN_UPLOADS,
+        hosted: MemoryHosting | None = None,
+    ) -> None:
         self.clock, self.entropy, self.audit = FakeClock(), SeededEntropy(), MemoryAudit()
         self.accounts = MemoryAccounts()
         self.credentials = MemoryCredentials(self.accounts)
         self.store = FakeRegistryStore(self.accounts)
         self.files = FakeRegistryFiles(self.clock)
         self.repositories = Repositories(
-            store=self.store, accounts=self.accounts, audit=self.audit, clock=self.clock, entropy=self.entropy
+            store=self.store,
+            accounts=self.accounts,
+            audit=self.audit,
+            clock=self.clock,
+            entropy=self.entropy,
+            max_per_account=max_repositories,
         )
         self.quotas = Quotas(store=self.store, files=self.files, accounts=self.accounts, default_bytes=quota_bytes)
         self.links = BlobLinks(

@@ -652,6 +652,40 @@ async def test_t037_referrers_come_in_pieces_of_so_many_and_so_long(store: Regis
     assert ({one.artifact_type for one in typed}, len(typed), has_more) == ({"a/b"}, 3, False)
 
 
+async def test_namespace_holds_so_many_repositories_and_no_more(store: RegistryStore, tiny: Repository) -> None:
+    second = await store.add_repository(repository("ADA/second"), at_most=2)
+    refused = await error_of(store.add_repository(repository("ada/third"), at_most=2))
+    assert (refused.code, await store.repository("ada", "third")) == ("forbidden", None)
+    # Those that are there are, and others have their own.
+    assert await store.add_repository(repository("ada/second"), at_most=2) == second
+    assert await store.add_repository(repository("bob/first"), at_most=2)
+    await store.remove_repository(tiny.id)
+    assert await store.add_repository(repository("ada/third"), at_most=2)
+
+
+async def test_unused_repository_is_one_that_nothing_ever_was_in(store: RegistryStore) -> None:
+    used = {name: await store.add_repository(repository(f"ada/{name}")) for name in ("blob", "upload", "manifest", "readme")}
+    used |= {name: await store.add_repository(repository(f"ada/{name}")) for name in ("public", "quota", "shared")}
+    used["mirror"] = await store.add_repository(repository("reg.example/x", mirrored_from="https://reg.example/x"))
+    used["young"] = await store.add_repository(repository("ada/young", created_at=LATER, updated_at=LATER))
+    await give(store, used["blob"], (WEIGHTS, 7))
+    await store.add_upload(upload(to=used["upload"].id), max_open=9)
+    await store.put_manifest(used["manifest"].id, manifest(), [], now=LATER)
+    await store.remove_manifest(used["manifest"].id, manifest().manifest.digest)
+    await store.change_repository(used["readme"].id, readme="# x")
+    await store.change_repository(used["public"].id, visibility=Visibility.PUBLIC)
+    await store.set_repository_quota(used["quota"].id, 1)
+    await store.set_collaborator(used["shared"].id, BOB.id, Right.PULL)
+    for number in range(3):
+        await store.add_repository(repository(f"bob/unused{number}"))
+    assert await store.remove_unused_repositories(created_before=LATER, limit=1, repository_id="r-bob/unused1") == 1
+    assert await store.remove_unused_repositories(created_before=LATER, limit=1, repository_id="r-ada/blob") == 0
+    assert await store.remove_unused_repositories(created_before=NOON, limit=9) == 0
+    assert await store.remove_unused_repositories(created_before=LATER, limit=1) == 1
+    assert await store.remove_unused_repositories(created_before=LATER, limit=9) == 1
+    assert [found for found in used.values() if await store.repository(found.namespace, found.name) is None] == []
+
+
 # ── Collecting ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from corral.core.records import Principal
+from corral.core.registry import Visibility
 from corral.hub.collector import Collected, Collector
 from corral.hub.links import LEASE
 from corral.hub.uploads import Mounted
@@ -66,7 +68,7 @@ async def test_blob_that_no_manifest_names_goes_when_its_lease_is_past(hub: Coll
     expected = Collected(uploads=1, links=1, blobs=1, size_bytes=7)
     assert await hub.collector.survey() == expected
     assert await hub.collector.survey() == expected
-    assert await hub.collector.collect() == expected
+    assert await hub.collector.collect() == replace(expected, repositories=1)
     assert hub.files.size_of(digest) is None
     assert not await hub.store.is_known_blob(digest)
     assert (await hub.collector.survey()).is_empty
@@ -105,8 +107,30 @@ async def test_idle_upload_goes_with_its_bytes(hub: CollectedHub, alice: Princip
     upload = await hub.start(TINY, alice)
     await hub.registry.append(upload.id, TINY, alice, chunks(b"abc"), length=3)
     hub.clock.advance(LATER_S)
-    assert await hub.collector.collect() == Collected(uploads=1)
+    assert await hub.collector.collect() == Collected(uploads=1, repositories=1)
     assert hub.files.upload_bytes(upload.id) is None
+
+
+async def test_repository_that_no_push_came_to_an_end_in_goes_after_a_day(hub: CollectedHub, alice: Principal) -> None:
+    await hub.start(TINY, alice)
+    await hub.push(RepositoryName("alice", "pushed"), alice)
+    for name in ("described", "opened"):
+        await hub.start(RepositoryName("alice", name), alice)
+    await hub.repositories.set_readme(RepositoryName("alice", "described"), alice, "# To come")
+    await hub.repositories.set_visibility(RepositoryName("alice", "opened"), alice, Visibility.PUBLIC)
+    hub.clock.advance(LATER_S)
+    assert (await hub.collector.collect()).repositories == 1
+    assert [found.name for found in await hub.repositories.visible("alice", alice)] == ["described", "opened", "pushed"]
+
+
+async def test_repository_whose_last_manifest_was_deleted_stays(hub: CollectedHub, alice: Principal) -> None:
+    await hub.start(TINY, alice)
+    hub.clock.advance(1)
+    digest = await hub.push(TINY, alice)
+    await hub.registry.remove_manifest(TINY, str(digest), alice)
+    hub.clock.advance(LATER_S)
+    assert (await hub.collector.collect()).repositories == 0
+    assert [found.name for found in await hub.repositories.visible("alice", alice)] == ["tiny"]
 
 
 async def test_upload_file_without_a_row_goes_and_one_with_a_row_stays(hub: CollectedHub, alice: Principal) -> None:

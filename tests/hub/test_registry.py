@@ -260,6 +260,21 @@ async def test_f15_t036_hostile_manifest_is_refused(hub: RegistryHub, alice: Pri
     assert (await error_of(put(hub, alice, body))).code == "manifest_invalid"
 
 
+@pytest.mark.parametrize(
+    ("body", "reference"),
+    [(b"[]", "latest"), (a_manifest(b"never sent"), "latest"), (a_manifest(), "cloud"), (a_manifest(), "sha256:" + "0" * 64)],
+)
+async def test_refused_manifest_leaves_no_repository(hub: RegistryHub, alice: Principal, body: bytes, reference: str) -> None:
+    await error_of(put(hub, alice, body, reference))
+    assert list(await hub.repositories.visible("alice", alice)) == []
+
+
+async def test_refused_manifest_leaves_a_repository_that_somebody_pushes_to(hub: RegistryHub, alice: Principal) -> None:
+    digest = await hub.push_blob(TINY, alice, b"weights")
+    assert (await error_of(put(hub, alice, a_manifest(b"weights", b"never sent")))).code == "manifest_blob_unknown"
+    assert (await hub.registry.blob(TINY, digest, alice)).size_bytes == 7
+
+
 async def test_f15_t036_manifest_beyond_the_limit_is_refused_by_its_length(hub: RegistryHub, alice: Principal) -> None:
     await hub.push(TINY, alice)
     assert (await error_of(put(hub, alice, b" " * (MAX_MANIFEST_BYTES + 1)))).code == "too_large"

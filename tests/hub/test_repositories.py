@@ -55,6 +55,36 @@ async def publish(hub: RegistryHub, name: RepositoryName, owner: Principal) -> R
     return await hub.repositories.set_visibility(name, owner, Visibility.PUBLIC)
 
 
+# ── How many ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_account_has_so_many_repositories_and_no_more() -> None:
+    hub = RegistryHub(max_repositories=2)
+    alice, bob, admin = await hub.add("Alice"), await hub.add("bob"), await hub.add("root", is_admin=True)
+    for name in ("one", "two"):
+        await hub.repositories.find(RepositoryName("alice", name), Right.PUSH, alice)
+    third = RepositoryName("alice", "three")
+    refused = await error_of(hub.repositories.find(third, Right.PUSH, alice))
+    assert refused.code == "forbidden"
+    text = "Alice has 2 repositories, which is as many as an account may have on this hub; delete one first"
+    assert refused.message == text
+    assert await hub.repositories.find_or_none(third, Right.PUSH, alice) is None
+    await hub.repositories.find(RepositoryName("alice", "TWO"), Right.PUSH, alice)
+    await hub.repositories.find(RepositoryName("bob", "one"), Right.PUSH, bob)
+    # The library is the administrators', who know how large their disk is.
+    for number in range(4):
+        await hub.repositories.find(RepositoryName("library", f"m{number}"), Right.PUSH, admin)
+    await hub.repositories.remove(RepositoryName("alice", "one"), alice)
+    assert (await hub.repositories.find(third, Right.PUSH, alice)).path == "Alice/three"
+
+
+async def test_no_limit_on_repositories_is_none() -> None:
+    hub = RegistryHub(max_repositories=0)
+    alice = await hub.add("alice")
+    for number in range(5):
+        await hub.repositories.find(RepositoryName("alice", f"m{number}"), Right.PUSH, alice)
+
+
 # ── Making one ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -146,8 +146,9 @@ class RegistryStore(Protocol):
         """One indexed read; on the path of every request."""
         ...
 
-    async def add_repository(self, repository: Repository) -> Repository:
-        """Store it; of two who create one at once, both get the one that is there afterwards."""
+    async def add_repository(self, repository: Repository, *, at_most: int | None = None) -> Repository:
+        """Store it; of two who create one at once, both get the one that is there afterwards. Raises: forbidden when its
+        namespace has that many others."""
         ...
 
     async def change_repository(
@@ -158,6 +159,11 @@ class RegistryStore(Protocol):
 
     async def remove_repository(self, repository_id: str) -> None:
         """With its links, tags, uploads and collaborators, and what was hosted from it. Blobs stay until they are collected."""
+        ...
+
+    async def remove_unused_repositories(self, *, created_before: datetime, limit: int, repository_id: str = "") -> int:
+        """Remove repositories that hold nothing, never held a manifest, and of which nobody decided anything; how many those
+        were. repository_id: only that one."""
         ...
 
     async def repositories_of(self, namespace: str) -> Sequence[Repository]:

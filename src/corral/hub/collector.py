@@ -3,6 +3,7 @@
 ```
 upload that nobody touched for a day            its row, then its file
 link of a blob that no manifest names           once its lease is past
+repository that nobody pushed a manifest to     once it is a day old and holds nothing any more
 blob that nobody links                          once its lease is past: condemned, then its file, then its row
 upload file without a row, temporary file       once it is an hour old
 blob file without a row                         once it is a day old: it gets a row with a lease that is past, and goes as above
@@ -23,8 +24,9 @@ from corral.core.registry import RegistryFiles, RegistryStore
 from corral.hub.uploads import IDLE_AFTER, TOMBSTONE_LIFE, Uploads
 from corral.wire.names import Digest
 
-#: How often a running hub collects.
-COLLECT_EVERY_S = 3600.0
+#: How often a running hub collects, and how soon after its start for the first time: what was condemned before a crash can be
+#: neither pushed nor mounted until then.
+COLLECT_EVERY_S, COLLECT_FIRST_S = 3600.0, 10.0
 #: A file without a row may belong to a publication that is under way; none takes this long to come to its row.
 _ORPHAN_AFTER = timedelta(days=1)
 #: Rows of one transaction: those who push wait for it.
@@ -34,11 +36,12 @@ _FAR = timedelta(days=10_000)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
-    """What was removed, or could be. uploads: given up or long finished. links: of blobs to repositories. blobs, size_bytes: that
-    nobody linked any more. files: left behind by killed processes."""
+    """What was removed, or could be. uploads: given up or long finished. links: of blobs to repositories. repositories: that no
+    push came to an end in. blobs, size_bytes: that nobody linked any more. files: left behind by killed processes."""
 
     uploads: int = 0
     links: int = 0
+    repositories: int = 0
     blobs: int = 0
     size_bytes: int = 0
     files: int = 0
@@ -73,15 +76,16 @@ class Collector:
         with self._alone():
             uploads = await self._uploads.purge()
             links = await self._unlink()
+            repositories = await self._remove_repositories()
             known = await self._store.idle_uploads(open_before=self._for_ever, finished_before=self._for_ever)
             files = await self._files.remove_strays(known, now=self._clock.now())
             await self._adopt_orphans()
             blobs, size_bytes = await self._remove_blobs()
-        return Collected(uploads=uploads, links=links, blobs=blobs, size_bytes=size_bytes, files=files)
+        return Collected(uploads=uploads, links=links, repositories=repositories, blobs=blobs, size_bytes=size_bytes, files=files)
 
     async def survey(self) -> Collected:
-        """What `collect` would remove, but for the files that killed processes left of uploads, which are only found by
-        removing them. Changes nothing."""
+        """What `collect` would remove, but for the files that killed processes left of uploads and for repositories that hold
+        nothing, which are only found by removing them. Changes nothing."""
         now = self._clock.now()
         uploads = await self._store.idle_uploads(open_before=now - IDLE_AFTER, finished_before=now - TOMBSTONE_LIFE)
         garbage = await self._store.garbage(now=now)
@@ -103,6 +107,13 @@ class Collector:
             links += removed
             await asyncio.sleep(0)
         return links
+
+    async def _remove_repositories(self) -> int:
+        repositories, before = 0, self._clock.now() - IDLE_AFTER
+        while removed := await self._store.remove_unused_repositories(created_before=before, limit=_AT_ONCE):
+            repositories += removed
+            await asyncio.sleep(0)
+        return repositories
 
     async def _orphans(self) -> list[Digest]:
         """Blob files that no row tells of."""

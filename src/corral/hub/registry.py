@@ -142,12 +142,19 @@ class Registry:
         take it for sent. Raises: manifest_invalid, manifest_blob_unknown, digest_invalid, too_large, storage_full; forbidden for
         a quota.
         """
-        repository = await self._repositories.find(name, Right.PUSH, caller)
+        is_new = await self._repositories.find_or_none(name, Right.PUSH, caller) is None
         digest = _digest_of(reference)
         named = _tags_to_set([*tags] if digest else [reference, *tags])
         new = await _parsed(body, content_type, digest)
-        await self._check_room(repository, new)
-        await self._put(repository, new, named, caller)
+        # Not made before: what cannot be read shall leave no repository behind.
+        repository = await self._repositories.find(name, Right.PUSH, caller)
+        try:
+            await self._check_room(repository, new)
+            await self._put(repository, new, named, caller)
+        except CorralError:
+            if is_new:
+                await self._repositories.remove_unused(repository)
+            raise
         return new.manifest.digest, new.subject
 
     async def _check_room(self, repository: Repository, new: NewManifest) -> None:

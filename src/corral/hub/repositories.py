@@ -16,6 +16,7 @@ A private repository is answered for exactly as one that does not exist, after t
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 
 from corral.core.ports import AccountStore, AuditLog, Clock, Entropy
 from corral.core.records import Account, AuditEvent, Principal, Scope, Visitor
@@ -31,6 +32,8 @@ from corral.wire.text import one_line
 Caller = Principal | Visitor | None
 
 MAX_README_BYTES = 256 << 10
+#: Of one account, unless the hub's settings say otherwise: a script that pushes to ever new names shall not fill the database.
+MAX_REPOSITORIES = 1000
 _ID_BYTES = 12
 #: What each right demands of the credential.
 _SCOPES = {Right.PULL: Scope.PULL, Right.PUSH: Scope.PUSH, Right.DELETE: Scope.PUSH}
@@ -40,10 +43,21 @@ REFUSALS = frozenset({"unauthorized", "forbidden", "name_unknown"})
 
 
 class Repositories:
-    """The hub's repositories and everybody's rights in them."""
+    """The hub's repositories and everybody's rights in them. max_per_account: how many an account may have; 0 sets no limit. The
+    library's are the administrators'."""
 
-    def __init__(self, *, store: RegistryStore, accounts: AccountStore, audit: AuditLog, clock: Clock, entropy: Entropy) -> None:
+    def __init__(
+        self,
+        *,
+        store: RegistryStore,
+        accounts: AccountStore,
+        audit: AuditLog,
+        clock: Clock,
+        entropy: Entropy,
+        max_per_account: int = MAX_REPOSITORIES,
+    ) -> None:
         self._store = store
+        self._max_per_account = max_per_account
         self._accounts = accounts
         self._audit = audit
         self._clock = clock
@@ -55,7 +69,7 @@ class Repositories:
         """The repository, for a caller who may do that in it. A push by whoever owns the namespace makes it, private.
 
         Raises: unauthorized (with the detail `error: insufficient_scope` and the scope to ask for, where another token would
-        help), forbidden, name_unknown.
+        help), forbidden (for one more repository than an account may have as well), name_unknown.
         """
         found = await self._decide(name, right, caller)
         if found is None and right is Right.PUSH and isinstance(caller, Principal):
@@ -179,7 +193,13 @@ class Repositories:
             created_at=now,
             updated_at=now,
         )
-        return await self._store.add_repository(repository)
+        is_bounded = bool(self._max_per_account) and not is_hub_namespace(namespace)
+        return await self._store.add_repository(repository, at_most=self._max_per_account if is_bounded else None)
+
+    async def remove_unused(self, found: Repository) -> None:
+        """Take back a repository that was just made for a push that came to nothing, unless somebody else pushes to it."""
+        moment = self._clock.now() + timedelta(microseconds=1)
+        await self._store.remove_unused_repositories(created_before=moment, limit=1, repository_id=found.id)
 
     # ── What the owner decides ───────────────────────────────────────────────────────────────────────────────────────
 

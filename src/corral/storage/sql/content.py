@@ -86,14 +86,34 @@ def repository_named(connection: sa.Connection, namespace: str, name: str) -> Re
     return repository_of(row) if row else None
 
 
-def add_repository(connection: sa.Connection, repository: Repository) -> Repository:
-    """Store it unless one of that name is there; which one it is now."""
+def add_repository(connection: sa.Connection, repository: Repository, *, at_most: int | None = None) -> Repository:
+    """Store it unless one of that name is there; which one it is now. Raises: forbidden when its namespace has that many."""
     there = repository_named(connection, repository.namespace, repository.name)
     if there is None:
+        _check_count(connection, repository.namespace, at_most)
         shown = {column.name: getattr(repository, column.name) for column in REPOSITORY_FIELDS}
         keys = {"namespace_key": repository.namespace.lower(), "name_key": repository.name.lower()}
         connection.execute(sa.insert(repositories).values({**shown, **keys}))
     return there or repository
+
+
+def _check_count(connection: sa.Connection, namespace: str, at_most: int | None) -> None:
+    others = sa.select(sa.func.count()).where(repositories.c.namespace_key == namespace.lower())
+    if at_most is not None and connection.execute(others).scalar_one() >= at_most:
+        text = f"{namespace} has {at_most} repositories, which is as many as an account may have on this hub; delete one first"
+        raise CorralError("forbidden", text)
+
+
+def unused_repositories(*, created_before: datetime) -> sa.Select[tuple[str]]:
+    """Those that hold nothing, never held a manifest, and of which nobody decided anything."""
+    row = repositories.c
+    is_untouched = (row.visibility == Visibility.PRIVATE) & (row.readme == "") & row.quota_bytes.is_(None)
+    # A push of a manifest is what moves the one time.
+    never_pushed = (row.updated_at == row.created_at) & (row.created_at < created_before) & (row.mirrored_from == "")
+    query = sa.select(row.id).where(is_untouched, never_pushed)
+    for table in (repository_blobs, repository_manifests, uploads, collaborators):
+        query = query.where(~sa.select(sa.literal(1)).where(table.c.repository_id == row.id).exists())
+    return query
 
 
 # ── Blobs ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -89,9 +89,18 @@ class SqlRegistry:
         times = (from_micros(created_at), from_micros(updated_at))
         return content.repository_of((*head, *times, quota_bytes, readme, mirrored_from))
 
-    async def add_repository(self, repository: Repository) -> Repository:
+    async def add_repository(self, repository: Repository, *, at_most: int | None = None) -> Repository:
         """The unique index of names decides between two who create one at once."""
-        return await self._database.write(partial(content.add_repository, repository=repository))
+        return await self._database.write(partial(content.add_repository, repository=repository, at_most=at_most))
+
+    async def remove_unused_repositories(self, *, created_before: datetime, limit: int, repository_id: str = "") -> int:
+        """Looked for on a snapshot, decided again in the transaction, where nobody can begin an upload meanwhile."""
+        unused = content.unused_repositories(created_before=created_before)
+        if repository_id:
+            unused = unused.where(repositories.c.id == repository_id)
+        found = [row.id for row in await self._read(unused.limit(limit))]
+        gone = sa.delete(repositories).where(repositories.c.id.in_(unused.where(repositories.c.id.in_(found))))
+        return await self._database.write(lambda connection: connection.execute(gone).rowcount) if found else 0
 
     async def change_repository(
         self, repository_id: str, *, visibility: Visibility | None = None, readme: str | None = None
