@@ -79,6 +79,7 @@ SETTINGS = {
     "CORRAL_DATABASE_URL": ("SQLite in `CORRAL_HOME`", "The hub's database."),
     "CORRAL_SIGNUP": ("`closed`", "`open`: anyone who reaches the hub may make an account."),
     "CORRAL_QUOTA": ("no limit", "How much each account's repositories may hold: `50GB`. The library has no limit."),
+    "CORRAL_MAX_REPOSITORIES": ("1000", "How many repositories an account may have; 0 sets no limit. The library has none."),
     "CORRAL_MIRROR": (
         "",
         "What the hub fetches from other registries, keeps and serves to everybody, comma-separated: "

@@ -82,7 +82,7 @@ class Settings:
     remotes: hosts in lower case at which stubs may run; none means the hub in use. is_signing: whether commands sign for the
     server at OLLAMA_HOST. logs_requests: whether prompts are written to files. editor: a command line, empty for none.
     kv_cache_type: llama.cpp's name. gpu_overhead_bytes: of each device, to be left alone.
-    public_url: without trailing slash. quota_bytes: of each account's repositories. mirrors: which repositories the hub fetches
+    public_url: without trailing slash. quota_bytes: of each account's repositories; max_repositories: how many those may be. mirrors: which repositories the hub fetches
     from other registries; none by default. search_url: of a SearXNG's JSON. web_fetch_networks: internal ones that pages may be
     fetched from. search_path: where programs are looked for. engine_environ: all variables, of which an engine gets those that
     tell where its libraries and devices are. warnings: sentences to show once when a server starts.
@@ -120,6 +120,7 @@ class Settings:
     database_url: str = ""
     is_signup_open: bool = False
     quota_bytes: int = 0
+    max_repositories: int = 1000
     mirrors: tuple[MirrorRule, ...] = ()
     search_url: str = ""
     is_web_fetch_on: bool = False
@@ -174,6 +175,7 @@ class Settings:
             database_url=_database_url(read.text("CORRAL_DATABASE_URL")),
             is_signup_open=read.choice("CORRAL_SIGNUP", ("closed", "open")) == "open",
             quota_bytes=read.size("CORRAL_QUOTA", 0),
+            max_repositories=read.count("CORRAL_MAX_REPOSITORIES", 1000),
             mirrors=tuple(_mirror_rule(word) for word in read.words("CORRAL_MIRROR")),
             search_url=_search_url(read.text("CORRAL_SEARCH_URL")),
             is_web_fetch_on=read.choice("CORRAL_WEB_FETCH", ("off", "on")) == "on",

@@ -330,6 +330,7 @@ def collect(environment: Environment, dry_run: bool, as_json: bool) -> None:
     rows = [
         ("blobs", str(collected.blobs), render.size(collected.size_bytes)),
         ("links", str(collected.links), ""),
+        ("repositories", str(collected.repositories), ""),
         ("uploads", str(collected.uploads), ""),
         ("files", str(collected.files), ""),
     ]

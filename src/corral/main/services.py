@@ -179,7 +179,14 @@ def registry_services(settings: Settings, services: HubServices, mirroring: "Mir
         SqlAccounts(services.database),
     )
     files = UploadFiles(home / "blobs", home / "cache")
-    repositories = Repositories(store=store, accounts=people, audit=services.audit, clock=clock, entropy=entropy)
+    repositories = Repositories(
+        store=store,
+        accounts=people,
+        audit=services.audit,
+        clock=clock,
+        entropy=entropy,
+        max_per_account=settings.max_repositories,
+    )
     quotas = Quotas(store=store, files=files, accounts=people, default_bytes=settings.quota_bytes)
     links = BlobLinks(repositories=repositories, quotas=quotas, store=store, files=files, clock=clock)
     uploads = Uploads(

@@ -174,9 +174,12 @@ async def repeated(work: Callable[[], Awaitable[None]], *, every_s: float) -> As
             await work()
 
 
-async def repeat(work: Callable[[], Awaitable[None]], *, every_s: float) -> None:
+async def repeat(work: Callable[[], Awaitable[None]], *, every_s: float, first_s: float | None = None) -> None:
+    """Do the work again and again. first_s: how long until the first time, where that is another pause."""
+    pause_s = every_s if first_s is None else first_s
     while True:
-        await asyncio.sleep(every_s)
+        await asyncio.sleep(pause_s)
+        pause_s = every_s
         try:
             await work()
         except Exception:  # noqa: BLE001 - the outermost loop of a background task: one failure does not end the series
