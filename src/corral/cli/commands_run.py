@@ -18,6 +18,7 @@ import click
 from corral.cli.answers import explained, figures, show_answer
 from corral.cli.api import ApiError, LocalApi
 from corral.cli.attachments import take_attachments
+from corral.cli.command import Command, installed_models
 from corral.cli.context import Environment, Failed, pass_environment
 from corral.cli.repl_state import ModelFacts, Session, is_cloud
 from corral.cli.repl_state import parse_think as think_of
@@ -42,7 +43,7 @@ class _Given:
         return bool(self.words) or self.is_piped or not sys.stdout.isatty()
 
 
-class _RunCommand(click.Command):
+class _RunCommand(Command):
     """Takes a bare `--think` as `--think=true`, and never the word behind it, which is the prompt's first."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -51,8 +52,8 @@ class _RunCommand(click.Command):
         return super().parse_args(ctx, ["--think=true" if word == "--think" else word for word in args[:end]] + args[end:])
 
 
-@click.command(cls=_RunCommand)
-@click.argument("model")
+@click.command(cls=_RunCommand, variables=("OLLAMA_HOST", "OLLAMA_EDITOR", "OLLAMA_NOHISTORY"))
+@click.argument("model", shell_complete=installed_models)
 @click.argument("prompt", nargs=-1)
 @click.option("--verbose", is_flag=True, help="Print counts and speeds after the answer.")
 @click.option("--format", "answer_format", default="", metavar="FORMAT", help="`json`, or a JSON schema.")
@@ -82,7 +83,7 @@ def run(
 ) -> None:
     """Run a model: answer PROMPT, or talk with it when there is none.
 
-    What is piped in comes before the prompt. In a conversation, /? tells what it understands.
+    Piped input comes before the prompt; in a conversation, /? lists commands.
     """
     wanted = Session(
         model=model,
