@@ -2,14 +2,17 @@
 
 import io
 import json
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import corral
 from corral.cli.answers import figures
 from corral.cli.app import run
-from corral.cli.commands_run import parse_format, parse_think
+from corral.cli.commands_run import parse_format, parse_keep_alive, parse_think
 from corral.cli.context import Failed
 from fakes_cli import FakeServer, fake_server
 
@@ -96,8 +99,7 @@ def test_run_of_a_hosted_model_without_signin_says_where_and_how(capsys: pytest.
     with fake_server({**SHOW, "POST /api/generate": (401, refusal)}) as server:
         assert run(["run", "m:1b-cloud", "hi"], env(server)) == 1
     assert capsys.readouterr().err == (
-        "Error: not signed in to localhost:11435\n"
-        "→ corral signin, or open http://localhost:11435/connect?name=finch&key=c3No\n"
+        "Error: not signed in to localhost:11435\n→ corral signin, or open http://localhost:11435/connect?name=finch&key=c3No\n"
     )
 
 
@@ -177,3 +179,89 @@ def test_run_of_a_cloud_model_that_is_not_offered_names_the_hub(
     with fake_server(answers) as server:
         assert run(["run", "x:1b-cloud", "hi"], env(server)) == 1
     assert capsys.readouterr().err == f"Error: {said}\n"
+
+
+def test_run_of_a_cloud_model_keeps_its_stub(capsys: pytest.CaptureFixture[str], stdin: io.StringIO) -> None:
+    answers = {
+        **SHOW,
+        "GET /api/tags": (200, {"models": [{"name": "other:cloud"}]}),
+        "POST /api/pull": (500, {"error": "no such stub"}),
+        "POST /api/generate": (200, STREAM),
+    }
+    with fake_server(answers) as server:
+        assert run(["run", "m:1b:cloud", "hi"], env(server)) == 0
+        assert [request.path for request in server.seen] == ["/api/show", "/api/tags", "/api/pull", "/api/generate"]
+        assert server.seen[2].body == {"model": "m:1b-cloud", "name": "m:1b-cloud", "stream": False}
+        server.answers["GET /api/tags"] = (200, {"models": [{"name": "M:1b-cloud"}]})
+        assert run(["run", "m:1b:cloud", "hi"], env(server)) == 0
+        assert [request.path for request in server.seen[4:]] == ["/api/show", "/api/tags", "/api/generate"]
+    assert capsys.readouterr().err == ""
+
+
+def test_run_of_a_model_that_can_think_asks_for_it(stdin: io.StringIO) -> None:
+    show = {"POST /api/show": (200, {"capabilities": ["completion", "thinking"]})}
+    with fake_server({**show, "POST /api/generate": (200, STREAM)}) as server:
+        run(["run", "m", "hi"], env(server))
+        run(["run", "m", "--think=false", "hi"], env(server))
+    assert [request.body["think"] for request in server.seen if request.path == "/api/generate"] == [True, False]
+
+
+def test_run_of_a_model_that_makes_pictures_is_refused(capsys: pytest.CaptureFixture[str], stdin: io.StringIO) -> None:
+    with fake_server({"POST /api/show": (200, {"capabilities": ["image"]})}) as server:
+        assert run(["run", "m", "a cat"], env(server)) == 1
+    assert capsys.readouterr().err == "Error: image generation models are not currently supported\n"
+
+
+@pytest.mark.parametrize(("text", "value"), [("", ""), ("5m", "5m"), ("-1", -1.0), ("30", 30.0), ("-1s", "-1s")])
+def test_keep_alive_is_a_duration_or_seconds(text: str, value: object) -> None:
+    assert parse_keep_alive(text) == value
+
+
+def test_keep_alive_of_another_text_is_wrong_usage() -> None:
+    with pytest.raises(Failed, match='invalid value for --keepalive: "soon"'):
+        parse_keep_alive("soon")
+
+
+SEEING = {"POST /api/show": (200, {"capabilities": ["completion", "vision"]}), "POST /api/generate": (200, STREAM)}
+
+
+@pytest.mark.parametrize(
+    ("words", "piped", "prompt", "count"),
+    [
+        (["what is", "{path}"], "", "what is", 1),
+        (["what is {path}?"], "page", "page what is ?", 1),
+        ([], "what is {path}?", "what is ?", 1),
+        (["summarise"], "see {path}", "see {path} summarise", 0),
+    ],
+)
+def test_run_sends_pictures_that_the_person_named(
+    words: list[str], piped: str, prompt: str, count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], stdin: io.StringIO
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n")
+    stdin.write(piped.format(path=path))
+    stdin.seek(0)
+    with fake_server(SEEING) as server:
+        assert run(["run", "m", *(word.format(path=path) for word in words)], env(server)) == 0
+    body = server.seen[-1].body
+    assert (body["prompt"], len(body.get("images", []))) == (prompt.format(path=path), count)
+    assert capsys.readouterr().err == (f"Added image '{path}'\n" if count else "")
+
+
+def test_run_of_a_model_that_does_not_see_sends_the_path_as_text(tmp_path: Path, stdin: io.StringIO) -> None:
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with fake_server({**SHOW, "POST /api/generate": (200, STREAM)}) as server:
+        run(["run", "m", f"what is {tmp_path}/a.png"], env(server))
+    assert server.seen[-1].body == {"model": "m", "prompt": f"what is {tmp_path}/a.png"}
+
+
+def test_run_imports_nothing_that_only_a_conversation_needs(stdin: io.StringIO) -> None:
+    code = (
+        "import sys, io; sys.stdin = io.StringIO(); from corral.cli.app import run; "
+        "run(sys.argv[1:], {'OLLAMA_HOST': '127.0.0.1:9'}); print(*sys.modules)"
+    )
+    source = str(Path(corral.__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", "m", "hi"], env={"PYTHONPATH": source}, capture_output=True, text=True, check=True
+    )
+    assert {"prompt_toolkit", "asyncio", "msgspec", "rich", "subprocess"} & set(done.stdout.split()) == set()

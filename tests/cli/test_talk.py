@@ -128,3 +128,83 @@ def test_verbose_conversation_prints_figures(tmp_path: Path, capsys: pytest.Capt
 def test_question_that_begins_with_a_path_goes_to_the_model(tmp_path: Path) -> None:
     server = converse("/etc/hosts is what?\r/bye\r", tmp_path, {"POST /api/chat": (200, CHAT)})
     assert len(chats(server)) == 1
+
+
+def test_stored_conversation_is_shown_before_the_first_question(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = ({"role": "system", "content": "s"}, {"role": "user", "content": "a\nb"}, {"role": "assistant", "content": "c"})
+    converse("/bye\r", tmp_path, {}, facts=ModelFacts(messages=stored))
+    assert capsys.readouterr().out == ">>> a\n... b\nc\n\n"
+
+
+def test_settings_of_the_session_go_with_every_question(tmp_path: Path) -> None:
+    typed = "/set parameter seed 1\r/set format json\r/set system Be brief.\rhi\r/bye\r"
+    server = converse(typed, tmp_path, {"POST /api/chat": (200, CHAT)}, keep_alive="5m")
+    assert server.seen[-1].body == {
+        "model": "m",
+        "format": "json",
+        "keep_alive": "5m",
+        "options": {"seed": 1},
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}],
+    }
+
+
+def test_other_model_answers_after_load(tmp_path: Path) -> None:
+    answers = {"POST /api/show": (200, {"capabilities": []}), "POST /api/chat": (200, CHAT)}
+    server = converse("one\r/load n\rtwo\r/bye\r", tmp_path, answers)
+    assert [(request.body["model"], len(request.body["messages"])) for request in server.seen if request.path == "/api/chat"] == [
+        ("m", 1),
+        ("n", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (
+            404,
+            {"error": "model 'm:latest' not found"},
+            "not found\n→ /list shows what is installed, /load goes on with another model",
+        ),
+        (429, {"error": "too many requests"}, "too many requests\n→ wait a little and ask again"),
+        (
+            401,
+            {"error": "unauthorized", "signin_url": "https://h.test/connect?x"},
+            "not signed in to h.test\n→ corral signin, or open",
+        ),
+    ],
+)
+def test_refusal_brings_the_prompt_back(
+    status: int, body: dict[str, str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = converse("one\rtwo\r/bye\r", tmp_path, {"POST /api/chat": (status, body)})
+    assert [len(messages) for messages in chats(server)] == [1, 1]
+    assert capsys.readouterr().err.count(said) == 2
+
+
+def test_command_that_the_server_refuses_brings_the_prompt_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    converse("/show info\r/list\r/save x\r/bye\r", tmp_path, {"POST /api/show": (500, {"error": "broken"})})
+    assert capsys.readouterr().err.count("Error: ") == 3
+
+
+def test_pictures_go_with_the_question_and_a_file_of_another_kind_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "b.png").write_text("no picture")
+    typed = f"what is {tmp_path}/a.png\rand {tmp_path}/b.png\r/bye\r"
+    server = converse(typed, tmp_path, {"POST /api/chat": (200, CHAT)}, facts=ModelFacts(takes_media=True))
+    assert chats(server) == [[{"role": "user", "content": "what is", "images": ["iVBORw0KGgo="]}]]
+    err = capsys.readouterr().err
+    assert f"Added image '{tmp_path}/a.png'" in err
+    assert f"Error: couldn't process file '{tmp_path}/b.png'" in err
+
+
+def test_ctrl_j_adds_a_line(tmp_path: Path) -> None:
+    server = converse("one\ntwo\r/bye\r", tmp_path, {"POST /api/chat": (200, CHAT)})
+    assert chats(server)[0][0]["content"] == "one\ntwo"
+
+
+def test_keys_of_readline_move_and_delete(tmp_path: Path) -> None:
+    # Two words, back by one, delete it to the end, to the beginning an X, one to the right, delete that character.
+    server = converse("ab cd\x1bb\x0b\x01X\x06\x04\r/bye\r", tmp_path, {"POST /api/chat": (200, CHAT)})
+    assert chats(server)[0][0]["content"] == "Xa "
