@@ -25,8 +25,8 @@ async def test_administration_is_refused_to_others_by_page_and_form(site: Site) 
 async def test_accounts_are_listed_with_what_can_be_done_to_them(site: Site) -> None:
     browser = await site.signed_in("alice")
     text = (await browser.get("/admin")).text
-    assert "alice alice@example.org administrator 2026-09-21 0 B 0 tokens active you" in text
-    assert "bob bob@example.org member 2026-09-21 0 B 0 tokens active Disable" in text
+    assert "alice administrator alice@example.org 2026-09-21 0 B 0 tokens active you" in text
+    assert "bob bob@example.org 2026-09-21 0 B 0 tokens active Disable" in text
     assert "Sign-up is open" in text
 
 
@@ -38,7 +38,7 @@ async def test_accounts_are_listed_with_what_they_store_and_use(site: Site) -> N
     await site.push("library/big")
     await site.usage.add([used(site, bob.id, tokens=40_000)])
     text = (await (await site.signed_in("alice")).get("/admin")).text
-    assert "bob bob@example.org member 2026-09-21 140 B of 200 B 120 k tokens active" in text
+    assert "bob bob@example.org 2026-09-21 140 B of 200 B 120 k tokens active" in text
     assert "The library stores 143 B ." in text
 
 

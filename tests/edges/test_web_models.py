@@ -115,7 +115,7 @@ async def test_t29_namespace_without_anything_to_see_is_like_one_without_an_acco
     missing = without_number(await visitor.get("/nobody"))
     assert without_number(await visitor.get("/bob")) == missing
     own = await bob.get("/Bob")
-    assert (own.status, "You have not pushed a model yet" in own.text, "corral push bob/MODEL" in own.text) == (200, True, True)
+    assert (own.status, "You have no model here" in own.text, "corral push bob/MODEL" in own.text) == (200, True, True)
 
 
 async def test_collaborator_finds_what_they_were_let_into(pushed: Site) -> None:

@@ -130,7 +130,7 @@ def test_owner_works_by_keyboard_without_scripts_on_a_phone(alice: Stack, browse
     press("link", "Delete alice/tiny…")
     page.get_by_label("Type alice/tiny to delete it").fill("alice/tiny")
     press("button", "Delete it")
-    expect(page.get_by_role("heading", name="You have not pushed a model yet")).to_be_visible()
+    expect(page.get_by_role("heading", name="You have no model here")).to_be_visible()
     context.close()
 
 

@@ -22,6 +22,7 @@ from corral.core.ports import Clock
 from corral.core.records import Principal, Scope
 from corral.edges.asgi import Failure
 from corral.wire.browser import safe_next
+from corral.wire.errors import CorralError
 from corral.wire.units import format_count, format_size
 
 _HERE = Path(__file__).parent
@@ -132,7 +133,8 @@ class Pages:
         """The page for a failure that no form can show in place, with the head that all pages have."""
         error = failure.error
         heading, advice = _EXPLAINED.get(error.code, _SERVER_ERROR if error.status >= 500 else _CLIENT_ERROR)
-        text = "" if error.status >= 500 or error.code == "unauthorized" else error.message
+        # What an error says by itself, the heading says already.
+        is_told = error.status >= 500 or error.code == "unauthorized" or error.message == CorralError(error.code).message
         # A key or a device has no session, and the head is a browser's.
         caller = failure.caller if failure.caller is not None and failure.caller.session is not None else None
         page = {
@@ -142,7 +144,7 @@ class Pages:
             "error": error,
             "heading": heading,
             "advice": advice,
-            "text": text if text.lower() != heading.lower() else "",
+            "text": "" if is_told else error.message,
             "way_on": _way_on(replace(failure, caller=caller)),
             "request_id": failure.request_id,
         }
@@ -153,7 +155,7 @@ class Pages:
 _EXPLAINED = {
     "unauthorized": ("Sign in first", "You are not signed in, or you were signed out in the meantime. Nothing was changed."),
     "not_found": ("There is nothing here", "The address may be mistyped, or what was here is gone or not visible to you."),
-    "forbidden": ("You may not do that", "Nothing was changed."),
+    "forbidden": ("You may not do that", "If you should be able to, ask whoever runs this hub."),
     "method_not_allowed": ("That is not how this page works", "Go back and use the form on the page."),
     "gone": ("That link no longer works", "Links of this kind work once and for a short time. Ask for a new one."),
     "rate_limited": ("Too many tries", "Wait a little, then try again."),

@@ -450,7 +450,7 @@ def quota_note(quota_bytes: int | None) -> str:
     """A quota as the audit log tells it. Raises: invalid."""
     if quota_bytes is not None and quota_bytes < 0:
         raise CorralError("invalid", "a quota is a number of bytes", detail={"field": "quota_bytes"})
-    return "none" if quota_bytes is None else f"{quota_bytes} bytes"
+    return "none" if quota_bytes is None else f"{quota_bytes:,} bytes"
 
 
 def _life(account: Account) -> tuple[timedelta, timedelta]:
