@@ -8,6 +8,7 @@ import pytest
 
 from corral.cli.api import LocalApi
 from corral.cli.cloud_suggestion import pull_or_suggest, suggested_name
+from corral.cli.commands_transfer import pull_model
 from corral.cli.context import Environment, Failed
 from fakes_cli import FakeServer, fake_server
 
@@ -28,7 +29,8 @@ def pull(answers: dict[str, tuple[int, Any]], model: str = "x", *, insecure: boo
             pulls = iter([MISSING["POST /api/pull"], (200, [{"status": "success"}])])
             server.vary["POST /api/pull"] = lambda: next(pulls)
         api = LocalApi(Environment({"HOME": "/nonexistent", "OLLAMA_HOST": server.host}).settings)
-        return pull_or_suggest(api, model, insecure=insecure, verb="run"), server
+        pulled = pull_or_suggest(api, model, lambda name: pull_model(api, name, insecure=insecure), insecure=insecure, verb="run")
+        return pulled, server
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Source: ollama cmd/cloud_suggest.go, fb30760.
 
 import json
 import sys
+from collections.abc import Callable
 
 import click
 
@@ -13,13 +14,12 @@ from corral.cli.api import ApiError, LocalApi
 from corral.cli.context import Failed
 
 
-def pull_or_suggest(api: LocalApi, model: str, *, insecure: bool, verb: str) -> str:
-    """Pull a model, or the cloud's of that name when there is only that one and the person says yes. verb: of the command that is
-    advised, where there is nobody to ask. Returns the name of what was pulled. Raises: Failed."""
-    from corral.cli.commands_transfer import pull_model
-
+def pull_or_suggest(api: LocalApi, model: str, pull: Callable[[str], None], *, insecure: bool, verb: str) -> str:
+    """Pull a model, or the cloud's of that name when there is only that one and the person says yes. pull: does it;
+    insecure: whether by plain http; verb: of the command that is advised, where there is nobody to ask. Returns the name of what
+    was pulled. Raises: Failed."""
     try:
-        pull_model(api, model, insecure=insecure)
+        pull(model)
     except Failed as error:
         suggested = _suggested(api, model, error, insecure=insecure)
         if not suggested:
@@ -31,7 +31,7 @@ def pull_or_suggest(api: LocalApi, model: str, *, insecure: bool, verb: str) -> 
             raise
     else:
         return model
-    pull_model(api, suggested, insecure=insecure)
+    pull(suggested)
     return suggested
 
 

@@ -131,8 +131,9 @@ def _show_or_pull(api: LocalApi, model: str, *, insecure: bool) -> tuple[str, Mo
         if is_cloud(model):
             raise _not_offered(api, model) from error
     from corral.cli.cloud_suggestion import pull_or_suggest
+    from corral.cli.commands_transfer import pull_model
 
-    pulled = pull_or_suggest(api, model, insecure=insecure, verb="run")
+    pulled = pull_or_suggest(api, model, lambda name: pull_model(api, name, insecure=insecure), insecure=insecure, verb="run")
     return pulled, ModelFacts.of(_show(api, pulled))
 
 

@@ -34,7 +34,10 @@ def pull(environment: Environment, model: str, insecure: bool) -> None:
 
     A name without a host means the hub in use. What was begun before goes on where it was.
     """
-    pull_model(LocalApi(environment.settings), model, insecure=insecure)
+    from corral.cli.cloud_suggestion import pull_or_suggest
+
+    api = LocalApi(environment.settings)
+    pull_or_suggest(api, model, lambda name: pull_model(api, name, insecure=insecure), insecure=insecure, verb="pull")
 
 
 def pull_model(api: LocalApi, model: str, *, insecure: bool) -> None:
