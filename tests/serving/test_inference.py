@@ -425,9 +425,8 @@ async def test_counting_fails_as_the_engine_does() -> None:
 @pytest.mark.parametrize(
     ("model", "fields"),
     [
-        ({}, {"raw": True, "images": [b"x"]}),
+        ({"weights": None, "chat_template": ""}, {"raw": True, "images": [b"x"]}),
         ({"weights": None, "chat_template": ""}, {"template": "{{ .Prompt }}"}),
-        ({"chat_template": "", "template": "{{ .System }}{{ .Prompt }}"}, {"images": [b"x"]}),
     ],
 )
 async def test_generate_says_what_is_not_built_yet(model: dict[str, Any], fields: dict[str, Any]) -> None:
@@ -704,3 +703,13 @@ async def test_vector_of_an_engine_that_died_says_so(route: str, monkeypatch: py
     with pytest.raises(CorralError) as caught:
         await getattr(kitchen.inference, route)(kitchen.model, request)
     assert caught.value.code == "engine_failed"
+
+
+# ── Texts that are too long for the older route of embeddings ────────────────────────────────────────────────────────
+
+
+async def test_older_route_of_embeddings_says_that_a_text_is_too_long() -> None:
+    kitchen = Kitchen(context_length=3)
+    with pytest.raises(CorralError) as caught:
+        await kitchen.inference.embeddings(kitchen.model, EmbeddingsRequest(model="m", prompt="a b c d"))
+    assert (caught.value.status, caught.value.message) == (500, "the input length exceeds the context length")

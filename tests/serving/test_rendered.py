@@ -99,14 +99,68 @@ def test_go_template_is_chosen_by_ollamas_rule(fields: dict[str, Any], prefers_g
     assert template_for(model, prefers_go=prefers_go) == (model.template if is_go else "")
 
 
-def test_weights_without_any_template_have_the_prompt_alone() -> None:
-    assert template_for(model_with(""), prefers_go=None) == "{{ .Prompt }}"
+async def test_weights_without_any_template_chat_by_the_engines_own_and_generate_from_the_prompt_alone() -> None:
+    kitchen = Kitchen(model_with(""))
+    await kitchen.chat("hi")
+    assert isinstance(kitchen.runner.calls.pop(), ChatCall)
+    await kitchen.generate("hi")
+    assert kitchen.prompt == "hi"
 
 
-async def test_pictures_go_to_the_engine_where_its_template_can_show_them() -> None:
-    kitchen = Kitchen(model_with(go_templates.CHATML, chat_template="{{ messages }}"))
-    await kitchen.chat(Message(role="user", content="x", images=[b"\x89PNG"]))
-    assert isinstance(kitchen.runner.calls[0], ChatCall)
+# ── Pictures ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("chat_template", ["", "{{ messages }}"])
+async def test_pictures_stand_before_the_words_of_their_message_or_where_those_say(chat_template: str) -> None:
+    kitchen = Kitchen(model_with(go_templates.CHATML, chat_template=chat_template))
+    await kitchen.chat(
+        Message(role="user", content="both", images=[b"one", b"two"]),
+        "ok",
+        Message(role="user", content="here [img] and [img], not [img]", images=[b"three", b"four"]),
+    )
+    assert kitchen.prompt == (
+        "<|im_start|>user\n[img-0][img-1]both<|im_end|>\n<|im_start|>assistant\nok<|im_end|>\n"
+        "<|im_start|>user\nhere [img-2] and [img-3], not [img]<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert kitchen.calls[0].media == [b"one", b"two", b"three", b"four"]
+
+
+async def test_pictures_of_messages_that_are_left_out_are_left_out_too() -> None:
+    kitchen = Kitchen(model_with(go_templates.CHATML), context_length=8)
+    long = Message(role="user", content="a b c d e f g h", images=[b"old"])
+    await kitchen.chat(long, "ok", Message(role="user", content="new"))
+    assert (kitchen.calls[-1].media, "[img" in kitchen.prompt) == ([], False)
+
+
+async def test_picture_of_a_generation_is_shown_and_counted() -> None:
+    kitchen = Kitchen(model_with(go_templates.CHATML_TURNS))
+    (event,) = await kitchen.generate("what?", images=[b"one"], debug_render_only=True)
+    assert (event.debug_info.image_count, "user\n[img-0]what?" in event.debug_info.rendered_template) == (1, True)
+    await kitchen.generate("see [img-0]", images=[b"one"], raw=True)
+    assert (kitchen.prompt, kitchen.calls[-1].media) == ("see [img-0]", [b"one"])
+
+
+# ── Parsers by name ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("parser", "thinking", "calls"),
+    [("qwen3-thinking", "hm", 1), ("deepseek3", "hm", 0), ("qwen3", "", 1), ("nobody-knows", "", 0), ("", "", 0)],
+)
+async def test_parser_of_a_known_name_tells_what_the_template_does_not(parser: str, thinking: str, calls: int) -> None:
+    model = model_with(go_templates.CHATML, Capability.TOOLS, Capability.THINKING, parser=parser)
+    said = "<think>hm</think>" if thinking else ""
+    kitchen = Kitchen(model, *pieces(said + 'So <tool_call>{"name": "get_weather", "arguments": {"city": "Oslo"}}</tool_call>'))
+    answer = await kitchen.chat("hi", tools=[WEATHER], think=bool(thinking))
+    assert (answer.thinking, len(answer.tool_calls)) == (thinking, calls)
+    assert answer.content.startswith("So ")
+
+
+async def test_name_of_a_parser_or_renderer_leaves_the_template_inside_the_weights_its_work() -> None:
+    for fields in ({"parser": "harmony"}, {"renderer": "nobody-knows"}, {"parser": "x", "renderer": "y"}):
+        kitchen = Kitchen(model_with(go_templates.CHATML, chat_template="{{ messages }}", **fields))
+        await kitchen.chat("hi")
+        assert isinstance(kitchen.runner.calls[0], ChatCall)
 
 
 # ── The prompt ───────────────────────────────────────────────────────────────────────────────────────────────────────

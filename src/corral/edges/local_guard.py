@@ -5,8 +5,8 @@ give such a page away. One that had its own host name resolved to this machine (
 only IP literals and this machine's own names are served: rebinding needs a name. Any other page sends its `Origin` with whatever
 could change something; so an origin that is neither local nor configured is refused before anything is read.
 
-Differences from Ollama, all of them stricter: the Host check is not given up when the server listens on more than loopback, not
-every `.internal` and `.local` name is admitted, `Origin: null` is refused, and browser extensions may ask and list but not change
+Differences from Ollama: the Host check is not given up when the server listens on more than loopback, and not every `.internal`
+and `.local` name is admitted; browser extensions may ask and list without being named in OLLAMA_ORIGINS, but not change
 anything (docs/divergences.md). Source: ollama server/routes.go, envconfig/config.go; security.md 5.
 """
 

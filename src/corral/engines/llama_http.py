@@ -179,8 +179,8 @@ class LlamaHttp:
             yield item
 
     async def _with_media(self, prompt: object, media: Sequence[bytes]) -> dict[str, object]:
-        """A prompt whose places for media have the server's own marker. It is drawn at random, so nobody can write it by chance or
-        on purpose. Raises: not_supported after tokens, which are not text that could hold a marker."""
+        """A prompt whose places for media have the server's own marker. It is drawn at random, so that nobody writes it by chance
+        or on purpose. Raises: not_supported after tokens, which are not text that could hold a marker."""
         if not isinstance(prompt, str):
             raise CorralError("not_supported", "pictures cannot follow a context; send the conversation to /api/chat")
         marker = await self._media_marker()

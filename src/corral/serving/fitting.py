@@ -116,7 +116,7 @@ async def _without_middle(
         if as_completion is None or any(map(_media_of, call.messages)):
             return None
         call = as_completion(await runner.apply_template(call))
-    if call.suffix:
+    if call.suffix or call.media:
         return None
     beginning = [] if call.context else await runner.tokenize("")
     tokens = [*call.context, *await runner.tokenize(call.prompt, add_special=not call.context)]
@@ -144,7 +144,7 @@ def _without(call: ChatCall, count: int) -> ChatCall:
 async def count_tokens(runner: Runner, call: Call) -> int:
     """Of the prompt that the engine would read; pictures are reckoned."""
     if isinstance(call, CompletionCall):
-        return len(call.context) + len(await runner.tokenize(call.prompt))
+        return len(call.context) + len(await runner.tokenize(call.prompt)) + _IMAGE_TOKENS * len(call.media)
     return len(await runner.tokenize(await runner.apply_template(call))) + _IMAGE_TOKENS * sum(map(_media_of, call.messages))
 
 

@@ -29,6 +29,7 @@ from corral.serving.rendered import (
 from corral.wire.engine_chat import engine_message, native_call
 from corral.wire.errors import CorralError
 from corral.wire.goprompt import go_prompt
+from corral.wire.inventory import DEFAULT_TEMPLATE
 from corral.wire.native import (
     ChatRequest,
     ChatResponse,
@@ -187,7 +188,7 @@ class Inference:
             if not request.prompt:
                 return EmbeddingsResponse(embedding=[])
             try:
-                vectors, _ = await slot.runner.embed([request.prompt])
+                vectors, _ = await embed_fitting(slot.runner, [request.prompt], limit=slot.context_length - 1, truncate=False)
             except CorralError as error:
                 if error.code != "bad_request":
                     raise
@@ -204,7 +205,8 @@ class Inference:
         """The call, and another one for an engine that cannot do the first."""
         schema = completion_schema(request.format)
         if request.raw:
-            return CompletionCall(prompt=request.prompt, grammar_schema=schema, sampling=sampling), None
+            raw = CompletionCall(prompt=request.prompt, grammar_schema=schema, sampling=sampling, media=request.images)
+            return raw, None
         if request.suffix:
             # Whether the model has markers for the gap only the engine knows for sure, so it is asked (docs/divergences.md).
             prompt = _infill(model, request, think, self._clock.now().date())
@@ -218,7 +220,7 @@ class Inference:
             request.format,
             sampling,
             think,
-            template=request.template,
+            template=request.template or _default_template(model),
             context=request.context,
         )
         if not request.context or isinstance(call, RenderedCall):
@@ -249,8 +251,6 @@ class Inference:
     ) -> ChatCall | RenderedCall:
         """The call for messages. wanted: the request's `format`. template: the request's own."""
         template = template or template_for(model, prefers_go=self._prefers_go)
-        if template and model.chat_template and any(message.images for message in messages):
-            template = ""  # a completion takes no pictures here, the engine's own chat does
         if template:
             return rendered_call(
                 model,
@@ -415,8 +415,8 @@ def _check_generate(model: Model, request: GenerateRequest) -> Think:
         raise _no_insert(model)
     if request.template and not model.weights:
         raise CorralError("not_supported", "this model runs at an upstream, which takes no template in a request")
-    if request.raw and request.images:
-        raise CorralError("not_supported", "a raw prompt with images is not supported yet; leave raw out")
+    if request.raw and request.images and not model.weights:
+        raise CorralError("not_supported", "this model runs at an upstream, which takes no pictures in a raw prompt")
     return think
 
 
@@ -477,6 +477,11 @@ def _completion(sampling: Sampling, request: GenerateRequest, prompt: str) -> Co
     """A generation as a completion of the prompt that its template gave: of that, the middle can be left out."""
     schema = completion_schema(request.format)
     return CompletionCall(prompt=prompt, grammar_schema=schema, sampling=completion_sampling(sampling))
+
+
+def _default_template(model: Model) -> str:
+    """What a generation is put into where a model has no template at all: nothing. A chat gets the engine's own."""
+    return DEFAULT_TEMPLATE if model.weights and not (model.template or model.chat_template) else ""
 
 
 def _infill(model: Model, request: GenerateRequest, think: Think, today: date) -> str:

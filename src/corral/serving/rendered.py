@@ -15,9 +15,7 @@ from typing import Any
 from corral.core.ports import ChatCall, Chunk, CompletionCall, Finish, Runner, Sampling
 from corral.core.records import Model
 from corral.serving.fitting import fitted_events
-from corral.wire.errors import CorralError
-from corral.wire.goprompt import ANY_OBJECT, GoPrompt, go_prompt
-from corral.wire.inventory import DEFAULT_TEMPLATE
+from corral.wire.goprompt import ANY_OBJECT, GoPrompt, go_prompt, with_places
 from corral.wire.native import Message
 from corral.wire.options import Think
 from corral.wire.splitting import CallSplitter, ThinkingSplitter
@@ -29,15 +27,22 @@ Event = Chunk | Finish
 _BEGINNING = re.compile(r"<s>|<bos>|<BOS_TOKEN>|<\|begin_of_text\|>|<\|startoftext\|>|<｜begin▁of▁sentence｜>|\[BOS\]")
 _SPECIAL = re.compile(r"<[^>]+>|\[[^\]]+\]")
 _THINK_TAGS = ("<think>", "</think>")
+_CALL_TAG = "<tool_call>"
+#: Ollama's names of parsers whose models think between those tags, and call behind that one, in JSON. What other names stand for,
+#: known or not, is read by the engine, by the template inside the weights (docs/divergences.md).
+_PARSERS_OF_TAGS = frozenset(
+    {"qwen3-thinking", "qwen3.5", "qwen3-vl-thinking", "deepseek3", "cogito", "olmo3-think", "lfm2-thinking"}
+)
+_PARSERS_OF_CALLS = frozenset({"qwen3", "qwen3-thinking", "qwen3-vl-instruct", "qwen3-vl-thinking"})
 
 
 def template_for(model: Model, *, prefers_go: bool | None) -> str:
-    """The Go template that makes this model's prompts; empty when the template inside the weights does. prefers_go: what the
-    operator said (OLLAMA_GO_TEMPLATE), None for nothing."""
+    """The Go template that makes this model's prompts; empty when the template inside the weights does, or the engine's own for
+    chats with weights that have none. prefers_go: what the operator said (OLLAMA_GO_TEMPLATE), None for nothing."""
     if not model.weights:
         return ""
     if not model.chat_template:
-        return model.template or DEFAULT_TEMPLATE
+        return model.template
     # Ollama renders these by code of its own; the template inside the weights says the same.
     has_own_code = model.renderer or model.parser or model.details.family in ("gptoss", "gpt-oss")
     if not model.template or has_own_code or prefers_go is False:
@@ -50,8 +55,8 @@ def template_for(model: Model, *, prefers_go: bool | None) -> str:
 @dataclass(slots=True, kw_only=True)
 class RenderedCall:
     """A chat and the template that makes its prompt. tools: None when the request has none. schema: of the answer. context:
-    tokens that go before the prompt. tags: around thoughts, empty when none are expected. raw: the engine's answer as it came,
-    complete at its end."""
+    tokens that go before the prompt. tags: around thoughts, empty when none are expected. call_tag: before calls. raw: the
+    engine's answer as it came, complete at its end."""
 
     template: GoPrompt
     messages: Sequence[Message]
@@ -59,6 +64,7 @@ class RenderedCall:
     think: Think
     today: date
     tags: tuple[str, str] = ("", "")
+    call_tag: str = ANY_OBJECT
     schema: dict[str, Any] | None = None
     context: Sequence[int] = ()
     sampling: Sampling = field(default_factory=Sampling)
@@ -67,13 +73,24 @@ class RenderedCall:
     @property
     def prompt(self) -> str:
         """For all messages. Raises: bad_request for what the template does wrong."""
-        return self.template.chat(self.messages, self.tools, self.think, today=self.today)
+        return self.template.chat(with_places(self.messages)[0], self.tools, self.think, today=self.today)
+
+    @property
+    def media(self) -> list[bytes]:
+        """The files of all messages, in the order of their places in the prompt."""
+        return [data for message in self.messages for data in message.images]
 
     def completion(self, prompt: str) -> CompletionCall:
         """What the engine is asked, without the schema."""
-        wanted = [self.template.call_tag] if self.tools and self.template.call_tag not in (ANY_OBJECT, "[") else []
+        wanted = [self.call_tag] if self.tools and self.call_tag not in (ANY_OBJECT, "[") else []
         special = [match[0] if (match := _SPECIAL.match(tag)) else tag for tag in (*wanted, *self.tags) if tag]
-        return CompletionCall(prompt=prompt, context=self.context, sampling=self.sampling, preserved_tokens=tuple(special))
+        return CompletionCall(
+            prompt=prompt,
+            context=self.context,
+            sampling=self.sampling,
+            preserved_tokens=tuple(special),
+            media=self.media,
+        )
 
     def without(self, count: int) -> "RenderedCall":
         """The chat without the first so many messages, except those of the system among them."""
@@ -93,13 +110,14 @@ def rendered_call(
     schema: dict[str, Any] | None = None,
     context: Sequence[int] = (),
 ) -> RenderedCall:
-    """Raises: bad_request for a template that cannot be read; not_supported for pictures."""
-    if any(message.images for message in messages):
-        raise CorralError("not_supported", "pictures are not supported yet where a Go template makes the prompt")
+    """Raises: bad_request for a template that cannot be read."""
     prompt = go_prompt(template)
-    tags = prompt.thinking_tags
-    if not all(tags) and all(tag in model.chat_template for tag in _THINK_TAGS):
+    tags, call_tag = prompt.thinking_tags, prompt.call_tag
+    has_tags = model.parser in _PARSERS_OF_TAGS or all(tag in model.chat_template for tag in _THINK_TAGS)
+    if not all(tags) and has_tags:
         tags = _THINK_TAGS
+    if call_tag == ANY_OBJECT and model.parser in _PARSERS_OF_CALLS:
+        call_tag = _CALL_TAG
     if model.details.family == "qwen3" or model.name.model == "deepseek-r1":
         messages = _without_old_thoughts(messages)
     return RenderedCall(
@@ -109,6 +127,7 @@ def rendered_call(
         think=think,
         today=today,
         tags=tags if think else ("", ""),
+        call_tag=call_tag,
         schema=schema,
         context=context,
         sampling=completion_sampling(sampling),
@@ -156,12 +175,13 @@ async def rendered_events(
     completion = call.completion(prompt)
     thinks_first = call.schema is not None and splitter.expects_thoughts
     first = completion if thinks_first else replace(completion, grammar_schema=call.schema)
-    tokens = 0
+    tokens, kept = 0, call
 
     def shorter(count: int) -> CompletionCall:
-        nonlocal prompt
-        prompt = call.without(count).prompt
-        return replace(first, prompt=prompt)
+        nonlocal prompt, kept
+        kept = call.without(count)
+        prompt = kept.prompt
+        return replace(first, prompt=prompt, media=kept.media)
 
     # An earlier answer's tokens are not messages that could be left out.
     droppable = 0 if call.context else len(call.messages) - 1
@@ -186,7 +206,7 @@ async def rendered_events(
             yield chunk
         else:
             return
-    async for event in _continued(runner, call, prompt, tokens, context_length=context_length, shift=shift):
+    async for event in _continued(runner, kept, prompt, tokens, context_length=context_length, shift=shift):
         yield event
 
 
@@ -231,7 +251,7 @@ class _Splitter:
         is_inside = self.expects_thoughts and prompt.rstrip().endswith(opening)
         self._thoughts = ThinkingSplitter(opening, closing, is_inside=is_inside) if self.expects_thoughts else None
         names = [str(tool.get("function", {}).get("name", "")) for tool in call.tools or ()]
-        self._calls = CallSplitter(call.template.call_tag, [name for name in names if name]) if any(names) else None
+        self._calls = CallSplitter(call.call_tag, [name for name in names if name]) if any(names) else None
 
     def split(self, chunk: Chunk) -> Chunk:
         thoughts, content = self._thoughts.feed(chunk.content) if self._thoughts else ("", chunk.content)

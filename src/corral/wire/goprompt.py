@@ -113,6 +113,24 @@ def go_prompt(text: str) -> GoPrompt:
     )
 
 
+def with_places(messages: Sequence[Message]) -> tuple[list[Message], list[bytes]]:
+    """(the messages with a mark `[img-0]`, `[img-1]` … for each of their files, all files). A mark takes the place of an `[img]`
+    that the text has for it, else it stands before the text. Source: ollama server/prompt.go imageTaggedMessages, fb30760."""
+    marked: list[Message] = []
+    media: list[bytes] = []
+    for message in messages:
+        before, content = "", message.content
+        for data in message.images:
+            mark = f"[img-{len(media)}]"
+            if "[img]" in content:
+                content = content.replace("[img]", mark, 1)
+            else:
+                before += mark
+            media.append(data)
+        marked.append(replace(message, content=before + content) if message.images else message)
+    return marked, media
+
+
 def check_template(text: str) -> None:
     """Raises: bad_request with Ollama's words for a template that cannot be read."""
     try:
