@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import urllib.error
@@ -17,10 +18,11 @@ from typing import Any
 
 import pytest
 
-from corral.core.ports import CompletionCall, LoadOptions, Runner, Sampling
+from corral.core.ports import ChatCall, CompletionCall, Finish, LoadOptions, Runner, Sampling
 from corral.core.records import Model
-from corral.engines.launch import ALLOWED_FLAGS
-from corral.engines.llamacpp import LlamaCppEngine, LlamaRunner, find_llama_server
+from corral.engines.launch import ALLOWED_FLAGS, Tuning
+from corral.engines.llamacpp import LlamaCppEngine, LlamaRunner, _LoadWatch, find_llama_server
+from corral.engines.process import EngineLog
 from corral.serving.runners import RunnerLimits, Runners
 from corral.wire.errors import CorralError
 from fakes import FakeClock, SeededEntropy
@@ -184,6 +186,24 @@ async def test_load_without_any_progress_is_given_up(pretender: str, told: Calla
     with pytest.raises(CorralError, match="timed out waiting"):
         await engine.load(told(hang=True), SMALL)
     assert not is_alive(reported(tmp_path)["pid"])
+
+
+def test_load_watch_gives_up_on_silence_but_not_while_memory_grows() -> None:
+    watch, log = _LoadWatch(10, 0), EngineLog()
+    for second in range(0, 100, 9):
+        watch.look(log, second << 30, second)
+    with pytest.raises(CorralError, match="timed out waiting"):
+        watch.look(log, 99 << 30, 110)
+
+
+@pytest.mark.parametrize(("growth_mib", "seconds"), [(600, 1), (1, 61)])
+def test_t107_load_watch_gives_up_on_a_template_that_takes_too_much(growth_mib: int, seconds: int) -> None:
+    watch, log = _LoadWatch(1000, 0), EngineLog()
+    log.feed(b"0.02.234.989 I slot   load_model: id  0 | task -1 | new slot, n_ctx = 256\n")
+    watch.look(log, 5 << 30, 100)
+    watch.look(log, (5 << 30) + (100 << 20), 110)
+    with pytest.raises(CorralError, match="chat template"):
+        watch.look(log, (5 << 30) + (growth_mib << 20), 100 + seconds)
 
 
 @pytest.fixture
@@ -410,6 +430,79 @@ async def test_canceled_load_of_real_weights_ends_the_process(real: Model) -> No
 def children() -> set[int]:
     """Processes started by this one."""
     return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
+def with_template(source: Path, target: Path, template: str) -> Path:
+    """A copy of a GGUF file with another chat template, filled with blanks to the length of its own."""
+    content = source.read_bytes()
+    begin = content.index(b"tokenizer.chat_template") + len(b"tokenizer.chat_template") + 4
+    (length,) = struct.unpack("<Q", content[begin : begin + 8])
+    target.write_bytes(content[: begin + 8] + template.encode().ljust(length) + content[begin + 8 + length :])
+    return target
+
+
+@needs_proc
+@pytest.mark.parametrize(
+    "template",
+    ["{% for i in range(1000000000) %}x{% endfor %}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"],
+)
+async def test_t107_template_that_takes_all_memory_ends_the_load_and_the_process(
+    real: Model, tmp_path: Path, template: str
+) -> None:
+    before = children()
+    hostile = with_template(Path(str(real.weights)), tmp_path / "hostile.gguf", template)
+    with pytest.raises(CorralError) as failed:
+        await LlamaCppEngine(SeededEntropy()).load(replace(real, weights=str(hostile)), SMALL)
+    assert failed.value.code == "engine_failed"
+    assert children() == before
+
+
+@pytest.mark.parametrize("template", ["{{ messages.__class__.__mro__ }}", "{{ self.__init__.__globals__ }}", "{{ lipsum }}"])
+async def test_t107_template_reaches_nothing_of_python(real: Model, tmp_path: Path, template: str) -> None:
+    hostile = with_template(Path(str(real.weights)), tmp_path / "hostile.gguf", template)
+    try:
+        loaded = await LlamaCppEngine(SeededEntropy()).load(replace(real, weights=str(hostile)), SMALL)
+    except CorralError:
+        return  # refused is as good
+    try:
+        rendered = await loaded.apply_template(ChatCall(messages=[{"role": "user", "content": "x"}]))
+    finally:
+        await loaded.close()
+    assert rendered.strip() == ""
+
+
+async def test_answer_that_fills_its_context_goes_on_where_it_may(real: Model) -> None:
+    endless = CompletionCall(prompt="1 2 3", sampling=Sampling(values={"ignore_eos": True, "n_predict": 270}))
+    for shift, said in ((True, 270), (False, 256)):
+        runner = await LlamaCppEngine(SeededEntropy()).load(real, LoadOptions(num_ctx=256, context_shift=shift))
+        try:
+            *_, end = [event async for event in runner.complete(endless)]
+            assert isinstance(end, Finish)
+            assert end.reason == "length"
+            assert end.timings.eval_tokens == said if shift else end.timings.eval_tokens <= said
+            # A prompt of tokens alone is read as it is.
+            tokens = await runner.tokenize("The sky is")
+            one = CompletionCall(prompt="", context=tokens, sampling=Sampling(values={"n_predict": 1}))
+            *_, end = [event async for event in runner.complete(one)]
+            assert isinstance(end, Finish)
+            assert end.timings.prompt_tokens == len(tokens)
+        finally:
+            await runner.close()
+
+
+async def test_cache_of_another_type_and_flash_attention_are_taken(real: Model) -> None:
+    plain, tuned = LlamaCppEngine(SeededEntropy()), Tuning(cache_type="q8_0", flash_attention=True)
+    sizes = []
+    for engine in (plain, LlamaCppEngine(SeededEntropy(), tuning=tuned)):
+        runner = await engine.load(real, SMALL)
+        try:
+            call = CompletionCall(prompt="Hello", sampling=Sampling(values={"n_predict": 1}))
+            assert [event async for event in runner.complete(call)]
+            sizes.append(runner.memory_bytes[0])
+        finally:
+            await runner.close()
+    # 512 tokens, 30 layers, 3 heads of 64 for keys and values each: 11.25 MiB, or 34/64 of it.
+    assert sizes[0] - sizes[1] == pytest.approx(11.25 * 2**20 * 30 / 64, rel=0.5)
 
 
 async def test_weights_that_are_cut_short_are_refused_in_llamas_words(real: Model, tmp_path: Path) -> None:

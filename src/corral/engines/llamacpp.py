@@ -17,7 +17,7 @@ from corral.core.records import Model
 from corral.engines.launch import UNTUNED, Plan, Tuning, child_settings, llama_server_arguments, plan, scrubbed
 from corral.engines.llama_http import LlamaHttp
 from corral.engines.machine import default_threads, exhausted, is_exhausted, physical_cores, thread_environment
-from corral.engines.process import EngineProcess
+from corral.engines.process import EngineLog, EngineProcess
 from corral.wire.errors import CorralError
 from corral.wire.secrets import Secret
 
@@ -25,6 +25,8 @@ _GGUF_MAGIC = b"GGUF"
 _KEY_BYTES = 24
 _PORT_ATTEMPTS = 3
 _LOOK_EVERY_S = 0.05
+#: What a load may still take once the weights are in memory. Usual are a few milliseconds and megabytes.
+_TEMPLATE_S, _TEMPLATE_BYTES = 60.0, 512 * 1024 * 1024
 
 
 def find_llama_server(configured: str, search_path: str) -> str:
@@ -109,10 +111,9 @@ class LlamaCppEngine:
         return Secret(self._entropy.bytes(_KEY_BYTES).hex())
 
     async def _ready(self, process: EngineProcess, weights: str, url: str, key: Secret) -> "LlamaRunner":
-        """Wait until the model is loaded. As long as anything moves (a line of the log, memory), the load is alive, however slow
-        the disk."""
+        """Wait until the model is loaded."""
         loop = asyncio.get_running_loop()
-        seen, seen_at = (-1, -1), loop.time()
+        watch = _LoadWatch(self._stall_timeout_s, loop.time())
         file_bytes = await asyncio.to_thread(os.path.getsize, weights)
         runner = LlamaRunner(process, url, key, file_bytes=file_bytes) if url else None
         while process.is_running:
@@ -122,15 +123,36 @@ class LlamaCppEngine:
                 runner = LlamaRunner(process, announced["url"], key, file_bytes=file_bytes)
             if runner is not None and await runner.is_healthy():
                 return runner
-            progress = (process.log.count, process.resident_bytes or 0)
-            if progress != seen:
-                seen, seen_at = progress, loop.time()
-            elif loop.time() - seen_at > self._stall_timeout_s:
-                words = process.log.last_words()
-                raise CorralError("engine_failed", f"timed out waiting for the engine to start: {words}")
+            watch.look(process.log, process.resident_bytes or 0, loop.time())
         words = process.last_words()
         code = "out_of_memory" if process.log.is_out_of_memory else "engine_failed"
         raise CorralError(code, f"the engine ended while it loaded the model ({process.outcome}): {words}")
+
+
+class _LoadWatch:
+    """Whether a load still gets anywhere. As long as anything moves (a line of the log, memory), it is alive, however slow the
+    disk. Not so behind the weights, where the engine tries out the template that came with them: one that never ends would take
+    all memory there is, and look alive."""
+
+    def __init__(self, stall_timeout_s: float, now_s: float) -> None:
+        self._stall_timeout_s = stall_timeout_s
+        self._seen = (-1, -1)
+        self._seen_at_s = now_s
+        self._read: tuple[int, float] | None = None
+
+    def look(self, log: EngineLog, resident_bytes: int, now_s: float) -> None:
+        """Once in a while. Raises: engine_failed when it is time to give up."""
+        if (log.count, resident_bytes) != self._seen:
+            self._seen, self._seen_at_s = (log.count, resident_bytes), now_s
+        elif now_s - self._seen_at_s > self._stall_timeout_s:
+            raise CorralError("engine_failed", f"timed out waiting for the engine to start: {log.last_words()}")
+        if not log.has_slots:
+            return
+        if self._read is None:
+            self._read = (resident_bytes, now_s)
+        bytes_then, then_s = self._read
+        if resident_bytes - bytes_then > _TEMPLATE_BYTES or now_s - then_s > _TEMPLATE_S:
+            raise CorralError("engine_failed", "the engine does not get through the model's chat template")
 
 
 def _free_port() -> int:

@@ -59,6 +59,8 @@ class EngineLog:
         self._buffers: dict[tuple[str, str, str], float] = {}
         self._is_offloaded = False
         self._is_overflowing = False
+        #: The weights are in memory and the context is allocated; what follows is the model's chat template.
+        self.has_slots = False
 
     def feed(self, data: bytes) -> None:
         """Take what arrived, cut anywhere."""
@@ -77,6 +79,8 @@ class EngineLog:
             self._buffers[part, device, kind] = float(size_mib)
         elif b" layers " in line:
             self._note_layers(_printable(line))
+        elif b"new slot" in line:
+            self.has_slots = True
         if line:
             self._lines.append(line)
 
