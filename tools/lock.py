@@ -12,6 +12,7 @@ LOCKS = (
     ("requirements/run.lock", ["pyproject.toml", "requirements/build.in"]),
     ("requirements/dev.lock", ["-c", "requirements/run.lock", "pyproject.toml", "requirements/build.in", "requirements/dev.in"]),
     ("tests/compat/requirements.lock", ["tests/compat/requirements.in"]),
+    ("tests/compat/frameworks.lock", ["tests/compat/frameworks.in"]),
 )
 
 

@@ -4,15 +4,14 @@ from typing import Any
 
 import pytest
 
-from compat.report import Client
+from compat.conftest import Clients
 from flows.stack import Stack
 
 
 @pytest.fixture(scope="module")
-def oras(servers: Stack, python_client: Client) -> dict[str, Any]:
+def oras(clients: Clients, servers: Stack, key: str) -> dict[str, Any]:
     """What the package saw."""
-    key = servers.add_key("alice", "models:pull", "models:push")
-    return python_client("python_oras.py", servers.hub_url, "alice/artifact", key)
+    return clients["oras"].report(servers.hub_url, "alice/artifact", key)
 
 
 @pytest.mark.parametrize("way", ["push", "push_chunked"])
