@@ -18,10 +18,10 @@ from aiohttp.resolver import ThreadedResolver
 
 from corral.wire.errors import CorralError
 
-#: Prefixes behind which an IPv4 address stands: NAT64, and `::a.b.c.d`, which nobody uses but everybody parses.
-_EMBEDDING = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96"))
-#: Not public either, whatever Python says: a network's own NAT64, and site-local addresses.
-_INNER = (ipaddress.ip_network("64:ff9b:1::/48"), ipaddress.ip_network("fec0::/10"))
+#: Prefixes behind which an IPv4 address stands: NAT64, and two that nobody uses but everybody parses.
+_EMBEDDING = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "::/96", "::ffff:0:0:0/96")))
+#: All that was ever given out. Python takes more for public: site-local addresses, a network's own NAT64.
+_PUBLIC_V6 = ipaddress.ip_network("2000::/3")
 
 
 class Reach(IntEnum):
@@ -43,14 +43,13 @@ def reach_of_address(text: str) -> Reach:
         inner = address.ipv4_mapped or address.sixtofour
         if inner is None and int(address) > 1 and any(address in network for network in _EMBEDDING):
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if inner is None and any(address in network for network in _INNER):
-            return Reach.PRIVATE
         address = inner or address
     if address.is_loopback or address.is_unspecified:
         return Reach.LOOPBACK
     if address.is_link_local or address.is_multicast:
         return Reach.ODD
-    return Reach.PUBLIC if address.is_global else Reach.PRIVATE
+    is_given_out = address.version == 4 or address in _PUBLIC_V6
+    return Reach.PUBLIC if address.is_global and is_given_out else Reach.PRIVATE
 
 
 def is_loopback(host: str) -> bool:

@@ -13,7 +13,7 @@ import ipaddress
 import re
 import socket
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urljoin
 
@@ -29,6 +29,7 @@ from corral.wire.errors import CorralError
 from corral.wire.webpage import PageAddress, SearchResult, parse_page_address, plain_result
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+MakeSocket = Callable[[Any], socket.socket]
 
 MAX_PAGE_BYTES: Final = 5 * 1024 * 1024
 _MAX_REDIRECTS: Final = 5
@@ -84,10 +85,12 @@ class PublicResolver(AbstractResolver):
             raise _Refused
 
 
-def open_page_session(resolver: PublicResolver) -> aiohttp.ClientSession:
-    """Connections to the open web. Make one inside the event loop and close it at the end."""
+def open_page_session(resolver: PublicResolver, *, make_socket: MakeSocket | None = None) -> aiohttp.ClientSession:
+    """Connections to the open web. Make one inside the event loop and close it at the end. make_socket: makes each of them."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, force_close=True, limit=64),
+        connector=aiohttp.TCPConnector(
+            resolver=resolver, use_dns_cache=False, force_close=True, limit=64, socket_factory=make_socket
+        ),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=_PAGE_TIME_S),
         trust_env=False,
