@@ -54,7 +54,7 @@ def test_ollama_host_with_a_bad_port_falls_back_with_a_warning(text: str) -> Non
     assert "port" in found.warnings[0]
 
 
-@pytest.mark.parametrize("text", ["ftp://x", "ho st", "http://a@b", "x\ny"])
+@pytest.mark.parametrize("text", ["ftp://x", "ho st", "http://a@b", "x\ny", "no:such:host"])
 def test_ollama_host_that_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(BadSetting, match="OLLAMA_HOST"):
         settings(OLLAMA_HOST=text)

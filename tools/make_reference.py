@@ -99,6 +99,44 @@ SETTINGS = {
     ),
     "HOME": ("", "The home directory; `USERPROFILE` where there is none."),
 }
+#: command -> what `--json` prints. Every command that has the option.
+JSON_SHAPES = {
+    "list": (
+        "array",
+        "name, model, modified_at, size, digest, details, capabilities; of a stub also remote_model, remote_host",
+        "`GET /api/tags`, newest first",
+    ),
+    "ps": ("array", "name, model, size, digest, details, expires_at, size_vram, context_length", "`GET /api/ps`"),
+    "show": (
+        "object",
+        "license, modelfile, parameters, template, system, details, model_info, capabilities, modified_at; where there are any "
+        "messages, projector_info, tensors (`-v`), remote_model, remote_host, requires",
+        "`POST /api/show`",
+    ),
+    "whoami": (
+        "array of one",
+        "id, name, email, plan and what else the hub tells; device where it knows it",
+        "`POST /api/me`",
+    ),
+    "keys list": (
+        "array",
+        "id, name, prefix, scopes, created_at, expires_at, last_used_at, revoked_at",
+        "`GET /api/keys`; those that no longer work too",
+    ),
+    "devices list": (
+        "array",
+        "id, name, fingerprint, key, scopes, created_at, last_used_at, last_network, current",
+        "`GET /api/user/keys`",
+    ),
+    "hub user list": ("array", "id, name, email, is_admin, created_at, disabled_at, quota_bytes", "the hub's accounts"),
+    "hub key list": ("array", "id, name, prefix, scopes, created_at, expires_at, last_used_at, revoked_at", "as `keys list`"),
+    "hub device list": (
+        "array",
+        "id, name, fingerprint, key, scopes, created_at, last_used_at, last_network, current",
+        "as `devices list`",
+    ),
+    "hub gc": ("object", "blobs, size_bytes, links, uploads, files and whatever else was counted; dry_run", ""),
+}
 _FOLDED = {"USERPROFILE", "VISUAL", "EDITOR"}
 
 
@@ -111,7 +149,21 @@ def page() -> str:
         "",
         "## Commands",
         "",
+        "Exit status: 0 done, 1 the operation failed, 2 wrong usage or a setting that cannot be used, 130 stopped by Ctrl-C. "
+        "Results go to standard output, everything said about them to standard error, escape codes only to a terminal. Flags may "
+        "be written `--flag=true` and `--flag=false` as well. `corral completion` makes Tab complete all of this in bash, zsh "
+        "and fish.",
+        "",
         *_commands(),
+        "## JSON",
+        "",
+        "`--json` prints what a table is made of, for programs: sizes in bytes, times in RFC 3339, nothing shortened, "
+        "the names of fields as the servers have them. A list without entries is `[]`. Fields may be added later.",
+        "",
+        "| Command | Prints | Fields | From |",
+        "|---|---|---|---|",
+        *(f"| `corral {name}` | {kind} | {fields} | {source} |" for name, (kind, fields, source) in JSON_SHAPES.items()),
+        "",
         "## Routes of the local server",
         "",
         *_routes(local_endpoints()),
@@ -139,7 +191,7 @@ def _commands() -> Iterator[str]:
         if not isinstance(command, click.Group):
             yield f"### `{' '.join((path, *usage(command)))}`"
             yield ""
-            yield " ".join((command.help or command.short_help or "").split())
+            yield " ".join((command.help or command.short_help or "").replace("\b", "").split())
             yield ""
             options = [option for option in command.params if isinstance(option, click.Option) and not option.hidden]
             yield from (f"- `{_spelling(option)}`: {' '.join((option.help or '').split())}" for option in options)

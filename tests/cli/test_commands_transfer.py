@@ -68,6 +68,58 @@ def test_push_sends_its_options(flags: list[str], sent: dict[str, object]) -> No
 
 
 @pytest.mark.parametrize(
+    ("status", "line"),
+    [
+        (200, "It is public: everybody can pull it.\n"),
+        (404, "It is private: only people you let in can pull it.\n"),
+        (500, ""),
+    ],
+)
+def test_push_ends_with_who_can_pull(status: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with fake_server({"POST /api/push": (200, PUSHED), "HEAD /alice/tiny": (status, None)}) as server:
+        server.answers["GET /api/status"] = (200, {"hub": server.url})
+        assert run(["push", "alice/tiny"], {**env(server), "OLLAMA_API_KEY": "crlk_x"}) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"\nYou can find your model at:\n\n\t{server.url}/alice/tiny\n"
+    assert captured.err == "retrieving manifest\npushing manifest\nsuccess\n" + line
+    # Asked as a stranger: with a key, everything of one's own would look public.
+    assert "authorization" not in server.seen[-1].headers
+
+
+@pytest.mark.parametrize(
+    ("model", "me", "advice"),
+    [
+        ("alice/tiny", (401, {"error": "unauthorized"}), "private model is found only when you are signed in: corral signin\n"),
+        ("alice/tiny", (200, {"name": "bob"}), "/library); if it is a private model, bob has to be let in by its owner\n"),
+        ("other.test/alice/tiny", (200, {"name": "bob"}), "→ check the name\n"),
+    ],
+)
+def test_pull_of_what_is_not_there_asks_nobody_to_sign_in_twice(
+    model: str, me: tuple[int, object], advice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = [PULLED[0], {"error": "pull model manifest: file does not exist"}]
+    with fake_server({"POST /api/pull": (200, failed), "POST /api/me": me}) as server:
+        server.answers["GET /api/status"] = (200, {"hub": server.url})
+        assert run(["pull", model], env(server)) == 1
+    assert capsys.readouterr().err.endswith(advice)
+
+
+@pytest.mark.parametrize(
+    ("hub", "advice"),
+    [
+        ("https://ollama.com", "→ check the address, or the network; to use a hub of your own: corral signin --hub URL\n"),
+        ("https://hub.example", "→ check the address, or the network\n"),
+    ],
+)
+def test_pull_from_a_registry_that_is_not_there_names_it(hub: str, advice: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = f"could not reach the registry {hub}: its host name is not known"
+    failed = [PULLED[0], {"error": f"pull model manifest: {text} → check the address, or the network"}]
+    with fake_server({"POST /api/pull": (200, failed), "GET /api/status": (200, {"hub": hub})}) as server:
+        assert run(["pull", "tiny"], env(server)) == 1
+    assert capsys.readouterr().err == f"pulling manifest\nError: pull model manifest: {text}\n{advice}"
+
+
+@pytest.mark.parametrize(
     ("model", "shown"),
     [
         ("alice/tiny", "http://hub.test:1/alice/tiny"),

@@ -61,7 +61,7 @@ def test_taken_port_is_named_with_what_to_do(stack: Stack, command: tuple[str, .
         done = stack.corral(*command, status=1, **{variable: f"127.0.0.1:{port}"})
     assert done.stdout == ""
     message, advice = done.stderr.splitlines()
-    assert message == f"Error: something already listens on 127.0.0.1:{port}"
+    assert message == f"Error: listen tcp 127.0.0.1:{port}: bind: address already in use"
     assert advice.startswith("→ ")
     assert variable in advice
 
@@ -129,7 +129,7 @@ def test_servers_end_when_up_is_killed(stack: Stack) -> None:
 
 def test_second_up_says_that_the_port_is_taken(running: Stack) -> None:
     done = running.corral("up", status=1)
-    assert "something already listens" in done.stderr
+    assert "address already in use" in done.stderr
     assert answers(f"{running.hub_url}/readyz")
 
 

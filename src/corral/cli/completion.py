@@ -6,6 +6,7 @@ the functions are in the shells' languages, so that all shells know the same.
 """
 
 import sys
+
 import click
 
 from corral.cli.command import command
