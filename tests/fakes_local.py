@@ -330,6 +330,9 @@ class FakeInference:
         finally:
             self.closed += 1
 
+    def described(self, model: Model) -> Model:
+        return model
+
     async def embed(self, model: Model, request: EmbedRequest) -> EmbedResponse:
         self.models.append(model)
         return EmbedResponse(model=request.model, embeddings=[[1.0]])

@@ -15,6 +15,7 @@ from corral.engines.llamacpp import LlamaCppEngine, LlamaRunner
 from corral.serving.inference import Inference
 from corral.serving.rendered import template_for
 from corral.wire.errors import CorralError
+from corral.wire.inventory import show_body
 from corral.wire.native import ChatRequest, GenerateRequest, Message, ToolCall, ToolCallFunction
 from fakes import FakeClock, SeededEntropy
 from fakes_inference import CONTEXT, STOP, FakePool, FakeRunner, Step, a_model
@@ -23,6 +24,7 @@ WEATHER = {
     "type": "function",
     "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
 }
+BY_TEMPLATE = frozenset({Capability.TOOLS, Capability.THINKING})
 TOOLS_IN_JINJA = "{% if tools %}{{ tools }}{% endif %}"
 
 
@@ -105,6 +107,34 @@ async def test_weights_without_any_template_chat_by_the_engines_own_and_generate
     assert isinstance(kitchen.runner.calls.pop(), ChatCall)
     await kitchen.generate("hi")
     assert kitchen.prompt == "hi"
+
+
+HISTORY_IN_JINJA = "{% for m in messages %}{{ m.tool_calls }}{{ m.tool_response }}{% endfor %}{{ tools }}<think></think>"
+THINKS_IN_GO = "{{ range .Messages }}<think>{{ .Thinking }}</think>{{ .Content }}{{ end }}"
+
+
+@pytest.mark.parametrize(
+    ("fields", "prefers_go", "is_go", "can"),
+    [
+        ({"chat_template": HISTORY_IN_JINJA}, None, False, {Capability.TOOLS, Capability.THINKING}),
+        ({"chat_template": HISTORY_IN_JINJA}, True, True, set()),
+        ({"chat_template": "{{ messages }}", "template": THINKS_IN_GO}, None, True, {Capability.TOOLS, Capability.THINKING}),
+        ({"chat_template": "{{ messages }}", "template": THINKS_IN_GO}, False, False, {Capability.TOOLS}),
+        ({"chat_template": HISTORY_IN_JINJA, "parser": "qwen3"}, True, False, {Capability.TOOLS, Capability.THINKING}),
+        ({"chat_template": "", "template": THINKS_IN_GO}, None, True, {Capability.TOOLS, Capability.THINKING}),
+    ],
+)
+async def test_model_is_described_with_the_template_that_it_runs_by_and_what_that_can(
+    fields: dict[str, Any], prefers_go: bool | None, is_go: bool, can: set[Capability]
+) -> None:
+    model = model_with(go_templates.CHATML, **{"capabilities": frozenset({Capability.COMPLETION, *BY_TEMPLATE}), **fields})
+    kitchen = Kitchen(model, prefers_go=prefers_go)
+    shown = kitchen.inference.described(model)
+    assert shown.capabilities == {Capability.COMPLETION, *can}
+    assert show_body(shown)["template"] == (model.template if is_go else model.chat_template)
+    if Capability.TOOLS not in can:
+        with pytest.raises(CorralError, match="does not support tools"):
+            await kitchen.chat("hi", tools=[WEATHER])
 
 
 # ── Pictures ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -8,7 +8,7 @@ estimate of the prompt, so that leaving early is no way to use a model for nothi
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from corral.core.ports import Clock, Engine, HubStream, UpstreamRelay
 from corral.core.records import HostedModel, Model, Principal, UsageEntry
@@ -166,7 +166,7 @@ class HostedInference:
 
     async def tags(self, caller: Principal | None) -> list[Model]:
         """What the caller may use."""
-        return [shown_model(hosted) for hosted in await self._hosting.list(caller)]
+        return [self._shown(hosted) for hosted in await self._hosting.list(caller)]
 
     async def show(self, name: str, caller: Principal | None) -> Model:
         """One model, without what it is on this machine. Raises: bad_request, not_found."""
@@ -175,7 +175,11 @@ class HostedInference:
         hosted = await self._hosting.resolve(name, caller)
         if hosted is None:
             raise model_not_found(parse_name(parse_reference(name).base).short)
-        return shown_model(hosted)
+        return self._shown(hosted)
+
+    def _shown(self, hosted: HostedModel) -> Model:
+        model = None if hosted.model is None else self._weights.described(hosted.model)
+        return shown_model(replace(hosted, model=model))
 
     async def generate(self, request: GenerateRequest, caller: Principal | None) -> AsyncGenerator[GenerateResponse, None]:
         """Raises: unauthorized, bad_request, not_found, whatever Inference.generate raises."""

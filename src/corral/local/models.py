@@ -47,7 +47,7 @@ class LocalModels:
 
     async def tags(self, caller: Principal | None) -> list[Model]:
         """What is installed, newest first."""
-        return list(await self._store.list())
+        return [self._inference.described(model) for model in await self._store.list()]
 
     async def show(self, name: str, caller: Principal | None) -> Model:
         """One model; a stub too, unless `:local` is asked for. Raises: bad_request, not_found; cloud_disabled for a stub."""
@@ -62,7 +62,7 @@ class LocalModels:
             self._stubs.require_shown()
             if reference.source is Source.LOCAL:
                 raise model_not_found(name)
-        return model
+        return self._inference.described(model)
 
     async def generate(self, request: GenerateRequest, caller: Principal | None) -> AsyncGenerator[GenerateResponse, None]:
         """Raises: bad_request, not_found, whatever Inference.generate raises."""

@@ -21,6 +21,7 @@ from corral.serving.fitting import count_tokens, embed_fitting, fitted_events
 from corral.serving.rendered import (
     RenderedCall,
     completion_sampling,
+    described,
     rendered_call,
     rendered_events,
     rendered_prompt,
@@ -92,6 +93,10 @@ class Inference:
         self._clock = clock
         self._prefers_go = prefers_go
 
+    def described(self, model: Model) -> Model:
+        """The model as it is run here: with the template that makes its prompts, and what can be done by that one."""
+        return described(model, prefers_go=self._prefers_go)
+
     async def generate(self, model: Model, request: GenerateRequest) -> AsyncGenerator[GenerateResponse, None]:
         """The events of a generation. Raises: bad_request, not_supported, busy, unavailable, engine_failed."""
         started_ns = self._clock.monotonic_ns()
@@ -99,7 +104,7 @@ class Inference:
             await self._runners.unload(model)
             yield self._generated(request, done=True, done_reason="unload")
             return
-        think = _check_generate(model, request)
+        think = _check_generate(self.described(model), request)
         options = merge_options(model.parameters, request.options)
         async with self._runners.use(model, options=options.load, keep_alive_s=request.keep_alive_s) as slot:
             if request.only_loads:
@@ -130,7 +135,7 @@ class Inference:
             await self._runners.unload(model)
             yield self._chatted(request, done=True, done_reason="unload")
             return
-        think = _check_chat(model, request)
+        think = _check_chat(self.described(model), request)
         options = merge_options(model.parameters, request.options)
         async with self._runners.use(model, options=options.load, keep_alive_s=request.keep_alive_s) as slot:
             if request.only_loads:
@@ -152,7 +157,7 @@ class Inference:
     async def count_tokens(self, model: Model, request: ChatRequest) -> int:
         """Of a chat's whole prompt, stored messages and tools included; an estimate where nobody tells its tokens. Raises: as
         generate."""
-        think = _check_chat(model, request)
+        think = _check_chat(self.described(model), request)
         options = merge_options(model.parameters, request.options)
         async with self._runners.use(model, options=options.load, keep_alive_s=request.keep_alive_s) as slot:
             call = self._chat_call(model, request, _sampling(options, request, slot), think)

@@ -10,16 +10,17 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import lru_cache
 from typing import Any
 
 from corral.core.ports import ChatCall, Chunk, CompletionCall, Finish, Runner, Sampling
-from corral.core.records import Model
+from corral.core.records import Capability, Model
 from corral.serving.fitting import fitted_events
 from corral.wire.goprompt import ANY_OBJECT, GoPrompt, go_prompt, with_places
 from corral.wire.native import Message
 from corral.wire.options import Think
 from corral.wire.splitting import CallSplitter, ThinkingSplitter
-from corral.wire.templates import jinja_is_preferred
+from corral.wire.templates import go_fields, go_has_thinking, jinja_has_thinking, jinja_has_tools, jinja_is_preferred
 
 Event = Chunk | Finish
 
@@ -28,6 +29,7 @@ _BEGINNING = re.compile(r"<s>|<bos>|<BOS_TOKEN>|<\|begin_of_text\|>|<\|startofte
 _SPECIAL = re.compile(r"<[^>]+>|\[[^\]]+\]")
 _THINK_TAGS = ("<think>", "</think>")
 _CALL_TAG = "<tool_call>"
+_HARMONY = ("gptoss", "gpt-oss")
 #: Ollama's names of parsers whose models think between those tags, and call behind that one, in JSON. What other names stand for,
 #: known or not, is read by the engine, by the template inside the weights (docs/divergences.md).
 _PARSERS_OF_TAGS = frozenset(
@@ -44,12 +46,32 @@ def template_for(model: Model, *, prefers_go: bool | None) -> str:
     if not model.chat_template:
         return model.template
     # Ollama renders these by code of its own; the template inside the weights says the same.
-    has_own_code = model.renderer or model.parser or model.details.family in ("gptoss", "gpt-oss")
+    has_own_code = model.renderer or model.parser or model.details.family in _HARMONY
     if not model.template or has_own_code or prefers_go is False:
         return ""
     if prefers_go is None and jinja_is_preferred(model.chat_template, model.template):
         return ""
     return model.template
+
+
+def described(model: Model, *, prefers_go: bool | None) -> Model:
+    """The model as it is run: with one template, and what can be done by that one. prefers_go: as for template_for."""
+    if not (model.weights and model.template and model.chat_template):
+        return model
+    is_go = bool(template_for(model, prefers_go=prefers_go))
+    lacking = _only_by_the_other(model.template, model.chat_template, is_go=is_go)
+    if model.parser or model.details.family in _HARMONY:
+        lacking = frozenset()  # these can more than their templates tell
+    return replace(model, capabilities=model.capabilities - lacking, chat_template="" if is_go else model.chat_template)
+
+
+@lru_cache(maxsize=512)
+def _only_by_the_other(template: str, chat_template: str, *, is_go: bool) -> frozenset[Capability]:
+    """What a model with two templates can do by the one that is not chosen. Filling gaps goes by the Go template in any case."""
+    by_jinja = {Capability.TOOLS: jinja_has_tools(chat_template), Capability.THINKING: jinja_has_thinking(chat_template)}
+    by_go = {Capability.TOOLS: "tools" in go_fields(template), Capability.THINKING: go_has_thinking(template)}
+    chosen, other = (by_go, by_jinja) if is_go else (by_jinja, by_go)
+    return frozenset(name for name, can in other.items() if can and not chosen[name])
 
 
 @dataclass(slots=True, kw_only=True)

@@ -125,7 +125,7 @@ def tags_entry(model: ModelLike) -> dict[str, Any]:
         "size": model.size_bytes,
         "digest": model.digest.hex,
         "details": _details(model.details) | _lengths(model.details),
-        "capabilities": _ordered(model.capabilities),
+        **_capabilities(model),
     }
 
 
@@ -165,7 +165,7 @@ def show_body(model: ModelLike, *, verbose: bool = False, system: str = "") -> d
         "model_info": _model_info(model, verbose=verbose),
         **({"projector_info": _shown(model.projector_metadata, verbose=verbose)} if model.projector_metadata else {}),
         **({"tensors": msgspec.Raw(model.tensors)} if verbose and not model.remote_host else {}),
-        "capabilities": _ordered(model.capabilities),
+        **_capabilities(model),
         "modified_at": format_time(model.modified_at),
         **({"requires": model.requires} if model.requires else {}),
     }
@@ -191,9 +191,11 @@ def _remote(model: ModelLike) -> dict[str, str]:
     return {"remote_model": model.remote_model, "remote_host": model.remote_host} if model.remote_host else {}
 
 
-def _ordered(capabilities: Iterable[str]) -> list[str]:
-    given = {str(capability) for capability in capabilities}
-    return [name for name in _CAPABILITY_ORDER if name in given] + sorted(given.difference(_CAPABILITY_ORDER))
+def _capabilities(model: ModelLike) -> dict[str, list[str]]:
+    """Nothing for a model of which nothing is known, as Ollama leaves an empty list out."""
+    given = {str(capability) for capability in model.capabilities}
+    ordered = [name for name in _CAPABILITY_ORDER if name in given] + sorted(given.difference(_CAPABILITY_ORDER))
+    return {"capabilities": ordered} if ordered else {}
 
 
 def _model_info(model: ModelLike, *, verbose: bool) -> dict[str, Any]:
@@ -208,7 +210,7 @@ def _model_info(model: ModelLike, *, verbose: bool) -> dict[str, Any]:
 def _shown(metadata: Mapping[str, object], *, verbose: bool) -> dict[str, object]:
     return {
         name: None if isinstance(value, list | tuple) and value and not verbose else value
-        for name, value in metadata.items()
+        for name, value in sorted(metadata.items())
         if name not in _HIDDEN_METADATA
     }
 
