@@ -110,7 +110,7 @@ async def test_weights_without_any_template_chat_by_the_engines_own_and_generate
 
 
 HISTORY_IN_JINJA = "{% for m in messages %}{{ m.tool_calls }}{{ m.tool_response }}{% endfor %}{{ tools }}<think></think>"
-THINKS_IN_GO = "{{ range .Messages }}<think>{{ .Thinking }}</think>{{ .Content }}{{ end }}"
+THINKS_IN_GO = "{{ range .Messages }}{{ if .Thinking }}<think>{{ .Thinking }}</think>{{ end }}{{ .Content }}{{ end }}"
 
 
 @pytest.mark.parametrize(
