@@ -6,6 +6,7 @@ memory) and what callers see: afterwards exactly as many requests fit as before.
 
 import asyncio
 import contextlib
+import gzip
 import json
 import os
 import random
@@ -202,7 +203,7 @@ async def fills_up(caller: Callers) -> None:
 # ── Tests ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_storm_of_64_chats_leaves_nothing_behind_and_serves_who_stays(loaded: Stack) -> None:
+async def test_r16_storm_of_64_chats_leaves_nothing_behind_and_serves_who_stays(loaded: Stack) -> None:
     async with callers(loaded.local_url) as caller:
         assert all(outcome and outcome.is_complete for outcome in await caller.storm(SLOTS, leaving=0, seed=0))
         before = held(loaded)
@@ -219,6 +220,39 @@ async def test_storm_of_64_chats_leaves_nothing_behind_and_serves_who_stays(load
         await fills_up(caller)
         await until(lambda: held(loaded).is_no_more_than(before), "descriptors and processes to be as before")
         assert resident_mib(server) - size_mib < 32
+
+
+async def test_t096_hostile_options_are_refused_and_reach_no_engine(loaded: Stack) -> None:
+    async with callers(loaded.local_url) as caller:
+        hostile = ["--log-file=/x", "4096\n--log-file=/x", "$(id)", 10**12, -(10**12), [1], True]
+        for name in ("num_ctx", "num_gpu", "main_gpu", "num_thread", "num_batch"):
+            for value in hostile:
+                outcome = await caller.ask("/api/chat", {**chat(1), "options": {name: value}})
+                assert outcome.status in (400, 500), (name, value, outcome)
+                assert name in outcome.lines[0]["error"]
+        ignored = {"n_discard": -1, "log-file": "/x", "model": "/etc/passwd", "num_predict": TOKENS, "temperature": 0}
+        assert (await caller.ask("/api/chat", {**chat(1), "options": ignored})).is_complete
+        engine = engine_of(server_of(loaded, loaded.local_url))
+        assert "log" not in Path(f"/proc/{engine}/cmdline").read_text()
+
+
+async def test_t095_t106_hostile_bodies_are_refused_at_once_and_cost_no_memory(loaded: Stack) -> None:
+    server = server_of(loaded, loaded.local_url)
+    before_mib = resident_mib(server)
+    bomb = gzip.compress(bytes(64 * 2**20))
+    bodies = [
+        (bomb, {"Content-Encoding": "gzip"}),
+        (bomb, {"Content-Encoding": "zstd"}),
+        (b'{"model":"x","options":{"seed":NaN}}', {}),
+        (b'{"model":"x","options":{"seed":' + b"9" * 5000 + b"}}", {}),
+        (b'{"model":"x","messages":' + b"[" * 100_000, {}),
+        (b'{"model":"\\ud800"}', {}),
+    ]
+    for body, headers in bodies:
+        for path in ("/api/chat", "/v1/chat/completions"):
+            answer = await asyncio.to_thread(call, "POST", loaded.local_url + path, body, headers=headers)
+            assert answer.status == 400, (body[:50], answer)
+    assert resident_mib(server) - before_mib < 32
 
 
 async def test_r8_callers_who_hang_up_free_their_slots_at_once(loaded: Stack) -> None:
@@ -268,7 +302,7 @@ async def test_r15_server_out_of_descriptors_says_so_and_goes_on_when_there_are_
         assert (server_of(loaded, loaded.local_url), engine_of(server)) == (server, engine)
 
 
-async def test_storm_at_the_hub_with_an_api_key_leaves_nothing_behind(loaded: Stack) -> None:
+async def test_r16_storm_at_the_hub_with_an_api_key_leaves_nothing_behind(loaded: Stack) -> None:
     key = loaded.add_key("alice", "inference")
     async with callers(loaded.hub_url, key) as caller:
         assert all(outcome and outcome.is_complete for outcome in await caller.storm(SLOTS, leaving=0, seed=0))
