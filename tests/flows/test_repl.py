@@ -24,7 +24,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iterat
 
 
 def conversation(stack: Stack, *arguments: str, **environment: str) -> Terminal:
-    return Terminal([*corral_command(), "run", MODEL, *arguments], {**stack.env, **environment}, stack.home)
+    return Terminal(
+        [*corral_command(), "run", MODEL, *arguments], {**stack.env, "TERM": "xterm-256color", **environment}, stack.home
+    )
 
 
 def masked(session: str) -> list[str]:
@@ -72,8 +74,9 @@ def record(stack: Stack) -> str:
     return f"$ corral run {MODEL}\n{terminal.screen.text.strip()}"
 
 
-def test_page_shows_the_conversation_that_a_terminal_shows(stack: Stack) -> None:
-    recorded = record(stack)
+def test_page_shows_the_conversation_that_a_terminal_shows(running: Stack) -> None:
+    # An installation of its own: the recording lists what is installed.
+    recorded = record(running)
     before, _, rest = PAGE.read_text().partition("writes it anew.\n\n```\n")
     shown, _, after = rest.partition("```\n")
     if os.environ.get("CORRAL_TEST_RECORD") == "1":
@@ -178,9 +181,27 @@ def test_editor_writes_the_message(stack: Stack) -> None:
         assert terminal.finish() == 0
 
 
+def test_cloud_model_is_talked_with_once_this_device_is_connected(stack: Stack) -> None:
+    arguments = [*corral_command(), "run", f"{MODEL}-cloud"]
+    host = stack.hub_url.removeprefix("http://")
+    with Terminal(arguments, stack.env, stack.home) as terminal:
+        assert terminal.finish() == 1
+        said = terminal.screen.text.replace("\n", "")
+        assert f"Error: not signed in to {host}→ corral signin, or open {stack.hub_url}/connect?name=" in said
+    stack.add_account()
+    stack.sign_in()
+    with Terminal(arguments, stack.env, stack.home) as terminal:
+        terminal.prompt()
+        assert re.match(rf"Connecting to '\S+' on '{re.escape(host)}'\n>>> ", terminal.screen.text)
+        terminal.say("/set parameter num_predict 8")
+        assert "Error" not in terminal.say("Why is the sky blue?")
+        terminal.say("/bye", wait=False)
+        assert terminal.finish() == 0
+
+
 def test_server_that_goes_away_ends_no_conversation(fresh: Stack, small_model: Path) -> None:
     fresh.start("--model", f"{MODEL}={small_model}")
-    with conversation(fresh, TERM="xterm-256color") as terminal:
+    with conversation(fresh) as terminal:
         terminal.say("/set parameter num_predict 8")
         terminal.say("My name is Ann.")
         fresh.stop()
