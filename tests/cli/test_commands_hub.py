@@ -7,6 +7,7 @@ import os
 import re
 import sqlite3
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,67 @@ def test_credentials_for_a_disabled_account_are_refused_with_the_next_step(
 def test_unhost_of_what_is_not_offered_says_where_to_look(env: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["hub", "unhost", "x"], env) == 1
     assert "→ http://localhost:11435/library shows what is" in capsys.readouterr().err
+
+
+def test_t062_deleted_account_is_gone_with_its_credentials_and_its_name_stays_taken(
+    env: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(["hub", "key", "create", "bob", "ci"], env) == 0
+    capsys.readouterr()
+    assert run(["hub", "user", "delete", "bob"], env) == 2
+    assert "→ add --yes" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", _Terminal("alice\n"))
+    assert run(["hub", "user", "delete", "bob"], env) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("bob goes for good, with 0 models.\nType bob to delete it: ")
+    assert "nothing was deleted" in said
+    monkeypatch.setattr(sys, "stdin", _Terminal("Bob\n"))
+    assert run(["hub", "user", "delete", "bob"], env) == 0
+    assert capsys.readouterr().err.endswith("Deleted bob.\n")
+    assert run(["hub", "key", "list", "bob"], env) == 1
+    monkeypatch.setattr(sys, "stdin", io.StringIO("correct horse battery\n"))
+    assert run(["hub", "user", "add", "Bob", "--password-stdin"], env) == 1
+    assert "already in use" in capsys.readouterr().err
+
+
+def test_only_administrator_is_not_deleted(env: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["hub", "user", "delete", "alice", "--yes"], env) == 1
+    assert "alice is the only administrator" in capsys.readouterr().err
+
+
+class _Terminal(io.StringIO):
+    """Standard input that a person types at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("words", [["ci"], ["--name", "ci"]])
+def test_key_lives_as_long_as_the_page_suggests_unless_told_otherwise(
+    env: dict[str, str], capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert run(["hub", "key", "create", "bob", *words], env) == 0
+    assert run(["hub", "key", "create", "bob", "other", "--expires", "never"], env) == 0
+    capsys.readouterr()
+    assert run(["hub", "key", "list", "bob", "--json"], env) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    life = datetime.fromisoformat(first["expires_at"]) - datetime.fromisoformat(first["created_at"])
+    assert (first["name"], round(life / timedelta(days=1)), second["expires_at"]) == ("ci", 90, None)
+
+
+def test_key_of_a_name_that_another_one_has_says_so(env: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["hub", "key", "create", "bob", "ci"], env) == 0
+    assert "There is another" not in capsys.readouterr().err
+    assert run(["hub", "key", "create", "bob", "ci"], env) == 0
+    assert 'There is another key named "ci" (' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["ci", "--name", "ci"]])
+def test_key_without_a_name_or_with_two_is_wrong_usage(
+    env: dict[str, str], capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert run(["hub", "key", "create", "bob", *words], env) == 2
+    assert "→ corral hub key create bob ci" in capsys.readouterr().err
 
 
 def test_t114_what_is_offered_and_withdrawn_is_in_the_audit_log(env: dict[str, str], tmp_path: Path) -> None:

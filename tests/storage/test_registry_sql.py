@@ -1,5 +1,6 @@
 """The registry's rows: brought along from the release before, found by an index, and gone with their account."""
 
+import dataclasses
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 
+from corral.core.records import HostedModel
 from corral.core.registry import NewManifest, Repository, Right, StoredManifest, Upload, Visibility
 from corral.storage.sql import registry as registry_module
 from corral.storage.sql.accounts import SqlAccounts
@@ -184,6 +186,18 @@ async def test_t119_account_removed_takes_its_repositories_uploads_and_collabora
     assert await store.blob_size(foreign.id, WEIGHTS) == 7
     await accounts.remove(BOB.id, now=NOON)
     assert list(await store.condemn_blobs(now=LATER, limit=9)) == [(WEIGHTS, 7)]
+
+
+async def test_t119_models_of_an_upstream_under_the_name_of_a_removed_account_are_offered_no_more(
+    database: Database, tmp_path: Path
+) -> None:
+    accounts = SqlAccounts(database)
+    await accounts.add(dataclasses.replace(ADA, name="a_b"), "hash")
+    hosting = SqlHosting(database, tmp_path / "blobs", tmp_path / "cache", clock=FakeClock(), entropy=SeededEntropy())
+    for name in ("a_b/far", "acb/far"):
+        await hosting.offer(HostedModel(name=name, upstream_url="http://127.0.0.1:1", upstream_model="x", created_at=NOON))
+    await accounts.remove(ADA.id, now=NOON)
+    assert [hosted.name for hosted in await hosting.list()] == ["acb/far:latest"]
 
 
 async def test_t119_models_hosted_from_a_removed_repository_are_offered_no_more(database: Database, tmp_path: Path) -> None:

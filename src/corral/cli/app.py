@@ -61,6 +61,7 @@ _HUB_USER = {
     "enable": ("commands_hub", "user_enable", "Let a disabled account in again"),
     "passwd": ("commands_hub", "user_passwd", "Set an account's password"),
     "promote": ("commands_hub", "user_promote", "Make an account an administrator"),
+    "delete": ("commands_hub", "user_delete", "Delete an account with all that is its own"),
 }
 _HUB_KEY = {
     "create": ("commands_hub", "key_create", "Create an API key for an account"),

@@ -15,7 +15,16 @@ import click
 
 from corral.cli import render
 from corral.cli.command import command
-from corral.cli.commands_keys import devices_table, keys_table, parse_expiry, pick, scopes_sentence, show_new_key
+from corral.cli.commands_keys import (
+    devices_table,
+    key_name,
+    key_options,
+    keys_table,
+    parse_expiry,
+    pick,
+    scopes_sentence,
+    show_new_key,
+)
 from corral.cli.context import Environment, Failed, json_option, pass_environment, secret_from, wait_for
 from corral.cli.scopes import scope_names, scope_option
 from corral.cli.starting import parse_model_option
@@ -119,26 +128,53 @@ def user_promote(environment: Environment, name: str) -> None:
     render.say(f"{account.name} is an administrator.")
 
 
+@command("delete", variables=_HOME)
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask for the name once more.")
+@pass_environment
+def user_delete(environment: Environment, name: str, yes: bool) -> None:
+    """Delete an account for good. Its sessions, devices, keys and models end at once; nobody can have its name again."""
+    from corral.main.services import belongings_of
+
+    if not yes:
+        account, repositories = wait_for(belongings_of(environment.settings, name))
+        public = [repository.path for repository in repositories if repository.visibility == "public"]
+        models = f"{len(repositories)} model{'' if len(repositories) == 1 else 's'}"
+        shown = f"{models}, {len(public)} public: {', '.join(public)}" if public else models
+        render.say(f"{account.name} goes for good, with {render.plain(shown)}.")
+        _confirm(account.name)
+    _with_hub(environment, lambda hub: hub.accounts.remove(name))
+    render.say(f"Deleted {render.plain(name)}.")
+
+
+def _confirm(name: str) -> None:
+    """Have a name typed. Raises: Failed when another one is, or when there is no terminal."""
+    if not sys.stdin.isatty():
+        raise Failed(f"there is no terminal to confirm on that {name} shall be deleted", "add --yes", status=2)
+    if click.prompt(f"Type {name} to delete it", default="", show_default=False, err=True).lower() != name.lower():
+        raise Failed("that is not the name; nothing was deleted")
+
+
 # ── API keys ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @command("create", variables=_HOME)
 @click.argument("user")
-@click.option("--name", required=True, help="What the key is for.")
-@_SCOPES
-@click.option("--expires", default="never", metavar="WHEN", help="90d, 12h, 2w, a date, or never. [default: never]")
+@key_options
 @pass_environment
-def key_create(environment: Environment, user: str, name: str, scopes: tuple[str, ...], expires: str) -> None:
-    """Create an API key for USER and print its secret, once and alone, on standard output."""
+def key_create(environment: Environment, user: str, name: str, name_option: str, scopes: tuple[str, ...], expires: str) -> None:
+    """Create an API key called NAME for USER and print its secret, once and alone, on standard output."""
+    name = key_name(name, name_option, example=f"corral hub key create {user} ci")
     wanted = parse_scopes(scopes or ("inference",))
     expires_at = parse_expiry(expires, datetime.now(UTC))
 
-    async def create(hub: "HubServices") -> dict[str, Any]:
+    async def create(hub: "HubServices") -> tuple[dict[str, Any], list[dict[str, Any]]]:
         account = await _active(hub, user)
         key, secret = await hub.credentials.create_key(account, name=name, scopes=wanted, expires_at=expires_at, actor=_CONSOLE)
-        return {**key_object(key), "key": secret.reveal()}
+        return {**key_object(key), "key": secret.reveal()}, await _keys_of(hub, user)
 
-    show_new_key(_with_hub(environment, create), account=user)
+    key, others = _with_hub(environment, create)
+    show_new_key(key, account=user, others=others)
 
 
 @command("list", variables=_HOME)

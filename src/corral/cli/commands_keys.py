@@ -14,10 +14,12 @@ import click
 
 from corral.cli import render
 from corral.cli.command import HUB_VARIABLES, command
-from corral.cli.context import Environment, Failed, hub_option, json_option, pass_environment, wait_for
+from corral.cli.context import Decorated, Environment, Failed, hub_option, json_option, pass_environment, wait_for
 from corral.cli.hub_access import HubAccess, hub_access
 from corral.cli.scopes import scope_names, scope_option, shown_scopes
 
+#: How long a key lives unless told otherwise: as long as the form of the page begins with (edges/web_keys.py).
+DEFAULT_EXPIRY = "90d"
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 _KEY_HEADINGS = ("ID", "NAME", "KEY", "SCOPES", "LAST USED", "EXPIRES")
 _DEVICE_HEADINGS = ("ID", "NAME", "FINGERPRINT", "SCOPES", "LAST USED")
@@ -34,22 +36,36 @@ def keys_list(environment: Environment, everything: bool, hub_url: str, as_json:
     sys.stdout.write(render.as_json(keys) if as_json else keys_table(keys, datetime.now(UTC), everything=everything))
 
 
+def key_options(create: Decorated) -> Decorated:
+    """NAME or `--name NAME`, `--scope` and `--expires`, alike for one's own keys and for somebody else's."""
+    options = (
+        click.argument("name", required=False, default=""),
+        click.option("--name", "name_option", default="", metavar="NAME", help="What uses the key, if it is not said before."),
+        scope_option("What it may do: inference, pull, push, keys; repeatable. [default: inference]"),
+        click.option("--expires", default=DEFAULT_EXPIRY, metavar="WHEN", help="12h, 30d, 2w, a date, or never. [default: 90d]"),
+    )
+    for option in reversed(options):
+        create = option(create)
+    return create
+
+
 @command("create", variables=HUB_VARIABLES)
-@click.argument("name")
-@scope_option("What it may do: inference, pull, push, keys; repeatable. [default: inference]")
-@click.option("--expires", default="never", metavar="WHEN", help="90d, 12h, 2w, a date, or never. [default: never]")
+@key_options
 @hub_option
 @pass_environment
-def keys_create(environment: Environment, name: str, scopes: tuple[str, ...], expires: str, hub_url: str) -> None:
-    """Create an API key and print its secret, once and alone, on standard output."""
+def keys_create(
+    environment: Environment, name: str, name_option: str, scopes: tuple[str, ...], expires: str, hub_url: str
+) -> None:
+    """Create an API key called NAME and print its secret, once and alone, on standard output."""
     expires_at = parse_expiry(expires, datetime.now(UTC))
+    name = key_name(name, name_option, example="corral keys create ci")
     body = {"name": name, "scopes": scope_names(scopes or ("inference",)), "expires_at": expires_at and expires_at.isoformat()}
 
     async def create() -> None:
         async with hub_access(environment, hub_url) as access:
             key = await access.ask("POST", "/api/keys", body)
             account = await _account_name(access)
-            show_new_key(key, account=account)
+            show_new_key(key, account=account, others=await _keys_if_told(access))
 
     wait_for(create())
 
@@ -160,8 +176,30 @@ async def _account_name(access: HubAccess) -> str:
         return ""  # the key exists and must be shown; whose it is, is an aside
 
 
-def show_new_key(key: Mapping[str, Any], *, account: str) -> None:
-    """The sentence to standard error, then the secret alone to standard output."""
+async def _keys_if_told(access: HubAccess) -> Sequence[Mapping[str, Any]]:
+    """The account's keys, for an aside; none when the hub does not tell."""
+    try:
+        keys = await access.ask("GET", "/api/keys")
+    except Failed:
+        return ()
+    return keys if isinstance(keys, list) else ()
+
+
+def key_name(name: str, option: str, *, example: str) -> str:
+    """What a key is called, by its argument or by `--name`. Raises: Failed for neither, and for two."""
+    if bool(name) == bool(option):
+        raise Failed("name the key, once, after what uses it", example, status=2)
+    return name or option
+
+
+def show_new_key(key: Mapping[str, Any], *, account: str, others: Sequence[Mapping[str, Any]] = ()) -> None:
+    """The sentence to standard error, then the secret alone to standard output. others: keys of the account, among which those of
+    the same name are pointed out."""
+    now = datetime.now(UTC)
+    same = [other for other in others if other["name"] == key["name"] and other["id"] != key["id"] and _life(other, now)[1]]
+    if same:
+        ids = ", ".join(other["id"] for other in same)
+        render.say(f'There is another key named "{render.plain(key["name"])}" ({ids}); this one has the id {key["id"]}.')
     whose = f" for {render.plain(account)}" if account else ""
     expires = render.parse_time(key.get("expires_at") or "")
     life = f"expires {expires:%Y-%m-%d}" if expires else "does not expire"

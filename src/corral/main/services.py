@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,8 @@ from corral.wire.errors import CorralError
 
 if TYPE_CHECKING:
     from corral.core.ports import AuditLog, UsageStore
-    from corral.core.records import HostedModel
+    from corral.core.records import Account, HostedModel
+    from corral.core.registry import Repository
     from corral.core.transfer_ports import RegistryGateway
     from corral.hub.accounts import Accounts
     from corral.hub.catalog import Catalog
@@ -285,6 +286,13 @@ async def set_quota(settings: Settings, name: str, quota_bytes: int | None) -> s
         repository = parse_repository(name)
         await registry_services(settings, services).repositories.set_quota(repository, quota_bytes)
     return str(repository)
+
+
+async def belongings_of(settings: Settings, name: str) -> "tuple[Account, Sequence[Repository]]":
+    """An account and its repositories, which go with it. Raises: not_found."""
+    async with open_hub_services(settings) as services:
+        account = await services.accounts.named(name)
+        return account, await registry_services(settings, services).store.repositories_of(account.name)
 
 
 async def collect_garbage(settings: Settings, *, is_dry_run: bool) -> "Collected":

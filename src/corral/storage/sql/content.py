@@ -305,12 +305,16 @@ def remove_repository(connection: sa.Connection, repository_id: str) -> None:
 
 
 def remove_belongings(connection: sa.Connection, account_id: str) -> None:
-    """Remove the repositories in an account's namespace, what it was let into, and its uploads (T119)."""
+    """Remove the repositories in an account's namespace, what is hosted under its name, what it was let into, and its uploads
+    (T119)."""
     owned = sa.select(repositories.c.id).join(accounts, accounts.c.name_key == repositories.c.namespace_key)
     for repository_id in connection.execute(owned.where(accounts.c.id == account_id)).scalars().all():
         remove_repository(connection, repository_id)
     for table in (collaborators, uploads):
         connection.execute(sa.delete(table).where(table.c.account_id == account_id))
+    # What an upstream runs under the account's name is in none of its repositories.
+    name = connection.execute(sa.select(accounts.c.name_key).where(accounts.c.id == account_id)).scalar_one()
+    connection.execute(sa.delete(hosted_models).where(hosted_models.c.name.startswith(f"{name}/", autoescape=True)))
 
 
 # ── Many at once ─────────────────────────────────────────────────────────────────────────────────────────────────────
