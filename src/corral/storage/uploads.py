@@ -2,6 +2,7 @@
 
 ```
 <blobs>/sha256-<64 hex>, sha512-<128 hex>   0600; whole, durable and named after its content, or absent (see blobs.py)
+<blobs>/damaged/<name of a blob>            set aside by scrubbing.py
 <blobs>/uploads/<upload id>                 0600; what has arrived of an open upload
 <blobs>/uploads/<upload id>.placed          symbolic link to the blob that the upload was verified to be; made before its file
                                             takes that name, removed with the upload
@@ -41,7 +42,7 @@ from pathlib import Path
 from threading import Event
 from typing import Protocol, Self
 
-from corral.storage.blobs import CLOSED, STALE_AFTER, Blob, BlobFiles, disk_errors, entries_of, in_thread, sync_dir
+from corral.storage.blobs import CLOSED, STALE_AFTER, BlobFiles, disk_errors, entries_of, in_thread, sync_dir
 from corral.wire.errors import CorralError
 from corral.wire.names import Digest, parse_content_digest
 
@@ -297,8 +298,8 @@ class UploadFiles:
                     upload.sync(descriptor)
                 upload.mark.unlink(missing_ok=True)
                 upload.mark.symlink_to(Path("..") / expected.file_name)
-                self._blobs.place(upload.path, Blob(expected, size_bytes))
-                upload.path.unlink(missing_ok=True)
+                # Also over one that is there: that was verified when it came, and this one now.
+                upload.path.replace(self._blobs.path(expected))
                 upload.hashes.clear()
             # Also for a blob that was there: whoever placed it may not have come to this yet.
             sync_dir(self._root)
@@ -373,8 +374,10 @@ class UploadFiles:
         return (await in_thread(partial(self._blobs.put_bytes, content))).digest
 
     async def remove_blob(self, digest: Digest) -> None:
-        """Not synced: a blob that comes back after a power cut is collected again."""
+        """Not synced: a blob that comes back after a power cut is collected again. What was set aside of it goes as well."""
         await asyncio.to_thread(self._blobs.remove, digest)
+        with disk_errors(_STORE):
+            await asyncio.to_thread((self._root / "damaged" / digest.file_name).unlink, missing_ok=True)
 
     async def remove_strays(self, known_uploads: Sequence[str], *, now: datetime) -> int:
         """In a thread."""

@@ -29,7 +29,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 
 #: The newest migration. Read at start without loading Alembic when there is nothing to migrate; a test holds it to the scripts.
-HEAD = "0004"
+HEAD = "0005"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -225,7 +225,7 @@ repositories = sa.Table(
 )
 
 # digest: `sha256:…` or `sha512:…` as text everywhere below. condemned: its file is being deleted, so it can be neither linked nor
-# leased.
+# leased. checked_at: when it was read again since it came. damaged_at: when it was first found to be something else.
 blobs = sa.Table(
     "blobs",
     metadata,
@@ -234,6 +234,8 @@ blobs = sa.Table(
     sa.Column("created_at", UtcTime, nullable=False),
     sa.Column("lease_until", UtcTime, nullable=False, server_default="0"),
     sa.Column("condemned", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("checked_at", UtcTime),
+    sa.Column("damaged_at", UtcTime),
 )
 
 # body: the manifest's bytes exactly as pushed; its digest is over them. media_type: as pushed first. size_bytes: what it refers
