@@ -24,7 +24,7 @@ class Client:
         )
 
     def report(self, url: str, model: str, key: str = "", **more: Any) -> dict[str, Any]:
-        """What its checks saw at a server: check -> result. Fails with the process's last words when it ends or takes too long."""
+        """What its checks saw at a server: check -> result. Fails with the process's last words when it ends."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         limit = threading.Timer(PATIENCE_S, self._process.kill)

@@ -13,7 +13,7 @@ KEYS = ("OLLAMA_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY")
 
 
 def serve(checks, errors):
-    """Answer jobs until stdin ends. checks: (job) -> check -> function; errors: exception -> what to report, for the package's own."""
+    """Answer jobs until stdin ends. checks: (job) -> check -> function; errors: exception -> what to report of it."""
     # What a package prints must not get between the answers.
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:

@@ -11,9 +11,10 @@ const call = {
   type: 'object',
   properties: {
     name: { const: 'get_weather' },
-    arguments: { type: 'object', properties: { city: { enum: ['Oslo'] } }, required: ['city'] },
+    arguments: { type: 'object', properties: { city: { enum: ['Oslo'] } }, required: ['city'], additionalProperties: false },
   },
   required: ['name', 'arguments'],
+  additionalProperties: false,
 }
 const tool = {
   type: 'function',
@@ -150,9 +151,9 @@ function library(client, model, published) {
       return { was_gone: gone, last: await last(client.pull({ model: published, stream: true })) }
     },
     ps: async () => {
-      await client.generate({ model: published, prompt: 'Say hello.', options })
-      const found = (await client.ps()).models.find((each) => each.model === published)
-      return { size: found.size, until: found.expires_at }
+      await client.generate({ model, prompt: 'Say hello.', options })
+      const [found] = (await client.ps()).models
+      return { name: found.model, size: found.size, until: found.expires_at }
     },
     delete: async () => {
       for (const name of ['able', published]) await client.delete({ model: name })

@@ -18,9 +18,15 @@ CALL = {
     "type": "object",
     "properties": {
         "name": {"const": "get_weather"},
-        "arguments": {"type": "object", "properties": {"city": {"enum": ["Oslo"]}}, "required": ["city"]},
+        "arguments": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Oslo"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
     },
     "required": ["name", "arguments"],
+    "additionalProperties": False,
 }
 TOOLS = """{{ if .Tools }}{{ .Tools }}{{ end }}{{ range .Messages }}<|im_start|>{{ .Role }}
 {{ .Content }}{{ if .ToolCalls }}{{ range .ToolCalls }}
@@ -183,11 +189,10 @@ class Library(Inference):
         return {**came, "was_gone": self.published not in before, "answer": answer["text"]}
 
     def ps(self):
-        """What runs, with the parts that callers read; and nothing of a model once it is unloaded."""
-        running = {each.model: each for each in self.client.ps().models}
-        found = running[self.published]
-        self.client.generate(self.published, keep_alive=0)
-        return {"size": found.size, "context": found.context_length, "until": found.expires_at.isoformat()}
+        """What runs, with the parts that callers read. Its name is that by which these weights were first asked for."""
+        self.client.generate(self.model, "Say hello.", options=OPTIONS)
+        found = self.client.ps().models[0]
+        return {"name": found.model, "size": found.size, "context": found.context_length, "until": found.expires_at.isoformat()}
 
     def delete(self):
         """What is left of what was made, and the error for what is not there."""
