@@ -81,6 +81,7 @@ SETTINGS = {
     "CORRAL_SIGNUP": ("`closed`", "`open`: anyone who reaches the hub may make an account."),
     "CORRAL_QUOTA": ("no limit", "How much each account's repositories may hold: `50GB`. The library has no limit."),
     "CORRAL_MAX_REPOSITORIES": ("1000", "How many repositories an account may have; 0 sets no limit. The library has none."),
+    "CORRAL_SCRUB_DAYS": ("30", "How often the hub reads every blob again, to find what its disk has changed; 0 turns it off."),
     "CORRAL_MIRROR": (
         "",
         "What the hub fetches from other registries, keeps and serves to everybody, comma-separated: "
@@ -216,7 +217,8 @@ def usage(command: click.Command) -> list[str]:
     words = []
     for parameter in command.params:
         if isinstance(parameter, click.Argument):
-            name = (parameter.metavar or parameter.name or "").upper() + ("…" if parameter.nargs == -1 else "")
+            word = (parameter.metavar or parameter.name or "").upper()
+            name = f"{word.rstrip('….')}…" if parameter.nargs == -1 else word
             words.append(name if parameter.required else f"[{name}]")
     return words
 

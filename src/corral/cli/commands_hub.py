@@ -248,7 +248,7 @@ def device_list(environment: Environment, user: str, as_json: bool) -> None:
 @command("scope", variables=_HOME)
 @click.argument("user")
 @click.argument("device")
-@click.argument("scopes", nargs=-1, required=True, metavar="SCOPE…")
+@click.argument("scopes", nargs=-1, required=True, metavar="SCOPE...")
 @pass_environment
 def device_scope(environment: Environment, user: str, device: str, scopes: tuple[str, ...]) -> None:
     """Say all that a DEVICE (its id, name or fingerprint) of USER may do, from its next request on.

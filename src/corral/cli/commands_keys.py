@@ -134,7 +134,7 @@ def devices_revoke(environment: Environment, device: str, hub_url: str) -> None:
 
 @command("scope", variables=HUB_VARIABLES)
 @click.argument("device")
-@click.argument("scopes", nargs=-1, required=True, metavar="SCOPE…", shell_complete=shown_scopes)
+@click.argument("scopes", nargs=-1, required=True, metavar="SCOPE...", shell_complete=shown_scopes)
 @hub_option
 @pass_environment
 def devices_scope(environment: Environment, device: str, scopes: tuple[str, ...], hub_url: str) -> None:
