@@ -4,6 +4,7 @@ import base64
 import json
 from dataclasses import dataclass
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
 
@@ -101,6 +102,8 @@ async def test_me_names_the_account_of_a_connected_device(hub: Hub) -> None:
     for answer in (await hub.stock(FINCH, "POST", "/api/me"), await hub.strong(FINCH, "POST", "/api/me")):
         assert (answer.status, answer.json()["name"], answer.json()["plan"]) == (200, "alice", "free")
         assert answer.json()["device"]["name"] == "finch"
+        # Ollama's command reads the whole answer only if this is a UUID.
+        assert str(UUID(answer.json()["id"])) == answer.json()["id"]
 
 
 async def test_me_tells_an_unknown_device_where_to_sign_in(hub: Hub) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
+from uuid import NAMESPACE_OID, uuid5
 
 import msgspec
 from starlette.requests import Request
@@ -29,6 +30,11 @@ _IDENTITY = Access(CLIENT_PROOFS)
 _KEYS = Access(FULL_PROOFS, Scope.KEYS)
 #: Adding a device without a browser.
 _HEADLESS = Access(HEADLESS_PROOFS, Scope.KEYS)
+
+
+def _uuid_of(account_id: str) -> str:
+    # Ollama's own command reads a UUID here and refuses the whole answer over anything else.
+    return str(uuid5(NAMESPACE_OID, f"corral account {account_id}"))
 
 
 class NewKey(msgspec.Struct):
@@ -101,7 +107,7 @@ class HubApi:
         """The account behind a credential, in the form of ollama api/types.go UserResponse."""
         caller = caller_of(request)
         account = caller.account
-        body: dict[str, Any] = {"id": account.id, "email": account.email, "name": account.name, "plan": "free"}
+        body: dict[str, Any] = {"id": _uuid_of(account.id), "email": account.email, "name": account.name, "plan": "free"}
         if caller.device:
             body["device"] = {"id": caller.device.id, "name": caller.device.name}
         return json_response(body)
