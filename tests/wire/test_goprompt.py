@@ -231,3 +231,13 @@ def test_ollamas_own_templates_make_what_its_test_data_says() -> None:
                 assert chat(template, *turns) == expected.read_bytes().decode(), f"{path.name}, {name}"
                 compared += 1
     assert compared > 40
+
+
+def test_lists_that_nobody_made_are_null_in_json_and_empty_in_print() -> None:
+    template = (
+        "{{ range .Messages }}{{ json .ToolCalls }} {{ .ToolCalls }} {{ len .Images }}{{ end }} {{ json .Tools }} {{ .Tools }}"
+    )
+    prompt = go_prompt(template)
+    messages = [Message(role="user", content="x")]
+    assert prompt.chat(messages, None, None, today=TODAY) == "null [] 0 null null"
+    assert prompt.chat(messages, [], None, today=TODAY) == "null [] 0 [] []"

@@ -181,18 +181,21 @@ def _message(message: Message) -> Struct:
         "Role": message.role,
         "Content": message.content,
         "Thinking": message.thinking,
-        "Images": message.images,
-        "ToolCalls": calls,
+        "Images": _unmade(message.images),
+        "ToolCalls": _unmade(calls),
         "ToolName": message.tool_name,
         "ToolCallID": message.tool_call_id,
     }
-    # Go writes an empty list that nobody made as null.
-    written = {**members, "Images": message.images or None, "ToolCalls": calls or None}
-    return Struct(kind="*template.templateMessage", members=members, json=lambda: Ordered(list(written.items())))
+    return Struct(kind="*template.templateMessage", members=members, json=lambda: Ordered(list(members.items())))
 
 
-def _json_shown(value: Any, *, text: str = "") -> Shown:
-    return Shown(value, lambda: text or to_json(value))
+def _unmade(items: list[Any]) -> Any:
+    """A list; an empty one as one that nobody made, which Go writes as null in JSON."""
+    return items or Shown((), lambda: "[]", lambda: None)
+
+
+def _json_shown(value: Any) -> Shown:
+    return Shown(value, lambda: to_json(value))
 
 
 def _go_value(value: Any, depth: int) -> Any:
@@ -214,7 +217,7 @@ def _go_value(value: Any, depth: int) -> Any:
 
 def _tools(tools: Sequence[dict[str, Any]] | None) -> Shown:
     if tools is None:
-        return _json_shown((), text="null")
+        return Shown((), lambda: "null", lambda: None)
     return _json_shown([_tool(tool) for tool in tools])
 
 
