@@ -13,6 +13,7 @@ from corral.clients.hub import HubClient, open_session, reason_of
 from corral.core.ports import HubCall, HubMemory, HubTerms
 from corral.wire.discovery import DISCOVERY_PATH, STOCK, STRONG
 from corral.wire.errors import CorralError
+from corral.wire.proxies import ProxyRules
 from corral.wire.signing import (
     enrollment_challenge,
     parse_authorization,
@@ -597,3 +598,31 @@ async def test_local_server_is_not_taken_for_a_hub(session: aiohttp.ClientSessio
             await client(hub, session, memory).request("POST", "/api/me")
         assert caught.value.code == "invalid"
         assert memory.terms(hub.url) is None
+
+
+async def test_hub_behind_a_proxy_is_asked_through_it_and_the_proxy_sees_no_signature(session: aiohttp.ClientSession) -> None:
+    async def refusing(request: Received, wire: Wire) -> None:
+        await wire.answer(403)
+
+    async with socket_hub(refusing) as proxy:
+        memory = MemoryHubs()
+        memory.keep_terms("https://hub.example", HubTerms(signature=STOCK, public_url="https://hub.example"))
+        through = Client("https://hub.example", session, memory, KEYS)
+        through._proxies = ProxyRules(https=proxy.url.replace("//", "//ada:hunter2@"))
+        with pytest.raises(CorralError, match="HTTPS_PROXY") as refused:
+            await through.request("POST", "/api/me")
+        (request,) = proxy.received
+    assert (request.method, request.target) == ("CONNECT", "hub.example:443")
+    assert request.header("proxy-authorization").startswith("Basic ")
+    assert request.header("authorization") == ""
+    assert "hunter2" not in refused.value.message
+
+
+async def test_hub_on_this_machine_is_never_asked_through_a_proxy(session: aiohttp.ClientSession, memory: MemoryHubs) -> None:
+    async def me(request: Received, wire: Wire) -> None:
+        await wire.answer_json(200, {"name": "ada"})
+
+    async with socket_hub(stock(me)) as hub:
+        direct = client(hub, session, memory)
+        direct._proxies = ProxyRules(http="http://127.0.0.1:1", https="http://127.0.0.1:1")
+        assert (await direct.request("POST", "/api/me"))[0] == 200

@@ -124,11 +124,12 @@ class ServerApi:
     def upload(self, path: str, chunks: Iterable[bytes], size_bytes: int) -> None:
         """POST a body of that many bytes, as it is. Raises: ApiError, Failed when nobody answers."""
         connection = self._connect()
-        headers = {**self._headers(), "Content-Type": "application/octet-stream", "Content-Length": str(size_bytes)}
+        target, proven = self._proven("POST", path)
+        headers = {**proven, "Content-Type": "application/octet-stream", "Content-Length": str(size_bytes)}
         # A server that refuses may close before it has read all; what it answered is there all the same.
         try:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                connection.request("POST", f"{self._address.path}{path}", chunks, headers)
+                connection.request("POST", f"{self._address.path}{target}", chunks, headers)
             self._answer(connection)
         finally:
             connection.close()
@@ -139,7 +140,8 @@ class ServerApi:
         connection = self._connect()
         payload = None if body is None else json.dumps(body).encode()
         try:
-            connection.request(method, f"{self._address.path}{path}", payload, self._headers())
+            target, headers = self._proven(method, path)
+            connection.request(method, f"{self._address.path}{target}", payload, headers)
         except (http.client.HTTPException, OSError) as error:
             connection.close()
             raise self._silent() from error
@@ -189,6 +191,10 @@ class ServerApi:
         # What it says instead may be a whole web page, and is nobody's error text.
         return f"{urlsplit(self.url).netloc} does not answer like {self._kind}", "is that the right address?"
 
+    def _proven(self, method: str, path: str) -> tuple[str, dict[str, str]]:
+        """(what is asked for, the headers): with whatever proves who asks."""
+        return path, self._headers()
+
     def _headers(self) -> dict[str, str]:
         headers = {
             "Content-Type": "application/json",
@@ -208,6 +214,19 @@ class LocalApi(ServerApi):
         super().__init__(
             settings.local, settings.api_key, advice="check OLLAMA_HOST", kind="an Ollama server", timeout_s=timeout_s
         )
+        self._settings = settings
+
+    def _proven(self, method: str, path: str) -> tuple[str, dict[str, str]]:
+        """With OLLAMA_AUTH, signed by this device, for a proxy that checks it. Raises: Failed where others could read the
+        signature and use it again."""
+        if not self._settings.is_signing:
+            return super()._proven(method, path)
+        if self._address.scheme != "https" and not self._address.is_loopback:
+            raise Failed(f"OLLAMA_AUTH would send this device's signature to {self.url} over plain http", "use its https address")
+        from corral.main.shared import signed_request
+
+        target, authorization = signed_request(self._settings, method, path)
+        return target, {**self._headers(), "Authorization": authorization}
 
     def _unreachable(self, error: OSError) -> Failed:
         if not (self._address.is_loopback and isinstance(error, ConnectionRefusedError)):

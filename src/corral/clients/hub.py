@@ -4,7 +4,8 @@ Every request carries one of two proofs (wire.signing, wire.strong). Which one a
 document, and remembered. A hub that agreed on the strong form is never again talked to in the stock form: only `renegotiate`,
 which a person starts by signing in, takes a weaker answer. A hub is signed for only over TLS or loopback.
 
-Redirects are never followed and no proxy or cookie of the environment is used: a signature goes to the configured hub or nowhere.
+Redirects are never followed and no cookie is kept: a signature goes to the configured hub or nowhere. A proxy that the person
+configured sees no more than which hub it is: what is signed beyond this machine goes through TLS.
 """
 
 import asyncio
@@ -38,6 +39,7 @@ from corral.wire.discovery import (
     refuse_local_server,
 )
 from corral.wire.errors import CorralError
+from corral.wire.proxies import ProxyRules
 from corral.wire.signing import (
     DevicePrivateKey,
     DevicePublicKey,
@@ -91,7 +93,7 @@ class HubClient:
     """A `HubGateway` over HTTP. hub_url: asked for every request, so that a running server follows `corral signin --hub`.
 
     session: see `open_session`; the caller closes it. device_name: this machine's host name, sent so that a hub can name the
-    device in the signin link it makes. version: ours, for User-Agent.
+    device in the signin link it makes. version: ours, for User-Agent. proxies: by what a hub on another machine is reached.
     """
 
     def __init__(
@@ -105,8 +107,10 @@ class HubClient:
         session: aiohttp.ClientSession,
         device_name: str,
         version: str,
+        proxies: ProxyRules | None = None,
     ) -> None:
         self._hub_url = hub_url
+        self._proxies = proxies or ProxyRules()
         self._keys = keys
         self._memory = memory
         self._clock = clock
@@ -236,7 +240,8 @@ class HubClient:
         timeout = aiohttp.ClientTimeout(total=_SMALL_CALL_TIMEOUT_S, sock_connect=_CONNECT_TIMEOUT_S)
         headers = {"User-Agent": self._user_agent, "Accept": "application/json", "Accept-Encoding": "identity"}
         try:
-            async with self._session.get(url, headers=headers, timeout=timeout, allow_redirects=False) as reply:
+            proxy = self._proxies.proxy_of(str(hub))
+            async with self._session.get(url, headers=headers, timeout=timeout, allow_redirects=False, proxy=proxy) as reply:
                 body = await _read_bounded(reply, _MAX_ERROR_BYTES)
                 status, date = reply.status, reply.headers.get("Date", "")
         except (aiohttp.ClientError, OSError) as error:
@@ -324,6 +329,7 @@ class HubClient:
             data=io.BytesIO(call.body) if call.body else None,
             headers=headers,
             allow_redirects=False,
+            proxy=self._proxies.proxy_of(str(hub)),
             skip_auto_headers=("Accept", "Content-Type"),
             trace_request_ctx=trace,
         )
@@ -413,6 +419,9 @@ def _unreachable(hub: HubAddress, error: Exception) -> CorralError:
 def reason_of(error: Exception) -> str:
     """Why a connection failed and what to do, in a few words. The library's own texts repeat addresses and internals."""
     match error:
+        # The first is a kind of the errors below.
+        case aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():
+            return "the proxy did not let it through → check HTTPS_PROXY and NO_PROXY"
         case aiohttp.ClientConnectorDNSError():
             return "its host name is not known → check the address, or the network"
         case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError() | ssl.SSLError():

@@ -99,7 +99,21 @@ async def hub_client(settings: Settings, hub: str | Callable[[], str]) -> "Async
             session=session,
             device_name=device_name(),
             version=corral.__version__,
+            proxies=settings.proxies,
         )
+
+
+def signed_request(settings: Settings, method: str, path: str) -> tuple[str, str]:
+    """(target, Authorization) of a request that carries this device's stock signature, as Ollama's own client makes it with
+    OLLAMA_AUTH. path: without what an address has before it. Raises: invalid for a key that cannot be used. Source: ollama
+    api/client.go do, fb30760."""
+    from corral.storage.home import FileDeviceKeys
+    from corral.wire.signing import authorization_header, request_challenge, signed_target
+
+    key = FileDeviceKeys(settings.home / ".ollama", SystemEntropy()).load_or_create()
+    route, _, query = path.partition("?")
+    target = signed_target(route, query, int(SystemClock().now().timestamp()))
+    return target, authorization_header(key, request_challenge(method, target))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,7 +94,10 @@ _ANTHROPIC_TYPES = {
 
 
 def native_body(error: CorralError) -> dict[str, Any]:
-    """`{"error": text, ...detail}`. Source: ollama api/types.go StatusError, AuthorizationError."""
+    """`{"error": text, ...detail}`; the status of another server, which Go's struct begins with, stands in front. Source: ollama
+    api/types.go StatusError, AuthorizationError."""
+    if "StatusCode" in error.detail:
+        return {**error.detail, "error": error.message}
     return {"error": error.message, **error.detail}
 
 
