@@ -48,7 +48,7 @@ QUICK = PasswordCost(time_cost=1, memory_kib=8)
 
 
 #: What the hub's repository holds; `Site.host` offers them.
-MODELS = ("smollm2:135m", "gemma3:270m", "alice/tiny:latest", "alice/tiny:big")
+MODELS = ("smollm2:135m", "gemma3:270m", "alice/tiny:latest", "alice/tiny:big", "alice/secret:latest")
 
 
 #: What is told of a model that is pushed.

@@ -1,5 +1,6 @@
 """The front page, listings, search, and the pages of namespaces and models."""
 
+import re
 from urllib.parse import quote
 
 import pytest
@@ -230,6 +231,66 @@ async def test_t29_model_page_of_a_private_one_is_that_of_a_missing_one(pushed: 
             assert without_number(await stranger.get(path)) == missing
     assert (await owner.get("/Alice/SECRET")).status == 200
     assert "corral signin --hub" in (await owner.get("/alice/secret")).text
+
+
+#: Whatever a page route may be asked for about a repository.
+ASKED = ("", "?q=secret", "?after=x&order=pulls&name=latest&done=deleted")
+
+
+def every_get(site: Site, model: str) -> list[str]:
+    """The address of every page that can be read, asked for a model of alice in every way."""
+    paths = [row.path for row in site.rows if "GET" in row.methods and not row.path.startswith("/static/")]
+    named = [
+        path.replace("{namespace:namespace}", "alice").replace("{namespace}", "alice").replace("{model:path}", model)
+        for path in paths
+    ]
+    filled = [re.sub(r"\{[a-z_]+\}", "x", path.replace("{name:path}", model)) for path in named]
+    tagged = [f"/alice/{model}:latest", f"/ALICE/{model.upper()}"]
+    return [path + query for path in (*filled, *tagged) for query in ASKED]
+
+
+async def readable(site: Site, browser: Browser, model: str = "secret") -> dict[str, object]:
+    return {path: without_number(await browser.get(path)) for path in every_get(site, model)}
+
+
+@pytest.mark.parametrize("who", ["a visitor", "a member", "an administrator"])
+async def test_t29_no_page_changes_for_anybody_else_when_a_private_model_comes(site: Site, who: str) -> None:
+    await site.add_account("alice")
+    await site.push("alice/tiny", is_public=True)
+    browser = Browser(site) if who == "a visitor" else await site.signed_in("bob", is_admin=who == "an administrator")
+    before = await readable(site, browser)
+    await site.push("alice/secret")
+    repository = await site.registry_store.repository("alice", "secret")
+    assert repository is not None
+    await site.registry_store.change_repository(repository.id, readme="# a secret readme")
+    await site.host("alice/secret:latest", is_public=False)
+    after = await readable(site, browser)
+    # Administrators are told how much each account stores.
+    told = {path for path in before if before[path] != after[path]}
+    assert told == ({f"/admin{query}" for query in ASKED} if who == "an administrator" else set())
+    assert "a secret readme" in (await (await site.signed_in("alice")).get("/alice/secret")).text
+
+
+@pytest.mark.parametrize("is_admin", [False, True])
+async def test_t29_no_form_tells_a_private_model_of_another_from_a_missing_one(pushed: Site, is_admin: bool) -> None:
+    browser = await pushed.signed_in("carol", is_admin=is_admin)
+    csrf = (await browser.get("/settings")).form("/signout").fields["csrf"]
+    fields = {"csrf": csrf, "account": "carol", "right": "pull", "confirm": "alice/secret", "readme": "x"}
+    before = pushed.writes
+    for row in pushed.rows:
+        if "POST" not in row.methods or "{name:path}" not in row.path:
+            continue
+        path = row.path.replace("{namespace}", "alice")
+        private = await browser.post(path.replace("{name:path}", "secret") + "?name=latest", fields)
+        missing = await browser.post(path.replace("{name:path}", "absent") + "?name=latest", fields)
+        assert (private.status, without_number(private)) == (404, without_number(missing))
+    assert pushed.writes == before
+
+
+async def test_robots_are_told_nothing_of_what_is_private_and_kept_off_what_is_not_for_them(pushed: Site) -> None:
+    page = await Browser(pushed).get("/robots.txt")
+    assert page.html.startswith("User-agent: *\nDisallow: /search$\n")
+    assert "alice" not in page.html
 
 
 async def test_t119_model_page_of_a_disabled_account_is_gone(pushed: Site) -> None:

@@ -29,6 +29,11 @@ from corral.hub.quotas import Quotas
 from corral.hub.registry import Registry
 from corral.hub.repositories import Repositories
 
+#: Pages without end or without anything to find, and what programs talk to.
+_NOT_FOR_ROBOTS = ("search", "signin", "signup", "connect", "settings", "admin", "api", "v1", "v2")
+# By their ends, since accounts may have names that begin like these. Source: RFC 9309 2.2.3.
+_ROBOTS = "User-agent: *\n" + "".join(f"Disallow: /{word}{end}\n" for word in _NOT_FOR_ROBOTS for end in ("$", "?", "/"))
+
 
 def web_endpoints(
     *,
@@ -73,6 +78,7 @@ def web_endpoints(
     )
     return [
         *(endpoint("GET,HEAD", file.path, _sender(file), PUBLIC, dialect=Dialect.TEXT) for file in static_files().values()),
+        endpoint("GET,HEAD", "/robots.txt", send_robots, PUBLIC, dialect=Dialect.TEXT),
         *account_pages.endpoints(),
         *ConnectPages(pages=pages, credentials=credentials, step_up=step_up).endpoints(),
         *settings_pages.endpoints(),
@@ -83,6 +89,11 @@ def web_endpoints(
             pages=pages, accounts=accounts, quotas=quotas, shelf=shelf, catalog=catalog, public_url=public_url
         ).endpoints(),
     ]
+
+
+async def send_robots(request: Request) -> Response:
+    """What crawlers may read: the pages of models. Nothing is hidden by it; what is private is not there for them anyway."""
+    return Response(_ROBOTS, headers={"Cache-Control": "public, max-age=86400"}, media_type="text/plain")
 
 
 def _sender(file: StaticFile) -> Callable[[Request], Awaitable[Response]]:
