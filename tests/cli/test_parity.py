@@ -100,7 +100,12 @@ CASES = [
     usage("lis", 'unknown command "lis" for "corral"', "did you mean corral list?"),
     usage("hub use", 'unknown command "use" for "corral hub"', "did you mean corral hub user?"),
     usage("hub user add", "accepts 1 arg(s), received 0", "corral hub user add --help"),
-    usage("hub key create alice", 'required flag(s) "name" not set', "corral hub key create --help"),
+    usage("hub device add alice", 'required flag(s) "name" not set', "corral hub device add --help"),
+    usage("hub quota alice 10", "10 would be 10 bytes", "give a unit: 10GB, or 10B for so few bytes"),
+    usage("hub quota alice lots", "'lots' is no size", "give a size such as 500MB, 20GB or 1.5TB, or none"),
+    usage("hub user list --jsn", "unknown flag: --jsn", "did you mean --json?"),
+    usage("keys create ci --scope pusch", 'there is no scope "pusch"', "scopes are inference, pull, push, keys"),
+    usage("hub key create alice --name ci --scope x", 'there is no scope "x"', "scopes are inference, pull, push, keys"),
     Case(
         "show m --license --system",
         err="Error: only one of '--license', '--modelfile', '--parameters', '--system', or '--template' can be specified\n",
@@ -327,7 +332,7 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 #: What there is not in Ollama, and what it does otherwise (docs/divergences.md).
-_OURS = ("hub", "push x --", "list a b", "ls a b", "lis", "create m", "rm a b", "show m -")
+_OURS = ("hub", "keys", "push x --", "list a b", "ls a b", "lis", "create m", "rm a b", "show m -")
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.line.startswith(_OURS)], ids=lambda case: case.line)

@@ -1,6 +1,9 @@
 """The bars of a pull: what they measure, and what is drawn where."""
 
 import io
+import itertools
+import re
+import threading
 
 import pytest
 
@@ -68,6 +71,40 @@ def test_terminal_gets_bars_that_are_redrawn_in_place_and_its_cursor_back() -> N
     assert text.endswith("\x1b[?25h")
     assert "\x1b[A" in text
     assert "100%" in text
+
+
+class Watched(Terminal):
+    """Tells when something has been written often enough."""
+
+    def __init__(self, text: str, times: int) -> None:
+        super().__init__()
+        self.is_seen = threading.Event()
+        self._text, self._times = text, times
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        if self.getvalue().count(self._text) >= self._times:
+            self.is_seen.set()
+        return written
+
+
+def test_terminal_sees_that_something_turns_while_nothing_comes() -> None:
+    out, clock = Watched("verifying sha256 digest", 4), itertools.count()
+    with TransferView("pulling", monotonic=lambda: next(clock) / 10, out=out) as view:
+        view.show(event(4_000_000))
+        view.show({"status": "verifying sha256 digest"})
+        assert out.is_seen.wait(60)
+    drawn = re.findall("verifying sha256 digest (.)", out.getvalue())
+    assert len(set(drawn)) > 1
+    # What is done turns no longer.
+    assert out.getvalue().endswith("verifying sha256 digest\n\x1b[?25h")
+
+
+@pytest.mark.parametrize(("verb", "title"), [("pulling", "pulling abababababab:"), ("pushing", "pushing abababababab")])
+def test_bar_on_a_terminal_is_titled_as_ollamas(verb: str, title: str) -> None:
+    out = Terminal()
+    follow([{**event(10), "status": f"{verb} abababababab"}], TransferView(verb, monotonic=lambda: 0.0, out=out))
+    assert f"{title}   0% ▕" in out.getvalue()
 
 
 def test_terminal_gets_its_cursor_back_after_an_error() -> None:

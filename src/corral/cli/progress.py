@@ -163,14 +163,15 @@ class TransferView:
         if not completed and total:
             return False
         shown = f"{self._verb} {digest.removeprefix('sha256:')[:12]}" if self._verb else str(event.get("status") or "")
-        bar = Bar(f"{render.plain(shown)}:", total, completed, self._monotonic())
+        # Ollama's pulls have a colon there, its pushes none.
+        bar = Bar(f"{render.plain(shown)}{':' if self._verb == 'pulling' else ''}", total, completed, self._monotonic())
         self._rows[digest] = bar
         if not self._is_terminal and bar.is_done:
             self._say_done(bar)
         return True
 
     def _say_done(self, bar: Bar) -> None:
-        self._say(f"{bar.title} {render.size(bar.total)}")
+        self._say(f"{bar.title.removesuffix(':')}: {render.size(bar.total)}")
 
     def _say(self, line: str) -> None:
         self._out.write(line + "\n")
