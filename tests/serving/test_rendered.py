@@ -1,5 +1,6 @@
 """Chats whose prompt a Go template makes: which template it is, the prompt, and thoughts and calls told apart."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -9,15 +10,15 @@ import msgspec
 import pytest
 
 import go_templates
-from corral.core.ports import ChatCall, Chunk, CompletionCall, Finish, LoadOptions, Timings
+from corral.core.ports import ChatCall, Chunk, CompletionCall, Finish, LoadOptions, Sampling, Timings
 from corral.core.records import Capability, Model, ModelDetails
 from corral.engines.llamacpp import LlamaCppEngine, LlamaRunner
 from corral.serving.inference import Inference
-from corral.serving.rendered import template_for
+from corral.serving.rendered import rendered_call, template_for
 from corral.wire.errors import CorralError
 from corral.wire.inventory import show_body
 from corral.wire.native import ChatRequest, GenerateRequest, Message, ToolCall, ToolCallFunction
-from fakes import FakeClock, SeededEntropy
+from fakes import NOON, FakeClock, SeededEntropy
 from fakes_inference import CONTEXT, STOP, FakePool, FakeRunner, Step, a_model
 
 WEATHER = {
@@ -426,3 +427,34 @@ async def test_tokens_of_both_passes_are_counted_as_said() -> None:
     await kitchen.chat("q", format="json")
     final = kitchen.events[-1]
     assert (final.prompt_eval_count, final.eval_count) == (19, 3)
+
+
+# ── Long chats ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("count", "size", "is_aside"), [(3, 10, False), (400, 10, True), (2, 200_000, True)])
+async def test_prompt_of_a_long_chat_is_made_beside_everything_else(count: int, size: int, is_aside: bool) -> None:
+    messages = [Message(role="user" if index % 2 else "assistant", content="x" * size) for index in range(count)]
+    call = rendered_call(
+        model_with(go_templates.CHATML),
+        go_templates.CHATML,
+        messages,
+        tools=None,
+        think=None,
+        today=NOON.date(),
+        sampling=Sampling(),
+    )
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    others = asyncio.create_task(turn())
+    try:
+        assert (await call.prompt()).count("<|im_start|>") == count + 1
+    finally:
+        others.cancel()
+    assert (turns > 0) is is_aside

@@ -5,6 +5,7 @@ Handlers decode, ask the service, and encode; who may call is said by the route 
 stream unless told not to, the others stream when told to. Source: ollama server/routes.go, middleware/{openai,anthropic}.go.
 """
 
+import asyncio
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Protocol, TypeVar
@@ -67,6 +68,7 @@ from corral.wire.openai_more import (
 )
 from corral.wire.responses import ResponsesRequest, ResponseStream, response_object, to_native_response
 
+S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T")
 
 _CHAT_COMPLETIONS = "/v1/chat/completions"
@@ -77,6 +79,8 @@ _EMPTY_BODY = "EOF"  # what Ollama's OpenAI routes say of a request without body
 #: Ollama draws ids from a thousand; ours are drawn from more, so that logs can be searched for one.
 _COMPLETION_IDS = 10**12
 _MESSAGE_ID_BYTES = 12
+#: A body of so many bytes is decoded in a few milliseconds.
+_QUICK_BYTES = 128 * 1024
 #: This client shows general.basename where people expect the name they asked for.
 _COPILOT_CHAT = "GitHubCopilotChat/"
 
@@ -159,7 +163,7 @@ class InferenceApi:
 
     async def generate(self, request: Request) -> Response:
         """Text from a prompt."""
-        asked = decode(body_of(request), GenerateRequest)
+        asked = await _decoded(request, GenerateRequest)
         events = self._service.generate(asked, maybe_caller(request))
         if asked.wants_stream and not asked.only_loads:
             return await stream(request, events, encode_ndjson, content_type=NDJSON, error_frame=ndjson_error)
@@ -167,7 +171,7 @@ class InferenceApi:
 
     async def chat(self, request: Request) -> Response:
         """The next message of a chat."""
-        asked = decode(body_of(request), ChatRequest)
+        asked = await _decoded(request, ChatRequest)
         events = self._service.chat(asked, maybe_caller(request))
         if asked.wants_stream and not asked.only_loads:
             return await stream(request, events, encode_ndjson, content_type=NDJSON, error_frame=ndjson_error)
@@ -175,11 +179,11 @@ class InferenceApi:
 
     async def embed(self, request: Request) -> Response:
         """Vectors of texts."""
-        return json_response(await self._service.embed(decode(body_of(request), EmbedRequest), maybe_caller(request)))
+        return json_response(await self._service.embed(await _decoded(request, EmbedRequest), maybe_caller(request)))
 
     async def embeddings(self, request: Request) -> Response:
         """The vector of a text, in the older form."""
-        return json_response(await self._service.embeddings(decode(body_of(request), EmbeddingsRequest), maybe_caller(request)))
+        return json_response(await self._service.embeddings(await _decoded(request, EmbeddingsRequest), maybe_caller(request)))
 
     async def show(self, request: Request) -> Response:
         """Everything about one model."""
@@ -199,7 +203,7 @@ class InferenceApi:
         """The next message of a chat, in OpenAI's dialect."""
         if (passed := await self._passed_on(request, _CHAT_COMPLETIONS)) is not None:
             return passed
-        asked = decode(body_of(request), ChatCompletionRequest, empty=_EMPTY_BODY)
+        asked = await _decoded(request, ChatCompletionRequest, empty=_EMPTY_BODY)
         completion_id = f"chatcmpl-{secrets.randbelow(_COMPLETION_IDS)}"
         events = self._service.chat(to_native(asked), maybe_caller(request))
         if asked.stream:
@@ -211,7 +215,7 @@ class InferenceApi:
         """Text from a prompt, in OpenAI's dialect."""
         if (passed := await self._passed_on(request, _COMPLETIONS)) is not None:
             return passed
-        asked = decode(body_of(request), CompletionRequest, empty=_EMPTY_BODY)
+        asked = await _decoded(request, CompletionRequest, empty=_EMPTY_BODY)
         completion_id = f"cmpl-{secrets.randbelow(_COMPLETION_IDS)}"
         events = self._service.generate(to_native_completion(asked), maybe_caller(request))
         if asked.stream:
@@ -223,13 +227,13 @@ class InferenceApi:
         """Vectors of texts, in OpenAI's dialect."""
         if (passed := await self._passed_on(request, _EMBEDDINGS)) is not None:
             return passed
-        asked = decode(body_of(request), EmbeddingRequest, empty=_EMPTY_BODY)
+        asked = await _decoded(request, EmbeddingRequest, empty=_EMPTY_BODY)
         response = await self._service.embed(to_native_embedding(asked), maybe_caller(request))
         return _plain_json(embedding_list(response, is_base64=asked.is_base64))
 
     async def responses(self, request: Request) -> Response:
         """The next items of a conversation, in OpenAI's newer dialect."""
-        asked = decode(body_of(request), ResponsesRequest, empty=_EMPTY_BODY)
+        asked = await _decoded(request, ResponsesRequest, empty=_EMPTY_BODY)
         number = secrets.randbelow(_COMPLETION_IDS)
         events = self._service.chat(to_native_response(asked), maybe_caller(request))
         if asked.stream:
@@ -239,7 +243,7 @@ class InferenceApi:
 
     async def messages(self, request: Request) -> Response:
         """The next message of a chat, in Anthropic's dialect."""
-        asked = decode(body_of(request), MessagesRequest, empty=_EMPTY_BODY)
+        asked = await _decoded(request, MessagesRequest, empty=_EMPTY_BODY)
         native = to_native_messages(asked)
         message_id = f"msg_{secrets.token_hex(_MESSAGE_ID_BYTES)}"
         events = self._service.chat(native, maybe_caller(request))
@@ -250,7 +254,7 @@ class InferenceApi:
 
     async def count_tokens(self, request: Request) -> Response:
         """How many tokens a prompt has, in Anthropic's dialect."""
-        asked = to_native_count(decode(body_of(request), CountTokensRequest, empty=_EMPTY_BODY))
+        asked = to_native_count(await _decoded(request, CountTokensRequest, empty=_EMPTY_BODY))
         return _plain_json(count_response(await self._service.count_tokens(asked, maybe_caller(request))))
 
     async def _passed_on(self, request: Request, path: str) -> Response | None:
@@ -272,6 +276,14 @@ class InferenceApi:
         name = request.path_params["model"]
         model = await self._service.show(name, maybe_caller(request))
         return _plain_json(model_object(name, model.name, model.modified_at))
+
+
+async def _decoded(request: Request, kind: type[S], *, empty: str = "missing request body") -> S:
+    """What a request asks for. A large body is looked through in a thread: that of many messages takes a third of a second."""
+    body = body_of(request)
+    if len(body) <= _QUICK_BYTES:
+        return decode(body, kind, empty=empty)
+    return await asyncio.to_thread(decode, body, kind, empty=empty)
 
 
 async def _all_of(events: AsyncIterator[T]) -> list[T]:

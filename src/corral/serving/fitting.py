@@ -7,7 +7,7 @@ Runners are loaded so that an answer which fills its context goes on, the oldest
 has the length of the answer bounded instead: Ollama would load the model again, under everybody else's requests.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -34,7 +34,7 @@ async def fitted_events(
     context_length: int,
     truncate: bool,
     shift: bool = True,
-    shorter: Callable[[int], Call] | None = None,
+    shorter: Callable[[int], Awaitable[Call]] | None = None,
     droppable: int = 0,
     as_completion: Callable[[str], CompletionCall] | None = None,
 ) -> AsyncGenerator[Event, None]:
@@ -84,7 +84,7 @@ async def _close(events: AsyncIterator[Event]) -> None:
 
 
 async def _shortened(
-    runner: Runner, call: Call, context_length: int, shorter: Callable[[int], Call] | None, droppable: int
+    runner: Runner, call: Call, context_length: int, shorter: Callable[[int], Awaitable[Call]] | None, droppable: int
 ) -> "Call | _TooLong | None":
     """The call with messages left out, if that helps; None when length was not what the engine disliked."""
     if context_length <= 0 or await count_tokens(runner, call) < context_length:
@@ -95,11 +95,11 @@ async def _shortened(
     low, high = 1, droppable
     while low < high:
         middle = (low + high) // 2
-        if await count_tokens(runner, shorter(middle)) < context_length:
+        if await count_tokens(runner, await shorter(middle)) < context_length:
             high = middle
         else:
             low = middle + 1
-    fitting = shorter(low)
+    fitting = await shorter(low)
     return fitting if await count_tokens(runner, fitting) < context_length else _TooLong()
 
 
@@ -135,7 +135,7 @@ def _ending_within(call: Call, tokens: int) -> Call:
     return replace(call, sampling=replace(call.sampling, values={**values, "n_predict": tokens}))
 
 
-def _without(call: ChatCall, count: int) -> ChatCall:
+async def _without(call: ChatCall, count: int) -> ChatCall:
     """The chat without the first so many messages, except those of the system among them."""
     kept = [message for message in call.messages[:count] if message.get("role") == "system"]
     return replace(call, messages=[*kept, *call.messages[count:]])

@@ -162,7 +162,7 @@ class Inference:
         async with self._runners.use(model, options=options.load, keep_alive_s=request.keep_alive_s) as slot:
             call = self._chat_call(model, request, _sampling(options, request, slot), think)
             try:
-                counted = call.completion(call.prompt) if isinstance(call, RenderedCall) else call
+                counted = call.completion(await call.prompt()) if isinstance(call, RenderedCall) else call
                 return await count_tokens(slot.runner, counted)
             except CorralError as error:
                 if error.code != "not_supported":

@@ -5,6 +5,7 @@ long, thoughts and calls are told apart by the template's tags, and a schema is 
 ollama server/routes.go, server/prompt.go, server/images.go, fb30760.
 """
 
+import asyncio
 import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -30,6 +31,8 @@ _SPECIAL = re.compile(r"<[^>]+>|\[[^\]]+\]")
 _THINK_TAGS = ("<think>", "</think>")
 _CALL_TAG = "<tool_call>"
 _HARMONY = ("gptoss", "gpt-oss")
+#: Up to here a prompt is made in less than a few milliseconds.
+_FEW_MESSAGES, _FEW_CHARACTERS = 64, 256 * 1024
 #: Ollama's names of parsers whose models think between those tags, and call behind that one, in JSON. What other names stand for,
 #: known or not, is read by the engine, by the template inside the weights (docs/divergences.md).
 _PARSERS_OF_TAGS = frozenset(
@@ -92,9 +95,15 @@ class RenderedCall:
     sampling: Sampling = field(default_factory=Sampling)
     raw: list[str] = field(default_factory=list)
 
-    @property
-    def prompt(self) -> str:
-        """For all messages. Raises: bad_request for what the template does wrong."""
+    async def prompt(self) -> str:
+        """For all messages. That of a long chat is made in a thread, since it can take a second. Raises: bad_request for what the
+        template does wrong."""
+        characters = sum(len(message.content) for message in self.messages)
+        if len(self.messages) <= _FEW_MESSAGES and characters <= _FEW_CHARACTERS:
+            return self._rendered()
+        return await asyncio.to_thread(self._rendered)
+
+    def _rendered(self) -> str:
         return self.template.chat(with_places(self.messages)[0], self.tools, self.think, today=self.today)
 
     @property
@@ -192,17 +201,17 @@ async def rendered_events(
     runner: Runner, call: RenderedCall, *, context_length: int, truncate: bool, shift: bool = True
 ) -> AsyncGenerator[Event, None]:
     """The events of a rendered chat, thoughts and calls told apart. truncate, shift: as fitted_events. Raises: as that."""
-    prompt = await _without_second_beginning(runner, call.prompt)
+    prompt = await _without_second_beginning(runner, await call.prompt())
     splitter = _Splitter(call, prompt)
     completion = call.completion(prompt)
     thinks_first = call.schema is not None and splitter.expects_thoughts
     first = completion if thinks_first else replace(completion, grammar_schema=call.schema)
     tokens, kept = 0, call
 
-    def shorter(count: int) -> CompletionCall:
+    async def shorter(count: int) -> CompletionCall:
         nonlocal prompt, kept
         kept = call.without(count)
-        prompt = kept.prompt
+        prompt = await kept.prompt()
         return replace(first, prompt=prompt, media=kept.media)
 
     # An earlier answer's tokens are not messages that could be left out.
@@ -292,4 +301,8 @@ class _Splitter:
 
 async def rendered_prompt(runner: Runner, call: "ChatCall | CompletionCall | RenderedCall") -> str:
     """The prompt that the engine would read."""
-    return await runner.apply_template(call) if isinstance(call, ChatCall) else call.prompt
+    return await runner.apply_template(call) if isinstance(call, ChatCall) else await _prompt_of(call)
+
+
+async def _prompt_of(call: CompletionCall | RenderedCall) -> str:
+    return call.prompt if isinstance(call, CompletionCall) else await call.prompt()
