@@ -32,7 +32,7 @@ def server() -> Iterator[FakeServer]:
     [
         (["sh"], ["show"]),
         (["hub", "us"], ["user"]),
-        (["hub", "user", "d"], ["disable"]),
+        (["hub", "user", "dis"], ["disable"]),
         (["show", "--l"], ["--license"]),
         (["show", "smol"], ["smollm2:135m", "smollm2:360m"]),
         (["show", "SMOLLM2:1"], ["smollm2:135m"]),

@@ -27,7 +27,8 @@ def test_every_command_with_json_is_documented() -> None:
 
     walked = tool_module("make_reference").walk(root, ())
     with_json = [path.removeprefix("corral ") for path, command in walked if has_json(command)]
-    assert sorted(with_json) == sorted(tool_module("make_reference").JSON_SHAPES)
+    shapes = tool_module("make_reference").JSON_SHAPES
+    assert sorted(with_json) == sorted(shapes), "→ a row in JSON_SHAPES of tools/make_reference.py"
 
 
 @pytest.mark.parametrize(("line", "path", "answer"), [("list", "GET /api/tags", "models"), ("ps", "GET /api/ps", "models")])
