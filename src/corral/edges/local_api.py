@@ -192,12 +192,14 @@ class LocalApi:
         return await relayed_response(answer, row.path)
 
 
-def local_app(api: LocalApi, guard: Guard, more: Sequence[Endpoint] = ()) -> App:
-    """The application of a local server. guard: see local_guard. more: routes beside these."""
+def local_app(
+    api: LocalApi, guard: Guard, more: Sequence[Endpoint] = (), *, finish: Callable[[Endpoint], Endpoint] = lambda row: row
+) -> App:
+    """The application of a local server. guard: see local_guard. more: routes beside these. finish: what is done to each route."""
     options = AppOptions(
         guard=guard, fallback=lambda path: Dialect.TEXT, response_headers=_RESPONSE_HEADERS, redirects_slashes=True
     )
-    return App([*api.endpoints(), *more], options)
+    return App([finish(row) for row in (*api.endpoints(), *more)], options)
 
 
 class _CloudError(Exception):

@@ -27,6 +27,7 @@ from corral.wire.errors import CorralError
 if TYPE_CHECKING:
     from corral.clients.hub import HubClient
     from corral.clients.registry import RegistryClient
+    from corral.edges.asgi import Endpoint
     from corral.engines.upstream import UpstreamEngine
     from corral.local.creating import Pull
     from corral.local.library import Library
@@ -103,7 +104,20 @@ async def build_local(settings: Settings) -> AsyncIterator[Built]:
         _prepare_device_key(gateway)
         changes = CreateApi(_library(settings, store, runners, hub_url, transfer.pull_name))
         rows = [*changes.endpoints(), *transfer_endpoints(transfer), *LocalCloudApi(cloud).endpoints()]
-        yield Built(app=local_app(api, guard, rows), facts=tell, release=release)
+        app = local_app(api, guard, rows, finish=_finishing(settings))
+        yield Built(app=app, facts=tell, release=release)
+
+
+def _finishing(settings: Settings) -> "Callable[[Endpoint], Endpoint]":
+    """What is done to each route: with OLLAMA_DEBUG_LOG_REQUESTS, prompts are written down."""
+    if not settings.logs_requests:
+        return lambda row: row
+    from corral.edges.request_log import noted
+    from corral.storage.requestlog import RequestLog
+
+    log = RequestLog()
+    _log.warning("requests are written to %s: prompts, and scripts that ask again", log.directory)
+    return lambda row: noted(row, log, SystemClock().now)
 
 
 @contextlib.asynccontextmanager
