@@ -33,6 +33,8 @@ _UNIT_S = {"ns": "1e-9", "us": "1e-6", "µs": "1e-6", "μs": "1e-6", "ms": "1e-3
 #: llama.cpp's names; the first one stands for what it takes by itself.
 _KV_CACHE_TYPES = ("", "f16", "f32", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 
+_MOST_DAYS = 3650
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -82,9 +84,10 @@ class Settings:
     remotes: hosts in lower case at which stubs may run; none means the hub in use. is_signing: whether commands sign for the
     server at OLLAMA_HOST. logs_requests: whether prompts are written to files. editor: a command line, empty for none.
     kv_cache_type: llama.cpp's name. gpu_overhead_bytes: of each device, to be left alone.
-    public_url: without trailing slash. quota_bytes: of each account's repositories; max_repositories: how many those may be. mirrors: which repositories the hub fetches
-    from other registries; none by default. search_url: of a SearXNG's JSON. web_fetch_networks: internal ones that pages may be
-    fetched from. search_path: where programs are looked for. engine_environ: all variables, of which an engine gets those that
+    public_url: without trailing slash. quota_bytes: of each account's repositories; max_repositories: how many those may be.
+    scrub_days: how often every blob is read again. mirrors: which repositories the hub fetches from other registries; none by
+    default. search_url: of a SearXNG's JSON. web_fetch_networks: internal ones that pages may be fetched from. search_path: where
+    programs are looked for. engine_environ: all variables, of which an engine gets those that
     tell where its libraries and devices are. warnings: sentences to show once when a server starts.
     """
 
@@ -121,6 +124,7 @@ class Settings:
     is_signup_open: bool = False
     quota_bytes: int = 0
     max_repositories: int = 1000
+    scrub_days: int = 30
     mirrors: tuple[MirrorRule, ...] = ()
     search_url: str = ""
     is_web_fetch_on: bool = False
@@ -176,6 +180,7 @@ class Settings:
             is_signup_open=read.choice("CORRAL_SIGNUP", ("closed", "open")) == "open",
             quota_bytes=read.size("CORRAL_QUOTA", 0),
             max_repositories=read.count("CORRAL_MAX_REPOSITORIES", 1000),
+            scrub_days=_days("CORRAL_SCRUB_DAYS", read.count("CORRAL_SCRUB_DAYS", 30)),
             mirrors=tuple(_mirror_rule(word) for word in read.words("CORRAL_MIRROR")),
             search_url=_search_url(read.text("CORRAL_SEARCH_URL")),
             is_web_fetch_on=read.choice("CORRAL_WEB_FETCH", ("off", "on")) == "on",
@@ -426,6 +431,12 @@ def _networks(name: str, words: Sequence[str]) -> tuple[Network, ...]:
         return tuple(ipaddress.ip_network(text := word) for word in words)
     except ValueError:
         raise BadSetting(f"{name} holds {text!r}; it takes addresses and networks, such as 10.0.0.0/8") from None
+
+
+def _days(name: str, count: int) -> int:
+    if count > _MOST_DAYS:
+        raise BadSetting(f"{name} is {count}; it takes a number of days, at most {_MOST_DAYS}, or 0")
+    return count
 
 
 def _hub(ours: str, ollamas: str, *, warn: Callable[[str], None]) -> str:

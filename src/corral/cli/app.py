@@ -52,6 +52,7 @@ _HUB = {
     "unhost": ("commands_hub", "unhost", "Stop offering a model"),
     "quota": ("commands_hub", "quota", "Say how much an account or a repository may hold"),
     "gc": ("commands_hub", "collect", "Remove content that nobody needs any more"),
+    "scrub": ("commands_scrub", "scrub", "Read all content again and name what is damaged"),
     "rotate-keys": ("commands_hub", "rotate", "Give the hub new secrets of its own"),
 }
 _HUB_USER = {

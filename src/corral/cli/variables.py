@@ -29,6 +29,8 @@ MEANINGS: Final = {
     "CORRAL_DATABASE_URL": "The hub's database",
     "CORRAL_SIGNUP": "open: anyone may make an account",
     "CORRAL_QUOTA": "What each account may hold, as 50GB",
+    "CORRAL_MAX_REPOSITORIES": "How many repositories an account may have",
+    "CORRAL_SCRUB_DAYS": "How often all blobs are read again (30)",
     "CORRAL_MIRROR": "What to fetch from other registries",
     "CORRAL_TRUSTED_PROXIES": "Proxies whose headers are believed",
     "CORRAL_LLAMA_SERVER": "A llama-server to use as the engine",

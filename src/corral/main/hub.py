@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import corral
+from corral.main.scrubbing import scrubbing
 from corral.main.services import HubServices, RegistryServices, mirroring_of, open_hub_services, registry_services
 from corral.main.shared import Built, OnReady, repeat, repeated, run, running_models, shortened
 from corral.settings import Settings
@@ -105,7 +106,7 @@ async def build_hub(settings: Settings) -> AsyncIterator[Built]:
             *web,
         ]
         flushing = repeated(services.credentials.flush_uses, every_s=_FLUSH_USES_EVERY_S)
-        async with flushing, _collecting(registry.collector), _cataloguing(registry):
+        async with flushing, _collecting(registry.collector), scrubbing(settings, services), _cataloguing(registry):
             yield Built(app=App(rows, options), facts=lambda: _hub_facts(settings, services), release=release)
 
 
