@@ -41,6 +41,15 @@ class HurtBlob:
     models: tuple[str, ...]
 
 
+@dataclass(slots=True)
+class ScrubProgress:
+    """How far a scrub is. total_bytes: of the blobs that were due when it began."""
+
+    total_bytes: int
+    blobs: int = 0
+    done_bytes: int = 0
+
+
 class ScrubStore(Protocol):
     """What is known of the condition of blobs."""
 

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 from corral.core.ports import AuditLog, Clock
 from corral.core.records import AuditEvent
-from corral.core.scrubbing import BlobToCheck, Condition, HurtBlob, Pace, ScrubFiles, ScrubStore
+from corral.core.scrubbing import BlobToCheck, Condition, HurtBlob, Pace, ScrubFiles, ScrubProgress, ScrubStore
 from corral.wire.names import Digest
 
 #: How often a running hub looks for blobs that are due, and how many bytes a second it then reads.
@@ -25,15 +25,6 @@ _AT_ONCE = 100
 _NAMED = 5
 
 _log = logging.getLogger("corral.registry")
-
-
-@dataclass(slots=True)
-class ScrubProgress:
-    """How far a scrub is. total_bytes: of the blobs that were due when it began."""
-
-    total_bytes: int
-    blobs: int = 0
-    done_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +109,10 @@ class Scrubber:
     async def _check(self, blob: BlobToCheck, run: _Run) -> None:
         if blob.is_damaged and not run.is_asked and self._size_of(blob.digest) is None:
             return
+        end = run.progress.done_bytes + blob.size_bytes
         found = await self._files.check(blob.digest, blob.size_bytes, run.read)
+        # What is wrong is read twice, or not at all.
+        run.progress.done_bytes = end
         is_damaged = found is not Condition.INTACT
         await self._store.note_check(blob.digest, at=self._clock.now(), is_damaged=is_damaged)
         run.progress.blobs += 1
@@ -134,7 +128,8 @@ class Scrubber:
             if blob.digest in run.damaged:
                 more = f" and {len(blob.models) - _NAMED} more" if len(blob.models) > _NAMED else ""
                 models = ", ".join(blob.models[:_NAMED]) + more
-                _log.error("blob %s is damaged and is not served any more; push it again: %s", blob.digest, models)
+                if not run.is_asked:
+                    _log.error("blob %s is damaged and is not served any more; push it again: %s", blob.digest, models)
                 await self._record("blob.damaged", blob.digest, run, models)
 
     async def _record(self, action: str, digest: Digest, run: _Run, note: str) -> None:

@@ -38,7 +38,7 @@ class SqlScrubbing:
 
     async def note_check(self, digest: Digest, *, at: datetime, is_damaged: bool) -> None:
         """Relaxed: what a power cut takes away is found out again. The time that a damage was first seen stays."""
-        since = sa.func.coalesce(blobs.c.damaged_at, at) if is_damaged else None
+        since = sa.func.coalesce(blobs.c.damaged_at, sa.literal(at, blobs.c.damaged_at.type)) if is_damaged else None
         change = sa.update(blobs).where(blobs.c.digest == str(digest)).values(checked_at=at, damaged_at=since)
         await self._database.write_relaxed(lambda connection: connection.execute(change))
 
