@@ -36,7 +36,8 @@ def test_request_is_kept_as_it_came_and_can_be_asked_again(tmp_path: Path) -> No
 def test_t096_callers_header_is_no_command_in_the_script(tmp_path: Path) -> None:
     log = RequestLog(tmp_path)
     log.note("/api/chat", "h$(touch pwned)", "a'; touch pwned; '", b"{}", now=NOON)
-    checked = subprocess.run([str(shutil.which("sh")), files(log)[1]], cwd=tmp_path, env={"PATH": "/nonexistent"}, capture_output=True, check=False)
+    command, nothing = [str(shutil.which("sh")), str(files(log)[1])], {"PATH": "/nonexistent"}
+    checked = subprocess.run(command, cwd=tmp_path, env=nothing, capture_output=True, check=False)
     assert checked.returncode != 0
     assert not (tmp_path / "pwned").exists()
 

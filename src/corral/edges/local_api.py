@@ -195,7 +195,7 @@ class LocalApi:
 def local_app(
     api: LocalApi, guard: Guard, more: Sequence[Endpoint] = (), *, finish: Callable[[Endpoint], Endpoint] = lambda row: row
 ) -> App:
-    """The application of a local server. guard: see local_guard. more: routes beside these. finish: what is done to each route."""
+    """The application of a local server. guard: see local_guard. more: routes beside these. finish: is done to each route."""
     options = AppOptions(
         guard=guard, fallback=lambda path: Dialect.TEXT, response_headers=_RESPONSE_HEADERS, redirects_slashes=True
     )
