@@ -151,11 +151,11 @@ def test_gc_says_what_went_and_what_could_go(env: dict[str, str], tmp_path: Path
     os.utime(stray, (0, 0))
     assert run(["hub", "gc", "--dry-run", "--json"], env) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found == {"uploads": 0, "links": 0, "blobs": 0, "size_bytes": 0, "files": 0, "dry_run": True}
+    assert found == {"uploads": 0, "links": 0, "repositories": 0, "blobs": 0, "size_bytes": 0, "files": 0, "dry_run": True}
     assert stray.exists()
     assert run(["hub", "gc"], env) == 0
     assert re.fullmatch(
-        r"REMOVED +COUNT +SIZE *\nblobs +0 +0 B *\nlinks +0 *\nuploads +0 *\nfiles +\d+ *\n", capsys.readouterr().out
+        r"REMOVED +COUNT +SIZE *\nblobs +0 +0 B *\nlinks +0 *\nrepositories +0 *\nuploads +0 *\nfiles +\d+ *\n", capsys.readouterr().out
     )
 
 
