@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from corral.core.policy import Access
 from corral.core.records import Model, Principal
@@ -67,6 +67,7 @@ from corral.wire.openai_more import (
     to_native_embedding,
 )
 from corral.wire.responses import ResponsesRequest, ResponseStream, response_object, to_native_response
+from corral.wire.transcription import parse_transcription, to_native_transcription, transcription_text
 
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T")
@@ -74,6 +75,9 @@ T = TypeVar("T")
 _CHAT_COMPLETIONS = "/v1/chat/completions"
 _COMPLETIONS = "/v1/completions"
 _EMBEDDINGS = "/v1/embeddings"
+_TRANSCRIPTIONS = "/v1/audio/transcriptions"
+#: Of a form with a recording; OpenAI's bound, and something for the other fields.
+MAX_AUDIO_BYTES = 26 * 1024 * 1024
 _PLAIN_JSON = "application/json"
 _EMPTY_BODY = "EOF"  # what Ollama's OpenAI routes say of a request without body
 #: Ollama draws ids from a thousand; ours are drawn from more, so that logs can be searched for one.
@@ -122,10 +126,8 @@ def inference_endpoints(
     api = InferenceApi(service, upstreams)
     openai, anthropic = Dialect.OPENAI, Dialect.ANTHROPIC
 
-    def runs(path: str, handler: Handler, dialect: Dialect = Dialect.NATIVE) -> Endpoint:
-        return endpoint(
-            "POST", path, handler, access, dialect=dialect, max_body_bytes=MAX_PROMPT_BYTES, cancel_on_disconnect=True
-        )
+    def runs(path: str, handler: Handler, dialect: Dialect = Dialect.NATIVE, max_body_bytes: int = MAX_PROMPT_BYTES) -> Endpoint:
+        return endpoint("POST", path, handler, access, dialect=dialect, max_body_bytes=max_body_bytes, cancel_on_disconnect=True)
 
     return [
         runs("/api/generate", api.generate),
@@ -138,6 +140,7 @@ def inference_endpoints(
         runs(_COMPLETIONS, api.completions, openai),
         runs(_EMBEDDINGS, api.openai_embeddings, openai),
         runs("/v1/responses", api.responses, openai),
+        runs(_TRANSCRIPTIONS, api.transcriptions, openai, MAX_AUDIO_BYTES),
         runs("/v1/messages", api.messages, anthropic),
         runs("/v1/messages/count_tokens", api.count_tokens, anthropic),
         endpoint("GET", "/v1/models", api.models, list_access, dialect=openai),
@@ -240,6 +243,16 @@ class InferenceApi:
             told = ResponseStream(number, asked)
             return await stream(request, events, told.encode, content_type=SSE, error_frame=told.error)
         return _plain_json(response_object(number, asked, join_chat(await _all_of(events))))
+
+    async def transcriptions(self, request: Request) -> Response:
+        """The words that are spoken in a recording, which comes in a form; in OpenAI's dialect."""
+        content_type = request.headers.get("content-type", "")
+        asked = await asyncio.to_thread(parse_transcription, content_type, body_of(request))
+        events = self._service.chat(to_native_transcription(asked), maybe_caller(request))
+        text = transcription_text(join_chat(await _all_of(events)))
+        if asked.response_format == "text":
+            return PlainTextResponse(text)
+        return _plain_json({"text": text})
 
     async def messages(self, request: Request) -> Response:
         """The next message of a chat, in Anthropic's dialect."""

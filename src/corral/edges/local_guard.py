@@ -37,6 +37,7 @@ _HARMLESS_PATHS = frozenset(
         "/api/chat",
         "/api/embed",
         "/api/embeddings",
+        "/v1/audio/transcriptions",
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/embeddings",

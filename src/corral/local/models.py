@@ -115,6 +115,9 @@ class LocalModels:
         """The model, or the stub, that is installed under a requested name; for `:local` there are no stubs. Raises: what
         `absent` makes; bad_request."""
         reference = parse_reference(name)
+        if reference.source is Source.CLOUD:
+            # Every route but one hands these on before they come here.
+            raise CorralError("not_supported", "this route runs models of this machine only")
         model = await self._store.get(parse_name(reference.base))
         if model is None:
             raise absent(name)
