@@ -6,60 +6,92 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright, expect
+from starlette.types import Receive, Send
+from starlette.types import Scope as AsgiScope
 
 from attacks import XSS
 from corral.core.catalog import LayerFacts
 from corral.core.records import Scope
 from corral.core.registry import Right
+from corral.edges.asgi import App
 from corral.edges.listen import serve
 from corral.wire.names import Digest
 from fakes_web import FACTS, Site, device_key
 from flows.browser import FLAGS, chromium_path
 
-pytestmark = pytest.mark.browser
+# One loop, browser and socket for all of them: starting a browser takes longer than any test here.
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
 LONG = "a-name-that-nobody-would-choose-but-which-is-allowed-all-the-same"
-ATTACKS = ("</title><script>alert(1)</script>", "'\"><svg onload=alert(1)><img src=x onerror=alert(1)>")
+#: Ends the title, the script, the attribute and the element that it is in.
+ATTACK = "</title><script>alert(1)</script>'\"><svg onload=alert(1)><img src=x onerror=alert(1)>"
+#: How many attacks share a page here. Each by itself is the business of test_markdown.py, which needs no browser.
+AT_ONCE = 9
+WIDTHS = (360, 1280)
 
 
-@pytest.fixture
-async def site() -> AsyncIterator[Site]:
-    """A hub in memory behind a real socket."""
+class Door:
+    """An ASGI application that stands for that of whichever hub a test makes, behind one socket."""
+
+    def __init__(self, port: int) -> None:
+        self.public_url = f"http://localhost:{port}"
+        self.closing = asyncio.Event()
+        self.app: App | None = None
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await Site().app(scope, receive, send)
+        else:
+            assert self.app is not None
+            await self.app(scope, receive, send)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def door() -> AsyncIterator[Door]:
+    """A real socket."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    site, ready, stop = Site(public_url=f"http://localhost:{port}"), asyncio.Event(), asyncio.Event()
-    await site.host("smollm2:135m")
-    await site.host("alice/tiny:latest")
-    serving = asyncio.create_task(serve(site.app, "127.0.0.1", port, on_ready=ready.set, release=_nothing, stop=stop, drain_s=1))
+    door, ready, stop = Door(port), asyncio.Event(), asyncio.Event()
+    serving = asyncio.create_task(serve(door, "127.0.0.1", port, on_ready=ready.set, release=_nothing, stop=stop, drain_s=1))
     await asyncio.wait_for(ready.wait(), 10)
-    yield site
+    yield door
     stop.set()
     await asyncio.wait_for(serving, 10)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def site(door: Door) -> Site:
+    """A hub in memory behind the socket."""
+    site = Site(public_url=door.public_url)
+    await site.host("smollm2:135m")
+    await site.host("alice/tiny:latest")
+    door.app = site.app
+    return site
 
 
 async def _nothing() -> None:
     """Nothing waits for an engine here."""
 
 
-@pytest.fixture
-async def chromium(tmp_path: Path) -> AsyncIterator[Browser]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def chromium(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Browser]:
     path = chromium_path()
     async with async_playwright() as playwright:
-        env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+        env = {"HOME": str(tmp_path_factory.mktemp("chromium")), "PATH": os.environ["PATH"]}
         browser = await playwright.chromium.launch(executable_path=path, args=list(FLAGS), env=dict(env))
         yield browser
         await browser.close()
 
 
 @contextlib.asynccontextmanager
-async def visit(chromium: Browser, site: Site, *, width: int = 1280) -> AsyncIterator[tuple[Page, list[str]]]:
+async def visit(chromium: Browser, site: Site) -> AsyncIterator[tuple[Page, list[str]]]:
     """A page signed in as an administrator, and what the browser complained about."""
     signed_in = await site.signed_in(is_admin=True)
-    context = await chromium.new_context(viewport={"width": width, "height": 800})
+    context = await chromium.new_context(viewport={"width": WIDTHS[-1], "height": 800})
     ((name, value),) = signed_in.cookies.items()
     await context.add_cookies([{"name": name, "value": value, "url": site.public_url}])
     page = await context.new_page()
@@ -87,10 +119,11 @@ async def fill(site: Site, name: str) -> list[str]:
     link = await site.knock(device_key(8), network="203.0.113.9", name=name)
     return [
         *("/", "/library", "/alice/tiny", "/settings", "/settings/keys", "/settings/usage", "/admin", "/nowhere", link),
+        "/settings/delete",
         *("/alice", "/alice/long", f"/alice/long:{LONG}", "/search?q=a"),
         *(f"/settings/models/alice/long/{page}" for page in ("access", "publish", "readme", "delete", f"tag?name={LONG}")),
         *(f"/settings/keys/{key.id}/{verb}" for verb in ("rotate", "revoke")),
-        *(f"/settings/devices/{device.id}/{verb}" for verb in ("rename", "revoke")),
+        *(f"/settings/devices/{device.id}/{verb}" for verb in ("rename", "scopes", "revoke")),
     ]
 
 
@@ -110,17 +143,18 @@ async def _fill_models(site: Site, text: str) -> None:
 
 
 async def test_t81_names_that_attack_run_nothing_in_a_browser(site: Site, chromium: Browser) -> None:
+    paths = await fill(site, ATTACK)
     async with visit(chromium, site) as (page, complaints):
-        for attack in ATTACKS:
-            for path in await fill_again(site, attack):
-                await page.goto(site.public_url + path)
-                assert await page.locator("main script, main img, main iframe, main svg").count() == 0
+        for path in paths:
+            await page.goto(site.public_url + path)
+            assert await page.locator("main script, main img, main iframe, main svg").count() == 0
         assert [text for text in complaints if "Failed to load resource" not in text] == []
 
 
 async def test_t81_readme_and_facts_that_attack_run_nothing_in_a_browser(site: Site, chromium: Browser) -> None:
     await site.signed_in(is_admin=True)
-    for number, attack in enumerate(XSS):
+    groups = ["\n\n".join(XSS[first : first + AT_ONCE]) for first in range(0, len(XSS), AT_ONCE)]
+    for number, attack in enumerate(groups):
         texts = {"template": attack, "system": attack, "license": attack, "parameters": ((attack, attack),), "note": attack}
         facts = replace(FACTS, family=attack, parameter_size=attack, quantization=attack)
         await site.push(f"alice/m{number}", facts=facts, **texts)
@@ -128,22 +162,12 @@ async def test_t81_readme_and_facts_that_attack_run_nothing_in_a_browser(site: S
         assert found is not None
         await site.registry_store.change_repository(found.id, readme=f"{attack}\n\n> {attack}\n\n{attack}")
     async with visit(chromium, site) as (page, complaints):
-        paths = [f"/alice/m{number}" for number in range(len(XSS))]
-        for path in [*paths, *(f"/settings/models{path}/readme" for path in paths[:5]), "/alice", "/library", "/search?q=alert"]:
+        paths = [f"/alice/m{number}" for number in range(len(groups))]
+        for path in [*paths, *(f"/settings/models{path}/readme" for path in paths), "/alice", "/library", "/search?q=alert"]:
             await page.goto(site.public_url + path)
-            assert (
-                await page.locator("main script, main img, main iframe, main svg, main form[action^=http], main style").count()
-                == 0
-            )
+            inserted = "main script, main img, main iframe, main svg, main form[action^=http], main style"
+            assert await page.locator(inserted).count() == 0
         assert [text for text in complaints if "Failed to load resource" not in text] == []
-
-
-async def fill_again(site: Site, name: str) -> list[str]:
-    """`fill` with the device of the last time out of the way."""
-    account = await site.accounts.named("alice")
-    for device in await site.credentials.devices_of(account):
-        await site.credentials.revoke_device(account, device.id)
-    return await fill(site, name)
 
 
 async def test_t49_connect_page_in_a_frame_of_another_site_stays_blank(site: Site, chromium: Browser) -> None:
@@ -157,15 +181,16 @@ async def test_t49_connect_page_in_a_frame_of_another_site_stays_blank(site: Sit
         assert "finch" not in await frame.content()
 
 
-@pytest.mark.parametrize("width", [360, 1280])
-async def test_nothing_overflows_however_long_the_names(site: Site, chromium: Browser, width: int) -> None:
+async def test_nothing_overflows_however_long_the_names(site: Site, chromium: Browser) -> None:
     paths = await fill(site, LONG)
-    async with visit(chromium, site, width=width) as (page, _):
+    async with visit(chromium, site) as (page, _):
         for path in paths:
             await page.goto(site.public_url + path)
             await page.evaluate("for (const closed of document.querySelectorAll('details')) closed.open = true")
-            reach = await page.evaluate("document.scrollingElement.scrollWidth")
-            assert reach <= width, path
+            for width in WIDTHS:
+                await page.set_viewport_size({"width": width, "height": 800})
+                reach = await page.evaluate("document.scrollingElement.scrollWidth")
+                assert reach <= width, f"{path} at {width}"
 
 
 async def test_tab_reaches_every_control_of_the_connect_page_in_order(site: Site, chromium: Browser) -> None:

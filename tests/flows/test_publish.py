@@ -21,13 +21,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield started
 
 
-@pytest.fixture
-def alice(running: Stack) -> Stack:
-    """An installation whose device alice connected, for pushing as well."""
-    running.add_account("alice")
-    key = running.add_key("alice", "inference", "keys", "models:pull", "models:push")
-    running.corral("signin", "--api-key-stdin", given=key + "\n")
-    return running
+@pytest.fixture(scope="module")
+def alice(shared: Stack) -> Stack:
+    """The module's installation with its device connected by alice, for pushing as well. Each test has a model of its own."""
+    key = shared.add_key("alice", "inference", "keys", "models:pull", "models:push")
+    shared.corral("signin", "--api-key-stdin", given=key + "\n")
+    return shared
 
 
 @pytest.fixture
@@ -75,7 +74,7 @@ def test_private_push_is_made_public_in_the_browser_and_pulled_without_an_accoun
         visitor.goto(url)
         expect(visitor.get_by_role("heading", name="There is nothing here")).to_be_visible()
         assert page_of(alice, "/alice/tiny") == page_of(alice, "/alice/nothing")
-        assert "alice" not in page_of(alice, "/library")[1]
+        assert "alice/tiny" not in page_of(alice, "/library")[1]
         refused = elsewhere.corral("pull", f"{alice.hub_url.removeprefix('http://')}/alice/tiny", status=1)
         assert "does not exist" in refused.stderr
 
@@ -102,54 +101,80 @@ def test_private_push_is_made_public_in_the_browser_and_pulled_without_an_accoun
     assert not (elsewhere.home / ".ollama" / "corral.json").exists()
 
 
+def press(page: Page, role: str, name: str) -> None:
+    """Press a control by keyboard where scripts are off."""
+    target = page.get_by_role(role, name=name, exact=True)  # type: ignore[arg-type]
+    # Without scripts a page cannot be asked where its focus is, so the element is focused and the key is real.
+    target.focus()
+    page.keyboard.press("Enter")
+
+
 def test_owner_works_by_keyboard_without_scripts_on_a_phone(alice: Stack, browser: Browser, tmp_path: Path) -> None:
-    push(alice, "alice/tiny")
+    push(alice, "alice/phone")
     alice.add_account("bob", admin=False)
     context = browser.new_context(viewport={"width": 360, "height": 740}, java_script_enabled=False)
     page = context.new_page()
     sign_in(page, alice)
 
-    def press(role: str, name: str) -> None:
-        target = page.get_by_role(role, name=name, exact=True)  # type: ignore[arg-type]
-        # Without scripts a page cannot be asked where its focus is, so the element is focused and the key is real.
-        target.focus()
-        page.keyboard.press("Enter")
-
-    page.goto(f"{alice.hub_url}/alice/tiny")
-    press("link", "Write a README")
+    page.goto(f"{alice.hub_url}/alice/phone")
+    press(page, "link", "Write a README")
     page.get_by_label("What people should know about it").fill(README)
-    press("button", "Save README")
+    press(page, "button", "Save README")
     expect(page.get_by_role("heading", name="Tiny", exact=True)).to_be_visible()
     assert page.locator(".prose script, .prose img").count() == 0
-    press("link", "Access")
+    press(page, "link", "Access")
     page.get_by_label("Let somebody in").fill("bob")
-    press("button", "Let in")
+    press(page, "button", "Let in")
     expect(page.get_by_role("button", name="Remove bob")).to_be_visible()
-    press("button", "Remove bob")
+    press(page, "button", "Remove bob")
     expect(page.get_by_text("Nobody but you.")).to_be_visible()
-    press("link", "Delete alice/tiny…")
-    page.get_by_label("Type alice/tiny to delete it").fill("alice/tiny")
-    press("button", "Delete it")
-    expect(page.get_by_role("heading", name="You have no model here")).to_be_visible()
+    press(page, "link", "Delete alice/phone…")
+    page.get_by_label("Type alice/phone to delete it").fill("alice/phone")
+    press(page, "button", "Delete it")
+    expect(page.get_by_text("The model is deleted.")).to_be_visible()
+    assert page.get_by_role("link", name="alice/phone").count() == 0
+    context.close()
+
+
+def test_t119_account_is_deleted_by_keyboard_without_scripts_and_takes_its_models_and_keys_along(
+    alice: Stack, browser: Browser
+) -> None:
+    alice.add_account("carol", admin=False)
+    key = alice.add_key("carol", "inference", "models:push")
+    url = f"{alice.hub_url}/v2/carol/tiny/blobs/uploads/"
+    assert call("POST", url, key=key).status == 202
+    context = browser.new_context(viewport={"width": 360, "height": 740}, java_script_enabled=False)
+    page = context.new_page()
+    sign_in(page, alice, "carol")
+    page.goto(f"{alice.hub_url}/settings")
+    press(page, "link", "Delete carol…")
+    expect(page.get_by_text("1 private model goes: carol/tiny")).to_be_visible()
+    page.get_by_label("Type carol to delete the account").fill("carol")
+    press(page, "button", "Delete the account")
+    expect(page.get_by_text("Your account is deleted.")).to_be_visible()
+    page.goto(f"{alice.hub_url}/settings")
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    assert call("POST", url, key=key).status == 401
+    assert "already in use" in alice.corral("hub", "user", "add", "Carol", "--password-stdin", given=PASSWORD, status=1).stderr
     context.close()
 
 
 def test_tab_reaches_the_owners_actions(alice: Stack, browser: Browser, tmp_path: Path) -> None:
-    push(alice, "alice/tiny")
+    push(alice, "alice/tabbed")
     with person(browser) as page:
         sign_in(page, alice)
-        page.goto(f"{alice.hub_url}/alice/tiny")
+        page.goto(f"{alice.hub_url}/alice/tabbed")
         tab_to(page, page.get_by_role("button", name="Copy command").first)
-        page.goto(f"{alice.hub_url}/alice/tiny")
+        page.goto(f"{alice.hub_url}/alice/tabbed")
         tab_to(page, page.get_by_role("link", name="Make public"))
         page.keyboard.press("Enter")
         tab_to(page, page.get_by_role("button", name="Make public"))
         page.keyboard.press("Enter")
         expect(page.get_by_text("It is public.")).to_be_visible()
         for name, path in (("access", "/access"), ("readme", "/readme"), ("delete", "/delete"), ("hide", "/hide")):
-            page.goto(f"{alice.hub_url}/settings/models/alice/tiny{path}")
+            page.goto(f"{alice.hub_url}/settings/models/alice/tabbed{path}")
             look_at(page, f"repository-{name}", tmp_path / "pictures")
-        for name, path in (("namespace", "/alice"), ("library", "/library"), ("search", "/search?q=tiny"), ("home", "/")):
+        for name, path in (("namespace", "/alice"), ("library", "/library"), ("search", "/search?q=tabbed"), ("home", "/")):
             page.goto(alice.hub_url + path)
-            expect(page.get_by_role("link", name="alice/tiny")).to_be_visible()
+            expect(page.get_by_role("link", name="alice/tabbed")).to_be_visible()
             look_at(page, f"listing-{name}", tmp_path / "pictures")
