@@ -121,8 +121,8 @@ def test_cloud_base_url_that_ollama_would_not_take_is_ignored_with_a_warning(tex
 
 @pytest.mark.parametrize(("text", "is_on"), [("", False), ("0", False), ("False", False), ("1", True), ("T", True), ("on", True)])
 def test_switches_are_read_as_go_reads_booleans(text: str, is_on: bool) -> None:
-    found = settings(OLLAMA_AUTH=text, OLLAMA_DEBUG_LOG_REQUESTS=text, OLLAMA_SCHED_SPREAD=text)
-    assert (found.is_signing, found.logs_requests, found.is_spread) == (is_on,) * 3
+    found = settings(OLLAMA_AUTH=text, OLLAMA_DEBUG_LOG_REQUESTS=text)
+    assert (found.is_signing, found.logs_requests) == (is_on, is_on)
 
 
 @pytest.mark.parametrize(("text", "choice"), [("", None), ("0", False), ("true", True), ("auto", True)])

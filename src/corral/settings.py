@@ -109,7 +109,6 @@ class Settings:
     flash_attention: bool | None = None
     kv_cache_type: str = ""
     gpu_overhead_bytes: int = 0
-    is_spread: bool = False
     proxies: ProxyRules = field(default_factory=ProxyRules)
     is_history_off: bool = False
     is_prune_off: bool = False
@@ -163,7 +162,6 @@ class Settings:
             flash_attention=read.maybe("OLLAMA_FLASH_ATTENTION"),
             kv_cache_type=read.choice("OLLAMA_KV_CACHE_TYPE", _KV_CACHE_TYPES),
             gpu_overhead_bytes=read.bytes("OLLAMA_GPU_OVERHEAD"),
-            is_spread=read.truth("OLLAMA_SCHED_SPREAD"),
             proxies=ProxyRules(
                 http=read.proxy("HTTP_PROXY"), https=read.proxy("HTTPS_PROXY"), exceptions=read.either_words("NO_PROXY")
             ),

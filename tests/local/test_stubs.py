@@ -316,7 +316,8 @@ async def test_local_suffix_finds_no_stub(verb: str) -> None:
     answer = getattr(models, verb)(request, None)
     with pytest.raises(CorralError) as refused:
         [event async for event in answer] if verb in ("generate", "chat") else await answer
-    assert (refused.value.status, refused.value.message) == (404, "model 'mine:latest:local' not found")
+    assert refused.value.status == 404
+    assert "mine:latest:local" in refused.value.message
 
 
 async def test_embedding_by_a_stub_of_another_server_is_refused_in_a_sentence() -> None:
