@@ -198,7 +198,7 @@ def test_message_answer_keeps_its_own_name_and_an_unknown_id_gives_none() -> Non
     [
         ({"role": "user", "content": None}, "invalid message content type: <nil>"),
         ({"role": "user"}, "invalid message content type: <nil>"),
-        ({"role": "user", "content": 1}, "invalid message content type: int"),
+        ({"role": "user", "content": 1}, "invalid message content type: float64"),
         ({"role": "user", "content": ["x"]}, "invalid message format"),
         ({"role": "user", "content": [{"type": "text"}]}, "invalid message format"),
         ({"role": "user", "content": [{"type": "file"}]}, "invalid message format"),

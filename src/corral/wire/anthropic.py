@@ -14,6 +14,7 @@ import msgspec
 
 from corral.wire.errors import CorralError
 from corral.wire.frames import encode_event
+from corral.wire.gojson import base64_complaint
 from corral.wire.native import ChatRequest, ChatResponse, Message, ToolCall, ToolCallFunction
 from corral.wire.options import Think
 
@@ -308,7 +309,7 @@ def _image(source: Any, complaint: str) -> bytes:
     try:
         return base64.b64decode(found.data or "", validate=True)
     except (binascii.Error, ValueError) as error:
-        raise CorralError("bad_request", f"invalid base64 image data: {error}") from error
+        raise CorralError("bad_request", f"invalid base64 image data: {base64_complaint(found.data or '') or error}") from error
 
 
 # ── Answers ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -203,9 +203,8 @@ def _complaints(item: Any, annotation: Any, told: str, path: str, named: str) ->
         for one in item.values():
             yield from _complaints(one, get_args(kind)[1], told, path, "")
     elif outer is bytes and isinstance(item, str):
-        at = _base64_fault(item)
-        if at is not None:
-            yield f"illegal base64 data at input byte {at}"
+        if (complaint := base64_complaint(item)) is not None:
+            yield complaint
     elif not _fits(item, outer):
         yield _mismatch(item, told, path, named or _go_type(kind))
 
@@ -235,6 +234,22 @@ def _go_kind(item: Any) -> str:
         case list():
             return "array"
     return "object"
+
+
+def go_type_of(item: Any) -> str:
+    """What a JSON value of no declared type becomes in Go."""
+    match item:
+        case bool():
+            return "bool"
+        case int() | float():
+            return "float64"
+        case str():
+            return "string"
+        case list():
+            return "[]interface {}"
+        case dict():
+            return "map[string]interface {}"
+    return "<nil>"
 
 
 _GO_TYPES: Mapping[Any, str] = {
@@ -267,8 +282,14 @@ _BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*")
 _LAST = re.compile(r"[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=|")
 
 
+def base64_complaint(text: str) -> str | None:
+    """What is wrong with a text that should be base64; None for a good one."""
+    at = _base64_fault(text)
+    return None if at is None else f"illegal base64 data at input byte {at}"
+
+
 def _base64_fault(text: str) -> int | None:
-    """Where Go stops to understand a text in base64; None for a good one."""
+    """Where Go stops to understand it."""
     whole = _BASE64.match(text)
     start = whole.end() if whole else 0
     if _LAST.fullmatch(text, start):

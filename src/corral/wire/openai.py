@@ -16,6 +16,7 @@ import msgspec
 
 from corral.wire.errors import CorralError
 from corral.wire.frames import SSE_DONE, encode_sse
+from corral.wire.gojson import go_type_of
 from corral.wire.names import ModelName
 from corral.wire.native import (
     ChatRequest,
@@ -233,7 +234,7 @@ def _content(message: _Message) -> tuple[str, list[bytes]]:
         case None:
             raise CorralError("bad_request", "invalid message content type: <nil>")
         case other:
-            raise CorralError("bad_request", f"invalid message content type: {type(other).__name__}")
+            raise CorralError("bad_request", f"invalid message content type: {go_type_of(other)}")
 
 
 _BAD_PART = "invalid message format"

@@ -12,6 +12,7 @@ import msgspec
 
 from corral.wire.errors import CorralError
 from corral.wire.frames import SSE_DONE, encode_sse
+from corral.wire.gojson import go_type_of
 from corral.wire.native import EmbedRequest, EmbedResponse, GenerateRequest, GenerateResponse, unix_seconds
 from corral.wire.openai import FINGERPRINT, StreamOptions, Usage, usage_numbers
 
@@ -89,23 +90,9 @@ def _stops(stop: Any) -> list[str] | None:
         case list() as texts:
             for text in texts:
                 if not isinstance(text, str):
-                    raise CorralError("bad_request", f"invalid type for 'stop' field: {_kind(text)}")
+                    raise CorralError("bad_request", f"invalid type for 'stop' field: {go_type_of(text)}")
             return texts
     return None
-
-
-def _kind(value: object) -> str:
-    """As Go names what JSON holds."""
-    match value:
-        case bool():
-            return "bool"
-        case int() | float():
-            return "float64"
-        case list():
-            return "[]interface {}"
-        case dict():
-            return "map[string]interface {}"
-    return "<nil>"
 
 
 class _Choice(msgspec.Struct, frozen=True, kw_only=True):

@@ -309,7 +309,8 @@ def _told(number: int, request: ResponsesRequest, created: int) -> dict[str, Any
         "instructions": request.instructions or None,
         "output": [],
         "error": None,
-        "tools": request.tools,
+        # Clients of this dialect want the member, whether it was sent or not.
+        "tools": [{"strict": None, **tool} if tool.get("type") == "function" else tool for tool in request.tools],
         "tool_choice": "auto",
         "truncation": request.truncation,
         "parallel_tool_calls": True,
