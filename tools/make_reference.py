@@ -55,7 +55,6 @@ SETTINGS = {
     "OLLAMA_FLASH_ATTENTION": ("llama.cpp's choice", "Whether the engine uses flash attention."),
     "OLLAMA_KV_CACHE_TYPE": ("`f16`", "How the engine keeps what it has read: `q8_0` and `q4_0` take less memory."),
     "OLLAMA_GPU_OVERHEAD": ("`0`", "Bytes of each accelerator's memory that models leave alone."),
-    "OLLAMA_SCHED_SPREAD": ("`0`", "No effect: llama.cpp spreads a model over all accelerators, unless `main_gpu` names one."),
     "HTTP_PROXY": ("", "A proxy for plain http to other machines. Also in lower case, as the next two."),
     "HTTPS_PROXY": ("", "A proxy for https: the hub, registries."),
     "NO_PROXY": ("", "Hosts, domains, addresses and networks that are reached without a proxy; this machine always is."),

@@ -294,7 +294,7 @@ def parse_ollama_host(text: str, *, warn: Callable[[str], None] = lambda _: None
     authority, _, path = rest.partition("/")
     host, port_text = _split_host_port(authority)
     # Ollama would take any text as a host and fail much later, in the resolver.
-    if scheme not in ("http", "https") or not re.fullmatch(r"[A-Za-z0-9._~%-]*", host) and not _is_ipv6(host):
+    if scheme not in ("http", "https") or (not re.fullmatch(r"[A-Za-z0-9._~%-]*", host) and not _is_ipv6(host)):
         raise BadSetting(f"OLLAMA_HOST is {text!r}; it takes an address such as 127.0.0.1:11434 or http://host:11434")
     port = default_port
     if port_text is not None:
