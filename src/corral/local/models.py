@@ -122,5 +122,5 @@ class LocalModels:
         if model is None:
             raise absent(name)
         if model.is_stub and reference.source is Source.LOCAL:
-            raise model_not_found(name)
+            raise absent(name)
         return model
