@@ -9,6 +9,7 @@ import pytest
 
 from corral.core.policy import ALL_SCOPES, DEVICE_SCOPES
 from corral.core.records import Account, BrowserSession, Device, Principal, Proof, Scope
+from corral.core.registry import Grant
 from corral.hub.credentials import MAX_KEY_LIFE, MAX_LIVE_KEYS
 from corral.hub.networks import network_of
 from corral.wire.errors import CorralError
@@ -341,6 +342,16 @@ async def test_t021_device_that_may_run_nothing_any_more_is_not_live_for_what_it
     assert not await hub.credentials.is_live(running)
     assert (await hub.who(hub.stock())).scopes == frozenset()
     assert hub.audit.events[-1].note == "laptop: nothing"
+
+
+async def test_registry_token_of_a_device_has_no_more_than_the_device_has_when_it_is_used(hub: IdentityHub, ada: Account) -> None:
+    device = await hub.link(ada, scopes=frozenset({Scope.PULL, Scope.PUSH}))
+    grants = [Grant("ada/tiny", frozenset({"pull", "push"}))]
+    text = hub.tokens.issue(await hub.who(hub.token()), grants).text.reveal()
+    pushing = bearer(text, "PUT", "/v2/ada/tiny/manifests/latest")
+    assert (await hub.who(pushing)).scopes == {Scope.PULL, Scope.PUSH}
+    await hub.credentials.set_device_scopes(ada, device.id, frozenset({Scope.PULL}))
+    assert (await hub.who(pushing)).scopes == {Scope.PULL}
 
 
 async def test_device_keeps_its_scopes_without_a_row_when_they_are_the_same(hub: IdentityHub, ada: Account) -> None:
