@@ -233,6 +233,7 @@ ROUTES = [
     ("POST", "/api/me"),
     ("POST", "/api/signout"),
     ("DELETE", "/api/user/keys/x"),
+    ("POST", "/v1/audio/transcriptions"),
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/embeddings"),

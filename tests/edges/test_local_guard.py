@@ -158,6 +158,7 @@ def test_own_page_under_an_address_is_same_origin() -> None:
         ("/api/tags", None),
         ("/api/show", None),
         ("/api/version", None),
+        ("/v1/audio/transcriptions", None),
         ("/v1/chat/completions", None),
         ("/v1/models/x", None),
         ("/api/delete", 403),

@@ -9,7 +9,7 @@ import pytest
 from corral.wire.anthropic import MessagesRequest
 from corral.wire.create import CreateRequest
 from corral.wire.errors import CorralError
-from corral.wire.gojson import syntax_complaint
+from corral.wire.gojson import base64_complaint, go_type_of, syntax_complaint, type_complaint
 from corral.wire.library import PullRequest
 from corral.wire.native import ChatRequest, EmbeddingsRequest, EmbedRequest, GenerateRequest, ShowRequest, decode
 from corral.wire.openai import ChatCompletionRequest
@@ -174,3 +174,52 @@ def test_value_of_a_wrong_type_is_refused_in_gos_words(kind: type[msgspec.Struct
 def test_picture_in_base64_may_have_line_breaks(broken: str) -> None:
     body: dict[str, Any] = {"messages": [{"role": "user", "images": [broken]}]}
     assert decode(json.dumps(body).encode(), ChatRequest).messages[0].images == [b"hi"]
+
+
+def test_value_that_fits_gives_nothing_to_say() -> None:
+    body: dict[str, Any] = {
+        "model": "m",
+        "messages": [{"role": "user", "images": ["aGk="], "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}],
+        "options": {"a": 1},
+        "stream": None,
+        "think": 1.5,
+        "top_logprobs": 3,
+    }
+    assert type_complaint(body, ChatRequest) is None
+    assert type_complaint({"files": {"a": "b"}}, CreateRequest) is None
+    assert type_complaint({"temperature": 1}, ChatCompletionRequest) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (True, "bool"),
+        (1, "float64"),
+        (1.5, "float64"),
+        ("a", "string"),
+        ([], "[]interface {}"),
+        ({}, "map[string]interface {}"),
+        (None, "<nil>"),
+    ],
+)
+def test_values_have_gos_names(value: object, name: str) -> None:
+    assert go_type_of(value) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("", None),
+        ("aGk=", None),
+        ("aGkaaGk=", None),
+        ("aG=k", 2),
+        ("aG=", 3),
+        ("aG==x", 4),
+        ("aGk=x", 4),
+        ("a===", 1),
+        ("aGka====", 4),
+        ("aGk", 0),
+    ],
+)
+def test_fault_of_base64_is_found(text: str, at: int | None) -> None:
+    assert base64_complaint(text) == (None if at is None else f"illegal base64 data at input byte {at}")

@@ -9,7 +9,7 @@ import pytest
 
 import go_templates
 from corral.wire.errors import CorralError
-from corral.wire.goprompt import check_template, go_prompt
+from corral.wire.goprompt import check_template, go_prompt, with_places
 from corral.wire.native import ChatRequest, Message, decode
 from corral.wire.options import Think
 
@@ -241,3 +241,14 @@ def test_lists_that_nobody_made_are_null_in_json_and_empty_in_print() -> None:
     messages = [Message(role="user", content="x")]
     assert prompt.chat(messages, None, None, today=TODAY) == "null [] 0 null null"
     assert prompt.chat(messages, [], None, today=TODAY) == "null [] 0 [] []"
+
+
+def test_files_of_messages_have_their_places_in_the_text() -> None:
+    messages = [
+        Message(role="user", content="a", images=[b"1", b"2"]),
+        Message(role="assistant", content="[img] is left alone"),
+        Message(role="user", content="x [img] y [img]", images=[b"3"]),
+    ]
+    marked, media = with_places(messages)
+    assert [message.content for message in marked] == ["[img-0][img-1]a", "[img] is left alone", "x [img-2] y [img]"]
+    assert media == [b"1", b"2", b"3"]

@@ -298,4 +298,8 @@ def _base64_fault(text: str) -> int | None:
     wrong = next((offset for offset, one in enumerate(rest) if not re.match(r"[A-Za-z0-9+/]", one)), None)
     if wrong is None:
         return start
-    return start + wrong if rest[wrong] != "=" or wrong < 2 else start + min(len(rest), 4)
+    if rest[wrong] != "=" or wrong < 2:
+        return start + wrong
+    if wrong == 3 or rest[2:] == "==":
+        return start + 4  # what follows the end
+    return start + len(rest) if len(rest) == 3 else start + 2
