@@ -213,6 +213,15 @@ async def test_runner_tells_its_memory(runner: Runner, case: Case) -> None:
     assert 0 <= accelerator <= everything
 
 
+@pytest.mark.parametrize("options", [LoadOptions(num_batch=3, parallel=4), LoadOptions(num_ctx=10, parallel=4, embedding=True)])
+async def test_batch_that_slots_cannot_share_evenly_loads_all_the_same(case: Case, options: LoadOptions) -> None:
+    runner = await case.engine.load(case.model, options)
+    try:
+        assert await runner.tokenize("Hello")
+    finally:
+        await runner.close()
+
+
 async def test_closed_runner_is_gone_for_good(case: Case) -> None:
     runner = await case.engine.load(case.model, OPTIONS)
     assert await runner.is_healthy()

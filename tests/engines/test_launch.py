@@ -151,6 +151,14 @@ def test_embedding_takes_texts_as_long_as_the_context_up_to_a_bound() -> None:
     assert plan(weights(), LoadOptions(num_ctx=4096), threads=2).physical_batch is None
 
 
+@pytest.mark.parametrize(
+    ("asked", "is_embedding", "taken"), [(3, False, 4), (10, False, 12), (512, False, 512), (None, True, 12)]
+)
+def test_batch_is_shared_evenly_by_the_slots(asked: int | None, is_embedding: bool, taken: int) -> None:
+    options = LoadOptions(num_ctx=10, num_batch=asked, parallel=4, embedding=is_embedding)
+    assert plan(weights(), options, threads=2).physical_batch == taken
+
+
 def test_embedding_uses_the_pooling_that_the_model_names() -> None:
     bert = weights(metadata={"general.architecture": "bert", "bert.pooling_type": 2})
     assert plan(bert, LoadOptions(embedding=True), threads=2).pooling == "model"
@@ -183,4 +191,4 @@ def test_t097_environment_keeps_libraries_and_devices_and_nothing_else() -> None
     }
     secret = dict.fromkeys(["CORRAL_HOME", "CORRAL_DATABASE_URL", "OLLAMA_API_KEY", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"], "x")
     meddling = dict.fromkeys(["LD_PRELOAD", "PYTHONPATH", "LLAMA_API_KEY", "LLAMA_ARG_HOST", "HOME", "path"], "x")
-    assert scrubbed({**kept, **secret, **meddling}) == kept
+    assert scrubbed({**kept, **secret, **meddling}) == {**kept, "GGML_NO_BACKTRACE": "1"}

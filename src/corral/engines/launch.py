@@ -89,15 +89,13 @@ def plan(model: Model, options: LoadOptions, *, threads: int | None, tuning: Tun
         _check_range(name, getattr(options, name))
     if options.num_ctx * options.parallel > _MAX_CONTEXT:
         raise CorralError("bad_request", f'option "num_ctx" is too large for {options.parallel} requests at a time')
-    batch = physical = options.num_batch
-    if options.embedding:
-        batch = physical = max(options.num_batch or 0, min(options.num_ctx, _MAX_EMBEDDING_BATCH))
+    batch = _batch(options)
     return Plan(
         model=_absolute(model.weights),
         num_ctx=options.num_ctx,
         parallel=options.parallel,
         batch=batch,
-        physical_batch=physical,
+        physical_batch=batch,
         gpu_layers=options.num_gpu,
         main_gpu=options.main_gpu,
         threads=threads if options.num_thread is None else options.num_thread,
@@ -111,6 +109,14 @@ def plan(model: Model, options: LoadOptions, *, threads: int | None, tuning: Tun
         cache_type=_cache_type(tuning.cache_type),
         flash_attention=tuning.flash_attention,
     )
+
+
+def _batch(options: LoadOptions) -> int | None:
+    """Tokens at a time, None for llama.cpp's own number. It ends itself while loading when its slots do not share them evenly."""
+    batch = options.num_batch
+    if options.embedding:
+        batch = max(batch or 0, min(options.num_ctx, _MAX_EMBEDDING_BATCH))
+    return batch and -(-batch // options.parallel) * options.parallel
 
 
 def _is_partly_here(model: Model, gpu_layers: int | None) -> bool:
@@ -249,7 +255,9 @@ def llama_server_arguments(plan: Plan, program: str, *, port: int) -> list[str]:
 
 
 def scrubbed(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that an engine may see: where its libraries and devices are, and how its threads behave."""
-    return {
+    """The variables that an engine may see: where its libraries and devices are, and how its threads behave. One of ours: the last
+    words of an engine that ends itself are why, and not a list of addresses that a debugger took seconds to make."""
+    kept = {
         name: value for name, value in environment.items() if name in _ENVIRONMENT_NAMES or name.startswith(_ENVIRONMENT_PREFIXES)
     }
+    return {"GGML_NO_BACKTRACE": "1", **kept}
