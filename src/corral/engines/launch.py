@@ -255,8 +255,8 @@ def llama_server_arguments(plan: Plan, program: str, *, port: int) -> list[str]:
 
 
 def scrubbed(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that an engine may see: where its libraries and devices are, and how its threads behave. One of ours: the last
-    words of an engine that ends itself are why, and not a list of addresses that a debugger took seconds to make."""
+    """The variables that an engine may see: where its libraries and devices are, and how its threads behave; and one
+    of ours, by which an engine that ends itself says why last, not a list of addresses that a debugger took seconds to make."""
     kept = {
         name: value for name, value in environment.items() if name in _ENVIRONMENT_NAMES or name.startswith(_ENVIRONMENT_PREFIXES)
     }
