@@ -22,10 +22,12 @@ from random import Random
 from typing import Any
 
 import pytest
+from argon2 import PasswordHasher
 from sqlalchemy.engine.default import DefaultDialect
 
 from corral.core.records import Principal
 from corral.core.registry import Upload
+from corral.hub import passwords
 from corral.hub.registry import Registry
 from corral.main.services import HubServices, RegistryServices, open_hub_services, registry_services
 from corral.settings import Settings
@@ -372,9 +374,15 @@ def _rehearse(home: Path, results: Path, number: int) -> tuple[int, float]:
     return count, seconds
 
 
+def _cheap(make: Callable[..., PasswordHasher], **cost: Any) -> PasswordHasher:
+    return make(**{**cost, "time_cost": 1, "memory_cost": 8})
+
+
 def main() -> None:
     """Die at COUNT points, of which two thirds are operations, before or behind them, and the others moments."""
     home, results, first, count = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    # Patched because every life makes one hash that no password has, and that is no part of a push.
+    passwords.PasswordHasher = partial(_cheap, PasswordHasher)
     operations, seconds = _rehearse(home, results, first)
     random = Random(first)
     points: list[float] = random.sample(range(2, 2 * operations + 2), min(2 * operations, 2 * count // 3))

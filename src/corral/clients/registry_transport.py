@@ -147,8 +147,10 @@ class RegistryTransport:
                 response.close()
 
     async def read(self, response: aiohttp.ClientResponse, limit_bytes: int, *, what: str) -> bytes:
-        """A small body. Raises: too_large beyond the limit, Trouble."""
+        """A small body. Raises: too_large beyond the limit, also when that is only announced; Trouble."""
         parts, size = [], 0
+        if (response.content_length or 0) > limit_bytes:
+            raise CorralError("too_large", f"the registry's {what} is longer than {limit_bytes} bytes")
         with _trouble():
             async with asyncio.timeout(_SMALL_ANSWER_S):
                 async for chunk in response.content.iter_any():
