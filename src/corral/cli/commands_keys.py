@@ -18,8 +18,8 @@ from corral.cli.context import Decorated, Environment, Failed, hub_option, json_
 from corral.cli.hub_access import HubAccess, hub_access
 from corral.cli.scopes import scope_names, scope_option, shown_scopes
 
-#: How long a key lives unless told otherwise: as long as the form of the page begins with (edges/web_keys.py).
-DEFAULT_EXPIRY = "90d"
+#: Keys live until they are revoked unless told otherwise, as ollama.com's do; only the form of the page begins with an end.
+DEFAULT_EXPIRY = "never"
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 _KEY_HEADINGS = ("ID", "NAME", "KEY", "SCOPES", "LAST USED", "EXPIRES")
 _DEVICE_HEADINGS = ("ID", "NAME", "FINGERPRINT", "SCOPES", "LAST USED")
@@ -42,7 +42,7 @@ def key_options(create: Decorated) -> Decorated:
         click.argument("name", required=False, default=""),
         click.option("--name", "name_option", default="", metavar="NAME", help="What uses the key, if it is not said before."),
         scope_option("What it may do: inference, pull, push, keys; repeatable. [default: inference]"),
-        click.option("--expires", default=DEFAULT_EXPIRY, metavar="WHEN", help="12h, 30d, 2w, a date, or never. [default: 90d]"),
+        click.option("--expires", default=DEFAULT_EXPIRY, metavar="WHEN", help="12h, 30d, 2w, a date, or never. [default: never]"),
     )
     for option in reversed(options):
         create = option(create)
