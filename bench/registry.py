@@ -25,6 +25,7 @@ from flows.stack import Stack, call, free_port, wait_until
 
 SIZES = (250_000_000, 500_000_000, 2_000_000_000)
 _SUFFIX = 16
+_PULLS = 3
 _BLOCK = 1 << 20
 
 
@@ -185,7 +186,8 @@ def p9(ours: Registry, folder: Path) -> Iterator[Figure]:
             ) -> float:
                 digest = content.fresh()
                 times["push"][number].append(push(registry, content, digest))
-                times["pull"][number].append(pull(registry, digest, content.size))
+                # One pull takes half a second or two, as the machine has it: a median of three of them says nothing.
+                times["pull"][number].extend(pull(registry, digest, content.size) for _ in range(_PULLS))
                 _empty(registry.store, content.size)
                 return 0.0
 
