@@ -22,6 +22,7 @@ from corral.wire.anthropic import (
 from corral.wire.errors import CorralError
 from corral.wire.frames import SseDecoder, anthropic_error
 from corral.wire.native import ChatResponse, Message, ToolCall, ToolCallFunction, decode, estimated_tokens
+from corral.wire.web_search import FUNCTION
 
 PIXEL = "iVBORw0KGgo="
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXEL}}
@@ -243,12 +244,12 @@ def test_output_format_is_mapped(config: dict[str, Any], expected: Any) -> None:
     assert native(output_config=config).format == expected
 
 
-def test_tools_are_shown_as_functions_and_a_search_of_ours_is_not() -> None:
+def test_tools_are_shown_as_functions_and_what_nobody_runs_is_not() -> None:
     search = {"type": "web_search_20250305", "name": "web_search", "max_uses": 3}
     fetch = {"type": "web_fetch_20260318", "name": "web_fetch"}
     shell = {"type": "bash_20250124", "name": "bash"}
     function = {"name": "bash", "description": "", "parameters": {"type": "object", "properties": {}}}
-    assert native(tools=[WEATHER, search, fetch, shell]).tools == [SHOWN, {"type": "function", "function": function}]
+    assert native(tools=[WEATHER, search, fetch, shell]).tools == [SHOWN, {"type": "function", "function": function}, FUNCTION]
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ def test_input_that_cannot_be_used_is_refused_with_its_place(given: Any, text: s
     assert refused(input=given) == text
 
 
-def test_tools_are_functions_namespaces_and_nothing_built_in() -> None:
+def test_tools_are_functions_namespaces_and_the_one_built_in_that_a_server_runs() -> None:
     tools = [
         {"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}, "strict": None},
         {
@@ -226,7 +226,7 @@ def test_tools_are_functions_namespaces_and_nothing_built_in() -> None:
         {"type": "local_shell"},
     ]
     found = [tool["function"] for tool in native(tools=tools).tools]
-    assert [function["name"] for function in found] == ["f", "crm.get", "crm.put", "a.b"]
+    assert [function["name"] for function in found] == ["f", "crm.get", "crm.put", "a.b", "web_search"]
     assert found[0] == {"name": "f", "description": "d", "parameters": {"type": "object"}}
     assert found[1]["parameters"] == {"type": "object", "properties": {}}
     deep: dict[str, Any] = {"type": "function", "name": "f"}

@@ -8,6 +8,7 @@ stream unless told not to, the others stream when told to. Source: ollama server
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -25,18 +26,23 @@ from corral.edges.asgi import (
     endpoint,
     json_response,
     maybe_caller,
+    server_log,
     stream,
 )
 from corral.hub.inference import PassedAnswer
+from corral.serving.web_search import searching_chat
 from corral.wire.anthropic import (
     CountTokensRequest,
     MessagesRequest,
     MessageStream,
     count_response,
     messages_response,
+    searched_response,
     to_native_count,
 )
+from corral.wire.anthropic import searches_allowed as searches_in_messages
 from corral.wire.anthropic import to_native as to_native_messages
+from corral.wire.errors import CorralError
 from corral.wire.frames import NDJSON, SSE, anthropic_error, encode_ndjson, ndjson_error, sse_error
 from corral.wire.inventory import LoadedLike, ps_entry, show_body, tags_entry
 from corral.wire.native import (
@@ -66,8 +72,10 @@ from corral.wire.openai_more import (
     to_native_completion,
     to_native_embedding,
 )
-from corral.wire.responses import ResponsesRequest, ResponseStream, response_object, to_native_response
+from corral.wire.responses import ResponsesRequest, ResponseStream, response_object, searches_allowed, to_native_response
 from corral.wire.transcription import parse_transcription, to_native_transcription, transcription_text
+from corral.wire.web_search import SearchEvent, SearchFailed
+from corral.wire.webpage import SearchResult
 
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T")
@@ -119,11 +127,25 @@ class PassesOn(Protocol):
         ...
 
 
+class WebSearch(Protocol):
+    """What a server searches the web by when a model wants to: hub.web_tools.WebTools, local.web_search.HubSearch."""
+
+    async def search_for(self, caller: Principal | None, query: str) -> Sequence[SearchResult]:
+        """Raises: not_supported, rate_limited, busy, upstream_failed, unauthorized, cloud_disabled."""
+        ...
+
+
 def inference_endpoints(
-    service: InferenceService, access: Access, list_access: Access, *, upstreams: PassesOn | None = None
+    service: InferenceService,
+    access: Access,
+    list_access: Access,
+    *,
+    upstreams: PassesOn | None = None,
+    web: WebSearch | None = None,
 ) -> list[Endpoint]:
-    """Every inference route. access: to run models; list_access: to see which there are. upstreams: asked first on OpenAI's."""
-    api = InferenceApi(service, upstreams)
+    """Every inference route. access: to run models; list_access: to see which there are. upstreams: asked first on OpenAI's.
+    web: None for a server that does not search."""
+    api = InferenceApi(service, upstreams, web)
     openai, anthropic = Dialect.OPENAI, Dialect.ANTHROPIC
 
     def runs(path: str, handler: Handler, dialect: Dialect = Dialect.NATIVE, max_body_bytes: int = MAX_PROMPT_BYTES) -> Endpoint:
@@ -160,9 +182,10 @@ def ps_endpoint(loaded: Callable[[], Sequence[LoadedLike]], access: Access) -> E
 class InferenceApi:
     """The handlers."""
 
-    def __init__(self, service: InferenceService, upstreams: PassesOn | None = None) -> None:
+    def __init__(self, service: InferenceService, upstreams: PassesOn | None = None, web: WebSearch | None = None) -> None:
         self._service = service
         self._upstreams = upstreams
+        self._web = web
 
     async def generate(self, request: Request) -> Response:
         """Text from a prompt."""
@@ -238,9 +261,17 @@ class InferenceApi:
         """The next items of a conversation, in OpenAI's newer dialect."""
         asked = await _decoded(request, ResponsesRequest, empty=_EMPTY_BODY)
         number = secrets.randbelow(_COMPLETION_IDS)
-        events = self._service.chat(to_native_response(asked), maybe_caller(request))
+        native, told = to_native_response(asked), ResponseStream(number, asked)
+        if limit := searches_allowed(asked):
+            searching = self._searching(native, limit, maybe_caller(request))
+            if asked.stream:
+                return await stream(request, searching, told.encode, content_type=SSE, error_frame=told.error)
+            # An answer of several turns is put together as its stream is.
+            for event in await _all_of(searching):
+                told.encode(event)
+            return _plain_json(told.whole)
+        events = self._service.chat(native, maybe_caller(request))
         if asked.stream:
-            told = ResponseStream(number, asked)
             return await stream(request, events, told.encode, content_type=SSE, error_frame=told.error)
         return _plain_json(response_object(number, asked, join_chat(await _all_of(events))))
 
@@ -259,9 +290,14 @@ class InferenceApi:
         asked = await _decoded(request, MessagesRequest, empty=_EMPTY_BODY)
         native = to_native_messages(asked)
         message_id = f"msg_{secrets.token_hex(_MESSAGE_ID_BYTES)}"
+        encode = MessageStream(message_id, asked.model, estimate=estimated_tokens(native)).encode
+        if limit := searches_in_messages(asked):
+            searching = self._searching(native, limit, maybe_caller(request))
+            if asked.stream:
+                return await stream(request, searching, encode, content_type=SSE, error_frame=anthropic_error)
+            return _plain_json(searched_response(message_id, await _all_of(searching)))
         events = self._service.chat(native, maybe_caller(request))
         if asked.stream:
-            encode = MessageStream(message_id, asked.model, estimate=estimated_tokens(native)).encode
             return await stream(request, events, encode, content_type=SSE, error_frame=anthropic_error)
         return _plain_json(messages_response(message_id, join_chat(await _all_of(events))))
 
@@ -269,6 +305,25 @@ class InferenceApi:
         """How many tokens a prompt has, in Anthropic's dialect."""
         asked = to_native_count(await _decoded(request, CountTokensRequest, empty=_EMPTY_BODY))
         return _plain_json(count_response(await self._service.count_tokens(asked, maybe_caller(request))))
+
+    async def _searching(
+        self, native: ChatRequest, limit: int, caller: Principal | None
+    ) -> AsyncGenerator[ChatResponse | SearchEvent, None]:
+        """The events of a chat whose model may search the web."""
+
+        async def search(query: str) -> Sequence[SearchResult]:
+            if self._web is None:
+                raise CorralError("not_supported", "this server does not search the web")
+            return await self._web.search_for(caller, query)
+
+        def chat(request: ChatRequest) -> AsyncIterator[ChatResponse]:
+            return self._service.chat(request, caller)
+
+        async with aclosing(searching_chat(native, limit=limit, chat=chat, search=search)) as events:
+            async for event in events:
+                if isinstance(event, SearchFailed):
+                    server_log.warning("a web search for a model failed: %s", event.error.message)
+                yield event
 
     async def _passed_on(self, request: Request, path: str) -> Response | None:
         """The upstream's answer, when the model is at one that speaks this dialect."""

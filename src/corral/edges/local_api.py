@@ -32,7 +32,7 @@ from corral.edges.asgi import (
     json_response,
     server_log,
 )
-from corral.edges.inference_api import inference_endpoints, ps_endpoint
+from corral.edges.inference_api import WebSearch, inference_endpoints, ps_endpoint
 from corral.local.cloud import Cloud, CloudAccess, HubRefused, RelayedAnswer, bounded, route
 from corral.local.hub_cache import cacheable
 from corral.local.models import LocalModels, RunsElsewhere
@@ -77,12 +77,14 @@ class LocalApi:
         models: LocalModels,
         loaded: Callable[[], Sequence[LoadedLike]],
         cloud: CloudAccess,
+        web: WebSearch | None = None,
         hub_url: Callable[[], str],
         version: str,
     ) -> None:
         self._models = models
         self._loaded = loaded
         self._cloud = cloud
+        self._web = web
         self._hub_url = hub_url
         self._version = version
 
@@ -97,7 +99,7 @@ class LocalApi:
             endpoint("POST", "/api/signout", self.sign_out, PUBLIC),
             endpoint("DELETE", "/api/user/keys/{encoded_key}", self.sign_out, PUBLIC),
             ps_endpoint(self._loaded, PUBLIC),
-            *(self._with_cloud(row) for row in inference_endpoints(self._models, PUBLIC, PUBLIC)),
+            *(self._with_cloud(row) for row in inference_endpoints(self._models, PUBLIC, PUBLIC, web=self._web)),
         ]
 
     async def alive(self, request: Request) -> Response:

@@ -15,6 +15,7 @@ from corral.core.web import FetchedPage, PageFetcher, SearchEngine
 from corral.hub.metering import UsageMeter
 from corral.hub.throttle import Throttle, per_minutes
 from corral.wire.errors import CorralError
+from corral.wire.web_search import RESULTS
 from corral.wire.webpage import SearchResult, WebPage, page_of_html, page_of_text, parse_page_address
 
 SEARCH, FETCH = "web_search", "web_fetch"
@@ -44,6 +45,12 @@ class WebTools:
             raise CorralError("not_supported", "web search is not set up on this hub; its administrator sets CORRAL_SEARCH_URL")
         async with self._used(caller, SEARCH):
             return (await self._engine.search(query, count))[:count]
+
+    async def search_for(self, caller: Principal | None, query: str) -> Sequence[SearchResult]:
+        """What a model that this account runs wants to know. Raises: unauthorized; as search."""
+        if caller is None:
+            raise CorralError("unauthorized")
+        return await self.search(caller, query, RESULTS)
 
     async def fetch(self, caller: Principal, url: str) -> WebPage:
         """A page as text. Raises: bad_request; not_supported where pages are not fetched; rate_limited, busy, upstream_failed."""

@@ -95,7 +95,7 @@ async def build_hub(settings: Settings) -> AsyncIterator[Built]:
             trusted_proxies=settings.trusted_proxies,
             response_headers=security_headers(settings.public_url),
         )
-        inference_rows = inference_endpoints(inference, may_run, PUBLIC, upstreams=inference)
+        inference_rows = inference_endpoints(inference, may_run, PUBLIC, upstreams=inference, web=web_tools)
         tools = WebToolsApi(web_tools, lambda: inference.tags(None))
         # The pages come last: the path of a model's page fits nearly everything.
         rows = [

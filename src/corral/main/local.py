@@ -52,6 +52,7 @@ async def build_local(settings: Settings) -> AsyncIterator[Built]:
     from corral.local.models import LocalModels
     from corral.local.stubs import Remotes, StubModels
     from corral.local.transfer import Transfer
+    from corral.local.web_search import HubSearch
     from corral.serving.inference import Inference
     from corral.storage.hubstate import is_cloud_off
     from corral.wire.discovery import OLLAMA_VERSION
@@ -81,6 +82,7 @@ async def build_local(settings: Settings) -> AsyncIterator[Built]:
             models=LocalModels(store, Inference(runners, SystemClock(), prefers_go=settings.prefers_go_template), stubs),
             loaded=runners.loaded,
             cloud=cloud,
+            web=HubSearch(cloud),
             hub_url=hub_url,
             version=OLLAMA_VERSION,
         )

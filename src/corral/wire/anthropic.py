@@ -15,12 +15,13 @@ import msgspec
 from corral.wire.errors import CorralError
 from corral.wire.frames import encode_event
 from corral.wire.gojson import base64_complaint
-from corral.wire.native import ChatRequest, ChatResponse, Message, ToolCall, ToolCallFunction
+from corral.wire.native import ChatRequest, ChatResponse, Message, ToolCall, ToolCallFunction, join_chat
 from corral.wire.options import Think
+from corral.wire.web_search import FUNCTION, MAX_SEARCHES, NAME, SearchBegun, SearchDone, SearchEvent, is_built_in
 
 _encode = msgspec.json.Encoder().encode
 #: How types of tools begin that the server runs and not the caller.
-_SERVER_TOOLS = ("web_search", "web_fetch", "code_execution", "tool_search")
+_SERVER_TOOLS = (NAME, "web_fetch", "code_execution", "tool_search")
 
 
 # ── Requests ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -60,6 +61,7 @@ class _Tool(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     description: str = ""
     input_schema: dict[str, Any] = {}
+    max_uses: int | None = None
 
 
 class _ToolChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,15 +187,28 @@ def _native_format(wanted: _OutputConfig | None) -> dict[str, Any] | None:
 
 
 def _native_tools(request: CountTokensRequest) -> list[dict[str, Any]]:
-    """The caller's own tools, as far as tool_choice lets the model see them. What the server should run itself is left out:
-    nothing here does yet, and a model that is shown a tool nobody answers waits for it."""
+    """The caller's own tools and the web search, as far as tool_choice lets the model see them. What else the server should run
+    itself is left out: nothing here does, and a model that is shown a tool nobody answers waits for it."""
     choice = request.tool_choice or _ToolChoice()
     if choice.type == "none":
         return []
     tools = [tool for tool in request.tools if not tool.type.startswith(_SERVER_TOOLS)]
+    searches = [FUNCTION] if any(is_built_in(tool.type) for tool in request.tools) else []
+    if searches:
+        # The built-in tool owns the name: of two the model could not say which it means.
+        tools = [tool for tool in tools if tool.name != NAME]
     if choice.type == "tool":
         tools = [tool for tool in tools if tool.name == choice.name]
-    return [_native_tool(tool) for tool in tools]
+        searches = searches if choice.name == NAME else []
+    return [*map(_native_tool, tools), *map(dict, searches)]
+
+
+def searches_allowed(request: MessagesRequest) -> int:
+    """How often the model may search the web during the answer; 0 where the caller does not want that."""
+    if request.tool_choice and request.tool_choice.type == "none":
+        return 0
+    limits = (tool.max_uses for tool in request.tools if is_built_in(tool.type))
+    return max((MAX_SEARCHES if limit is None else min(max(limit, 1), MAX_SEARCHES) for limit in limits), default=0)
 
 
 def _native_tool(tool: _Tool) -> dict[str, Any]:
@@ -322,7 +337,30 @@ class _Usage(msgspec.Struct, frozen=True, kw_only=True):
 
 def messages_response(message_id: str, response: ChatResponse) -> dict[str, Any]:
     """The whole answer of an unstreamed request. message_id: `msg_…`."""
-    message = response.message
+    return _whole(message_id, response, _blocks_of(response.message))
+
+
+def searched_response(message_id: str, events: Sequence[ChatResponse | SearchEvent]) -> dict[str, Any]:
+    """The whole answer where the model could search the web. events: the last one with done set."""
+    content: list[dict[str, Any]] = []
+    words: list[ChatResponse] = []
+    for event in events:
+        if isinstance(event, ChatResponse):
+            words.append(event)
+            continue
+        content += [*(_blocks_of(join_chat(words).message) if words else ()), _search_block(message_id, event)]
+        words = []
+    return _whole(message_id, words[-1], [*content, *_blocks_of(join_chat(words).message)])
+
+
+def _whole(message_id: str, last: ChatResponse, content: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    answer = _empty_answer(message_id, last.model) | {"content": content}
+    if reason := _stop_reason(last.done_reason, has_calls=bool(last.message.tool_calls)):
+        answer["stop_reason"] = reason
+    return answer | {"usage": _usage(last)}
+
+
+def _blocks_of(message: Message) -> list[dict[str, Any]]:
     content: list[dict[str, Any]] = []
     if message.thinking:
         content.append({"type": "thinking", "thinking": message.thinking})
@@ -330,10 +368,21 @@ def messages_response(message_id: str, response: ChatResponse) -> dict[str, Any]
         content.append({"type": "text", "text": message.content})
     for call in message.tool_calls:
         content.append({"type": "tool_use", "id": call.id, "name": call.function.name, "input": call.function.arguments})
-    answer = _empty_answer(message_id, response.model) | {"content": content}
-    if reason := _stop_reason(response.done_reason, has_calls=bool(message.tool_calls)):
-        answer["stop_reason"] = reason
-    return answer | {"usage": _usage(response)}
+    return content
+
+
+def _search_block(message_id: str, event: SearchEvent) -> dict[str, Any]:
+    """What the model wanted searched for, or what became of it."""
+    suffix = "" if event.number == 1 else f"_{event.number}"
+    search_id = f"srvtoolu_{message_id.removeprefix('msg_')}{suffix}"
+    match event:
+        case SearchBegun(query=query):
+            return {"type": "server_tool_use", "id": search_id, "name": NAME, "input": {"query": query}}
+        case SearchDone(results=results):
+            found = [{"type": "web_search_result", "url": result.url, "title": result.title} for result in results]
+            return {"type": "web_search_tool_result", "tool_use_id": search_id, "content": found}
+    failed = {"type": "web_search_tool_result_error", "error_code": event.error_code}
+    return {"type": "web_search_tool_result", "tool_use_id": search_id, "content": failed}
 
 
 def count_response(tokens: int) -> dict[str, Any]:
@@ -375,8 +424,16 @@ class MessageStream:
         self._open = ""
         self._index = 0
 
-    def encode(self, response: ChatResponse) -> bytes:
-        """The events of one native event."""
+    def encode(self, event: ChatResponse | SearchEvent) -> bytes:
+        """The events of one native event, or of a search, which comes in whole blocks."""
+        if not isinstance(event, ChatResponse):
+            block = _search_block(self._id, event)
+            frames = [*self._close(), _event("content_block_start", index=self._index, content_block=block)]
+            self._open = block["type"]
+            return b"".join([*frames, *self._close()])
+        return self._encode_chat(event)
+
+    def _encode_chat(self, response: ChatResponse) -> bytes:
         message = response.message
         frames = [] if self._has_started else [self._start(response)]
         if message.thinking:

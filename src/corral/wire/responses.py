@@ -13,6 +13,7 @@ from corral.wire.errors import CorralError
 from corral.wire.frames import encode_event
 from corral.wire.native import ChatRequest, ChatResponse, Message, ToolCall, ToolCallFunction, unix_seconds
 from corral.wire.openai import image_of, openai_calls, parse_arguments, think_of_effort
+from corral.wire.web_search import FUNCTION, MAX_SEARCHES, NAME, SearchBegun, SearchDone, SearchError, SearchEvent, is_built_in
 
 # ── Requests ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -94,15 +95,25 @@ def _native_format(wanted: _Format | None) -> Any:
 
 
 def _native_tools(tools: Sequence[dict[str, Any]], choice: Any) -> list[dict[str, Any]]:
-    """The caller's own functions, as far as tool_choice lets the model see them. A built-in tool (web_search, local_shell …) is
-    left out: nothing here runs it, and a model that is shown a tool nobody answers waits for it."""
+    """The caller's own functions and the web search, as far as tool_choice lets the model see them. Other built-in tools
+    (local_shell …) are left out: nothing here runs them, and a model that is shown a tool nobody answers waits for it."""
     if choice == "none":
         return []
     found = [function for tool in tools for function in _functions(tool, "")]
+    if any(is_built_in(tool.get("type")) for tool in tools):
+        # The built-in tool owns the name: of two the model could not say which it means.
+        found = [*(function for function in found if function["name"] != NAME), FUNCTION["function"]]
     match choice:
         case {"type": "function", "name": str() as name}:
             found = [function for function in found if function["name"] == name]
+        case {"type": kind} if is_built_in(kind):
+            found = [function for function in found if function["name"] == NAME]
     return [{"type": "function", "function": function} for function in found]
+
+
+def searches_allowed(request: ResponsesRequest) -> int:
+    """How often the model may search the web during the answer; 0 where the caller does not want that."""
+    return MAX_SEARCHES if any(is_built_in(tool.get("type")) for tool in request.tools) and request.tool_choice != "none" else 0
 
 
 #: A namespace within a namespace within a … ends here.
@@ -375,6 +386,10 @@ class _Items:
         head = {"id": item_id or self.new_id("msg"), "type": "message", "status": "completed", "role": "assistant"}
         return {**head, "content": [_text_part(text)]}
 
+    def search(self, number: int, query: str) -> dict[str, Any]:
+        head = {"id": f"ws_{self._number}_{number}", "type": "web_search_call", "status": "completed"}
+        return {**head, "action": {"type": "search", "query": query}}
+
     def call(self, call: ToolCall) -> dict[str, Any]:
         (converted,) = openai_calls([call])
         return {
@@ -401,9 +416,16 @@ class ResponseStream:
         self._open = ""
         self._open_id = ""
         self._said: list[str] = []
+        #: The whole response, once the stream has ended.
+        self.whole: dict[str, Any] | None = None
 
-    def encode(self, response: ChatResponse) -> bytes:
-        """The events of one native event."""
+    def encode(self, event: ChatResponse | SearchEvent) -> bytes:
+        """The events of one native event, or of a search. Raises: SearchError where the search failed."""
+        if not isinstance(event, ChatResponse):
+            return b"".join(self._search(event))
+        return self._encode_chat(event)
+
+    def _encode_chat(self, response: ChatResponse) -> bytes:
         message = response.message
         frames = self._start(response) if self._created is None else []
         if message.thinking:
@@ -420,6 +442,8 @@ class ResponseStream:
         """The last event of a stream that failed."""
         told = _told(self._number, self._request, self._created or 0)
         code = "rate_limit_exceeded" if error.status == 429 else "server_error"
+        if isinstance(error, SearchError):
+            code = error.response_code
         failed = told | {
             "status": "failed",
             "output": self._output,
@@ -462,6 +486,23 @@ class ResponseStream:
             self._done(item),
         ]
 
+    def _search(self, event: SearchEvent) -> list[bytes]:
+        """A search keeps its place in the output from its beginning on; nothing else is said until it ends."""
+        if not isinstance(event, SearchBegun | SearchDone):
+            raise event.error
+        frames = self._close()
+        item = self._items.search(event.number, event.query)
+        place = {"item_id": item["id"], "output_index": len(self._output)}
+        if isinstance(event, SearchDone):
+            return [self._event("response.web_search_call.completed", **place), self._done(item)]
+        begun = item | {"status": "in_progress"}
+        return [
+            *frames,
+            self._event("response.output_item.added", output_index=len(self._output), item=begun),
+            self._event("response.web_search_call.in_progress", **place),
+            self._event("response.web_search_call.searching", **place),
+        ]
+
     def _add(self, kind: str, item: dict[str, Any]) -> bytes:
         self._open, self._open_id = kind, self._items.new_id(kind)
         return self._event("response.output_item.added", output_index=len(self._output), item={"id": self._open_id, **item})
@@ -494,8 +535,8 @@ class ResponseStream:
         frames = self._close()
         ended = unix_seconds(response.created_at)
         told = _told(self._number, self._request, self._created or ended)
-        whole = told | {"completed_at": ended, "status": "completed", "output": self._output, "usage": _usage(response)}
-        return [*frames, self._event("response.completed", response=whole)]
+        self.whole = told | {"completed_at": ended, "status": "completed", "output": self._output, "usage": _usage(response)}
+        return [*frames, self._event("response.completed", response=self.whole)]
 
     def _event(self, kind: str, **members: Any) -> bytes:
         self._sequence += 1
