@@ -205,3 +205,9 @@ async def test_two_do_not_scrub_at_once(hub: Hub) -> None:
     hub.is_other_at_it = True
     assert (await error_of(hub.scrubber.scrub(actor="console"))).code == "conflict"
     assert hub.files.read == []
+
+
+async def test_running_hub_keeps_nobody_from_a_scrub(hub: Hub) -> None:
+    hub.is_other_at_it = True
+    hub.clock.advance(MONTH.total_seconds() + 1)
+    assert (await hub.scrubber.tend(every=MONTH, is_busy=lambda: False)).blobs == 2

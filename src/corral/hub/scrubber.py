@@ -58,7 +58,7 @@ class _Run:
 
 
 class Scrubber:
-    """Reads blobs again. alone: holds off every other scrubber of this hub, as of collectors. sleep: for seconds."""
+    """Reads blobs again. alone: holds off every other scrub that somebody asked for. sleep: for seconds."""
 
     def __init__(
         self,
@@ -83,25 +83,27 @@ class Scrubber:
         """Read everything now, at most that many bytes a second where that is not 0. Raises: conflict when another scrub is under
         way; unavailable."""
         moment = self._clock.now() + timedelta(microseconds=1)
-        return await self._scrub(moment, actor=actor, pace=self._paced(bytes_s, lambda: False), report=report, is_asked=True)
+        pace = self._paced(bytes_s, lambda: False)
+        with self._alone():
+            return await self._scrub(moment, actor=actor, pace=pace, report=report, is_asked=True)
 
     async def tend(self, *, every: timedelta, is_busy: Callable[[], bool]) -> Scrubbed:
-        """Read what was not read for so long, slowly, while the machine has nothing better to do. Raises: as `scrub`."""
+        """Read what was not read for so long, slowly, while the machine has nothing better to do. This may take days, so it keeps
+        nobody from a scrub: a blob that both read at once is read twice. Raises: unavailable."""
         pace = self._paced(SCRUB_BYTES_S, is_busy)
         return await self._scrub(self._clock.now() - every, actor="", pace=pace, report=lambda _: None, is_asked=False)
 
     async def _scrub(
         self, before: datetime, *, actor: str, pace: Pace, report: Callable[[ScrubProgress], None], is_asked: bool
     ) -> Scrubbed:
-        with self._alone():
-            progress = ScrubProgress(await self._store.bytes_to_check(checked_before=before))
-            run, after = _Run(progress, report, pace, actor, is_asked), ""
-            while due := await self._store.blobs_to_check(checked_before=before, limit=_AT_ONCE, after=after):
-                for blob in due:
-                    await self._check(blob, run)
-                after = str(due[-1].digest)
-            hurt = await self._store.hurt_blobs()
-            await self._tell(run, hurt)
+        progress = ScrubProgress(await self._store.bytes_to_check(checked_before=before))
+        run, after = _Run(progress, report, pace, actor, is_asked), ""
+        while due := await self._store.blobs_to_check(checked_before=before, limit=_AT_ONCE, after=after):
+            for blob in due:
+                await self._check(blob, run)
+            after = str(due[-1].digest)
+        hurt = await self._store.hurt_blobs()
+        await self._tell(run, hurt)
         return Scrubbed(
             blobs=progress.blobs, size_bytes=progress.done_bytes, damaged=len(run.damaged), healed=run.healed, hurt=hurt
         )

@@ -10,7 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from corral.main.shared import repeat
-from corral.wire.errors import CorralError
 
 if TYPE_CHECKING:
     from corral.core.scrubbing import ScrubProgress
@@ -51,13 +50,7 @@ async def scrubbing(settings: "Settings", services: "HubServices") -> AsyncItera
     scrubber, every = _scrubber(settings, services), timedelta(days=settings.scrub_days)
 
     async def tend() -> None:
-        try:
-            found = await scrubber.tend(every=every, is_busy=_is_busy)
-        except CorralError as error:
-            # Somebody runs `corral hub scrub`, which does the same and more.
-            if error.code != "conflict":
-                raise
-            return
+        found = await scrubber.tend(every=every, is_busy=_is_busy)
         if found.blobs:
             _log.info("read %d blobs of %d bytes again: %d damaged", found.blobs, found.size_bytes, found.damaged)
 
@@ -75,8 +68,8 @@ def _is_busy() -> bool:
 
 
 async def scrub_blobs(settings: "Settings", *, bytes_s: int, report: "Callable[[ScrubProgress], None]") -> "Scrubbed":
-    """Read all blobs of this machine's hub, whether or not it runs. bytes_s: at most, 0 for no limit. Raises: conflict while the
-    hub itself is at it."""
+    """Read all blobs of this machine's hub, whether or not it runs. bytes_s: at most, 0 for no limit. Raises: conflict while
+    somebody else does."""
     from corral.hub.accounts import CONSOLE
     from corral.main.services import open_hub_services
 

@@ -73,12 +73,14 @@ class BlobChecks:
     def _set_aside(self, place: Path, inode: int) -> bool:
         """Whether the blob's file was that one, and is away now; also when somebody removed it meanwhile."""
         self._aside.mkdir(mode=0o700, exist_ok=True)
-        aside = self._aside / place.name
+        aside, is_other = self._aside / place.name, False
         try:
             place.replace(aside)
         except FileNotFoundError:
             return True
-        if aside.stat().st_ino != inode:
+        with contextlib.suppress(FileNotFoundError):
+            is_other = aside.stat().st_ino != inode
+        if is_other:
             _put_back(aside, place)
             return False
         for directory in (self._aside, self._root):
@@ -100,10 +102,10 @@ def _open(path: Path) -> int | None:
 
 
 def _put_back(aside: Path, place: Path) -> None:
-    # Not in the place of one that came meanwhile.
-    with contextlib.suppress(FileExistsError):
+    # Not in the place of one that came meanwhile; and somebody else may be at the same.
+    with contextlib.suppress(FileExistsError, FileNotFoundError):
         os.link(aside, place)
-    aside.unlink()
+    aside.unlink(missing_ok=True)
     sync_dir(place.parent)
 
 
