@@ -719,6 +719,19 @@ async def test_r9_other_models_are_not_held_back() -> None:
 
 
 @in_virtual_time
+async def test_r9_options_of_one_caller_that_kill_the_engine_hold_back_nobody_without_them() -> None:
+    bench = Bench()
+    bench.engine.fails = [CorralError("engine_failed", "it aborted") for _ in range(2)]
+    for context in (64, 32):
+        with pytest.raises(CorralError):
+            await bench.once(A, options={"num_ctx": context})
+    with pytest.raises(CorralError) as held:
+        await bench.once(A, options={"num_ctx": 16})
+    assert held.value.code == "unavailable"
+    await bench.once(A)
+
+
+@in_virtual_time
 async def test_death_seen_by_several_requests_counts_once() -> None:
     bench = Bench(parallel=3)
     requests = [await bench.request(A).served() for _ in range(3)]

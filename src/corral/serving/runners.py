@@ -79,9 +79,12 @@ class Lease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Wish:
-    """What a request needs of a runner. explicit: the load-time options that somebody asked for, after clamping."""
+    """What a request needs of a runner. explicit: the load-time options that somebody asked for, after clamping. blame: what a
+    failure is counted against. Options that a caller chose may be what kills an engine, so whoever chooses none is not kept
+    waiting for what became of them."""
 
     key: str
+    blame: tuple[str, bool]
     model: Model
     explicit: Mapping[str, object]
     options: LoadOptions
@@ -100,6 +103,7 @@ class _Loaded:
 
     def __init__(self, wish: _Wish, options: LoadOptions, runner: Runner, keep_alive_s: float, now: datetime) -> None:
         self.key = wish.key
+        self.blame = wish.blame
         self.model = wish.model
         self.options = options
         self.runner = runner
@@ -131,7 +135,7 @@ class _Load:
 
 @dataclass(slots=True)
 class _Failures:
-    """Failures of one model since it last worked. retry_at_ns: of the steady counter."""
+    """Failures of one model since it last worked, with options that callers chose or without. retry_at_ns: of the steady counter."""
 
     count: int = 0
     retry_at_ns: int = 0
@@ -149,7 +153,7 @@ class Runners:
         self._loads: list[_Load] = []
         self._turn = asyncio.Lock()
         self._ending: set[asyncio.Task[None]] = set()
-        self._failures: dict[str, _Failures] = {}
+        self._failures: dict[tuple[str, bool], _Failures] = {}
         self._queued = 0
         self._is_closed = False
 
@@ -177,7 +181,7 @@ class Runners:
         loaded.expires_at = self._expiry(loaded)
         try:
             yield Lease(runner=loaded.runner, load_ns=load_ns, context_length=loaded.options.num_ctx)
-            self._failures.pop(loaded.key, None)
+            self._failures.pop(loaded.blame, None)
         except CorralError as error:
             if error.code in _FAILURES:
                 await self._examine(loaded, error.message)
@@ -319,6 +323,7 @@ class Runners:
 
     def _wish(self, model: Model, requested: Mapping[str, object], *, embedding: bool) -> _Wish:
         explicit = dict(merge_options(model.parameters, requested).load)
+        blame = (_key_of(model), bool(requested) and explicit != merge_options(model.parameters, {}).load)
         limits = self._limits
         for name in _AUTOMATIC_UNLESS_POSITIVE:
             if _is_below(explicit.get(name), 1):
@@ -334,7 +339,7 @@ class Runners:
         slots = slots_for(model, limits.parallel, context=context, memory_bytes=memory, kv_bytes=limits.kv_bytes)
         fixed = {"num_ctx": context, "parallel": slots, "embedding": embedding, "context_shift": can_shift(model)}
         options = LoadOptions(**{**explicit, **fixed})  # type: ignore[arg-type]
-        return _Wish(key=_key_of(model), model=model, explicit=explicit, options=options)
+        return _Wish(key=_key_of(model), blame=blame, model=model, explicit=explicit, options=options)
 
     def _memory(self, gpu_layers: object) -> tuple[int, int]:
         """The memory that a model goes into, and how much of it the loaded ones use. gpu_layers: as asked for; 0 keeps a model
@@ -378,7 +383,7 @@ class Runners:
             ):
                 load.waiting += 1
                 return load
-        self._check_backoff(wish.key)
+        self._check_backoff(wish.blame)
         load = _Load(wish=wish, waiting=1)
         load.task = asyncio.create_task(self._run(load))
         # Looked at here already, since those who would may all have left by the time it fails.
@@ -410,7 +415,7 @@ class Runners:
             runner, options = await self._started(wish, options)
         except CorralError as error:
             if error.code in _FAILURES:
-                self._count_failure(wish.key, error.message)
+                self._count_failure(wish.blame, error.message)
             raise
         loaded = _Loaded(wish, options, runner, self._limits.keep_alive_s, self._clock.now())
         self._loaded[wish.key] = loaded
@@ -491,18 +496,18 @@ class Runners:
     def _drop(self, loaded: _Loaded, reason: str) -> None:
         # Several requests see the same death; it counts once.
         if not loaded.is_gone:
-            self._count_failure(loaded.key, reason)
+            self._count_failure(loaded.blame, reason)
             self._end(loaded)
 
-    def _count_failure(self, key: str, reason: str) -> None:
-        failures = self._failures.setdefault(key, _Failures())
+    def _count_failure(self, blame: tuple[str, bool], reason: str) -> None:
+        failures = self._failures.setdefault(blame, _Failures())
         failures.count += 1
         delay_s = 0 if failures.count == 1 else min(_MAX_BACKOFF_S, 2 ** (failures.count - 2))
         failures.retry_at_ns = self._clock.monotonic_ns() + delay_s * _NS_PER_S
         failures.reason = reason
 
-    def _check_backoff(self, key: str) -> None:
-        failures = self._failures.get(key)
+    def _check_backoff(self, blame: tuple[str, bool]) -> None:
+        failures = self._failures.get(blame)
         if failures is None:
             return
         left_s = math.ceil((failures.retry_at_ns - self._clock.monotonic_ns()) / _NS_PER_S)
