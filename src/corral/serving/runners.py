@@ -135,7 +135,8 @@ class _Load:
 
 @dataclass(slots=True)
 class _Failures:
-    """Failures of one model since it last worked, with options that callers chose or without. retry_at_ns: of the steady counter."""
+    """Failures of one model since it last worked, with options that callers chose or without. retry_at_ns: by the steady
+    counter."""
 
     count: int = 0
     retry_at_ns: int = 0
