@@ -73,13 +73,13 @@ def test_calls_are_put_together_and_come_whole_before_the_end() -> None:
 
 def test_calls_without_number_are_bounded() -> None:
     with pytest.raises(CorralError, match="tool calls"):
-        ChatDecoder().feed(events(*(call(index) for index in range(2000))))
+        list(ChatDecoder().feed(events(*(call(index) for index in range(2000)))))
 
 
 def test_probabilities_come_with_their_token() -> None:
     token = {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}
-    found = ChatDecoder().feed(events({"choices": [{"delta": {"content": "a"}, "logprobs": {"content": [token]}}]}))
-    assert found == [Chunk(content="a", logprobs=[token])]
+    (found,) = ChatDecoder().feed(events({"choices": [{"delta": {"content": "a"}, "logprobs": {"content": [token]}}]}))
+    assert found == Chunk(content="a", logprobs=[token])
 
 
 def test_length_is_the_only_other_reason() -> None:
@@ -102,7 +102,7 @@ def test_text_of_plain_completions_is_content() -> None:
 
 def test_chat_that_breaks_off_has_no_end() -> None:
     decoder = ChatDecoder()
-    decoder.feed(CHAT[: CHAT.index(b'finish_reason":"stop')])
+    assert list(decoder.feed(CHAT[: CHAT.index(b'finish_reason":"stop')]))
     assert decoder.finish() is None
 
 
@@ -141,8 +141,22 @@ def test_error_in_the_stream_is_raised_with_its_words(
     decoder: type[ChatDecoder | CompletionDecoder], error: object, words: str
 ) -> None:
     with pytest.raises(CorralError, match=words) as raised:
-        decoder("upstream_failed").feed(events({"error": error}))
+        list(decoder("upstream_failed").feed(events({"error": error})))
     assert raised.value.code == "upstream_failed"
+
+
+@pytest.mark.parametrize(
+    ("decoder", "text"),
+    [(ChatDecoder, {"choices": [{"delta": {"content": "Hel"}}]}), (CompletionDecoder, {"content": "Hel"})],
+)
+def test_text_that_came_with_an_error_is_given_before_it(
+    decoder: type[ChatDecoder | CompletionDecoder], text: dict[str, object]
+) -> None:
+    """As it is when the two come apart: else it hung on the network whether an answer begins, or is a failure."""
+    chunks = iter(decoder().feed(events(text, {"error": "boom"})))
+    assert next(chunks) == Chunk(content="Hel")
+    with pytest.raises(CorralError, match="boom"):
+        next(chunks)
 
 
 @pytest.mark.parametrize("decoder", [ChatDecoder, CompletionDecoder])
@@ -152,7 +166,7 @@ def test_whatever_is_sent_gives_chunks_or_an_error_with_a_code(
 ) -> None:
     taken = decoder()
     with suppress(CorralError):
-        taken.feed(b"data: " + noise + b"\n\n")
+        list(taken.feed(b"data: " + noise + b"\n\n"))
     taken.finish()
 
 

@@ -5,7 +5,7 @@ Only the members that are used are decoded. This runs once per generated token, 
 costs a few microseconds, framing included. Source: llama.cpp tools/server/README.md; OpenAI's chat completion chunk object.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -101,15 +101,16 @@ class AnswerDecoder:
         self._frames = SseDecoder()
         self._is_between_events = True
 
-    def feed(self, data: bytes) -> list[Chunk]:
-        """What these bytes add to the answer. Raises: an error of the given code."""
+    def feed(self, data: bytes) -> Iterable[Chunk]:
+        """What these bytes add to the answer; read it to its end before anything else is asked. Raises: an error of the given
+        code, behind the chunks that came before it, which are part of the answer."""
         was_between, self._is_between_events = self._is_between_events, data.endswith(b"\n\n")
         if was_between and self._is_between_events and data.startswith(b"data: {") and data.count(b"\n") == 2:
             # One whole event, as one token gives: the frames of nearly every answer are of this kind.
             chunk = self._take(data[6:-2])
             return [] if chunk is None else [chunk]
         events = (event.data for event in self._frames.feed(data) if event.data != _DONE)
-        return [chunk for event in events if (chunk := self._take(event)) is not None]
+        return (chunk for event in events if (chunk := self._take(event)) is not None)
 
     def finish(self) -> Sequence[Chunk | Finish] | None:
         """What follows the last byte: complete calls, if any, and the end. None when the stream broke off before its end."""
