@@ -8,6 +8,7 @@ import pytest
 from corral.engines.machine import (
     default_threads,
     has_accelerator,
+    oom_kills,
     physical_cores,
     thread_environment,
     usable_memory_bytes,
@@ -62,6 +63,12 @@ def test_threads_that_fill_the_cores_are_pinned() -> None:
 )
 def test_other_threads_are_left_alone(threads: int | None, given: dict[str, str], cores: int | None) -> None:
     assert thread_environment(threads, given, cores=cores) == {}
+
+
+@pytest.mark.parametrize(("told", "count"), [("nr_free_pages 12\noom_kill 3\ndrop_pagecache 0", 3), ("nr_free_pages 12", 0)])
+def test_kills_for_want_of_memory_are_counted_by_the_kernel(tmp_path: Path, told: str, count: int) -> None:
+    assert oom_kills(tmp_path) == 0
+    assert oom_kills(put(tmp_path, {"proc/vmstat": told})) == count
 
 
 def test_memory_is_the_machines_or_the_containers(tmp_path: Path) -> None:

@@ -1,8 +1,13 @@
 """An engine's log: hostile text, kept short."""
 
+import os
+import shutil
+import signal
+from pathlib import Path
+
 import pytest
 
-from corral.engines.process import EngineLog
+from corral.engines.process import EngineLog, EngineProcess
 
 MIB = 2**20
 LOADED = b"""\
@@ -104,3 +109,20 @@ def test_lines_are_counted_and_only_the_last_are_kept() -> None:
     kept = log(b"line\n" * 5000)
     assert kept.count == 5000
     assert len(kept._lines) <= 200
+
+
+@pytest.mark.parametrize(("after", "outcome"), [(8, "signal 9, for want of memory"), (7, "signal 9")])
+async def test_process_that_the_kernel_kills_has_ended_for_want_of_memory(tmp_path: Path, after: int, outcome: str) -> None:
+    """A kill leaves no words behind: only the kernel's own count tells it from anybody else's."""
+    counts = tmp_path / "proc/vmstat"
+    counts.parent.mkdir()
+    counts.write_text("oom_kill 7\n")
+    argv = [shutil.which("sleep") or "", "600"]
+    process = await EngineProcess.start({"argv": argv, "environment": {}}, {}, root=tmp_path)
+    try:
+        counts.write_text(f"oom_kill {after}\n")
+        os.kill(process.pid, signal.SIGKILL)
+        assert await process.ended(timeout_s=60)
+        assert (process.outcome, process.is_out_of_memory) == (outcome, after > 7)
+    finally:
+        await process.kill()

@@ -125,7 +125,7 @@ class LlamaCppEngine:
                 return runner
             watch.look(process.log, process.resident_bytes or 0, loop.time())
         words = process.last_words()
-        code = "out_of_memory" if process.log.is_out_of_memory else "engine_failed"
+        code = "out_of_memory" if process.is_out_of_memory else "engine_failed"
         raise CorralError(code, f"the engine ended while it loaded the model ({process.outcome}): {words}")
 
 
@@ -241,5 +241,5 @@ class LlamaRunner:
         """What became of the engine that gives no answer. A process that has just died needs a moment until its end is known."""
         if not await self._process.ended(timeout_s=1.0):
             return CorralError("engine_failed", "the engine stopped answering")
-        code = "out_of_memory" if self._process.log.is_out_of_memory else "engine_failed"
+        code = "out_of_memory" if self._process.is_out_of_memory else "engine_failed"
         return CorralError(code, f"the engine ended ({self._process.outcome})")

@@ -60,6 +60,15 @@ def usable_memory_bytes(root: Path = Path("/")) -> int:
     return min(found, default=0)
 
 
+def oom_kills(root: Path = Path("/")) -> int:
+    """How many processes the kernel has killed for want of memory; 0 where it does not tell."""
+    try:
+        lines = (root / "proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+
+
 def is_exhausted(error: OSError) -> bool:
     """Whether the machine, or what it allows us, ran out of something (descriptors, processes, memory, ports). That passes, and
     is no fault of an engine's."""

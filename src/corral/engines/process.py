@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from corral.engines.machine import exhausted, is_exhausted
+from corral.engines.machine import exhausted, is_exhausted, oom_kills
 from corral.wire.errors import CorralError
 
 _CHILD = Path(__file__).with_name("llama_child.py")
@@ -192,16 +192,20 @@ class _LogPipe:
 
 
 class EngineProcess:
-    """A started child. Whoever started it calls `kill`."""
+    """A started child. Whoever started it calls `kill`. root: where the kernel's own files are."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log: "_LogPipe") -> None:
+    def __init__(self, process: asyncio.subprocess.Process, log: "_LogPipe", root: Path) -> None:
         self._process = process
         self._log_pipe = log
+        self._root = root
+        self._oom_kills = oom_kills(root)
         self._ending = asyncio.create_task(process.wait())
         self._announcing = asyncio.create_task(self._read_announcement())
 
     @classmethod
-    async def start(cls, configuration: Mapping[str, Any], environment: Mapping[str, str]) -> "EngineProcess":
+    async def start(
+        cls, configuration: Mapping[str, Any], environment: Mapping[str, str], *, root: Path = Path("/")
+    ) -> "EngineProcess":
         """Start the child with this configuration, which it reads from stdin. Raises: engine_failed."""
         # -P and -E: neither the folder of the script nor PYTHONPATH may lend it modules. The root as working directory: it holds
         # no files that a relative name could mean.
@@ -224,7 +228,7 @@ class EngineProcess:
             raise CorralError("engine_failed", f"the engine could not be started: {error.strerror}") from error
         assert process.stdin is not None
         process.stdin.write(json.dumps({"parent": os.getpid(), **configuration}).encode() + b"\n")
-        return cls(process, log)
+        return cls(process, log, root)
 
     @property
     def log(self) -> EngineLog:
@@ -256,10 +260,18 @@ class EngineProcess:
         return self.log.last_words() or "it said nothing"
 
     @property
+    def is_out_of_memory(self) -> bool:
+        """Whether it ended for want of memory: it said so, or the kernel chose a process to kill while it ran."""
+        is_chosen = self._process.returncode == -signal.SIGKILL and oom_kills(self._root) > self._oom_kills
+        return is_chosen or self.log.is_out_of_memory
+
+    @property
     def outcome(self) -> str:
-        """How it ended: `exit status 1`, `signal 9`."""
+        """How it ended: `exit status 1`, `signal 9`, `signal 9, for want of memory`."""
         code = self._process.returncode
-        return f"signal {-code}" if code is not None and code < 0 else f"exit status {code}"
+        if code is None or code >= 0:
+            return f"exit status {code}"
+        return f"signal {-code}{', for want of memory' if self.is_out_of_memory else ''}"
 
     @property
     def resident_bytes(self) -> int | None:
