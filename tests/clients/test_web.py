@@ -5,6 +5,7 @@ import gzip
 import ipaddress
 import json
 import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,7 +14,15 @@ import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from corral.clients.web import MAX_PAGE_BYTES, PageClient, PublicResolver, SearxngClient, open_page_session, open_search_session
+from corral.clients.web import (
+    MAX_PAGE_BYTES,
+    NameThreads,
+    PageClient,
+    PublicResolver,
+    SearxngClient,
+    open_page_session,
+    open_search_session,
+)
 from corral.wire.errors import CorralError
 from corral.wire.webpage import parse_page_address
 
@@ -303,6 +312,11 @@ async def test_t104_error_tells_no_address_and_no_byte_of_what_is_there() -> Non
         ("text/html; charset=punycode", b"caf\xc3\xa9", "café"),
         ("text/html; charset=rot13", b"abc", "abc"),
         ("text/html; charset=nonsense", b"\xff", "�"),
+        # Seconds for a page of it, in which no other thread runs, and no browser reads it.
+        ("text/html; charset=utf-7", b"+AOk-", "+AOk-"),
+        # Longer than what is decoded at a time, and cut within a character.
+        ("text/html; charset=shift_jis", b"a" + "語".encode("shift_jis") * 40_000, "a" + "語" * 40_000),
+        ("text/html", b"a" + "é".encode() * 40_000 + b"\xc3", "a" + "é" * 40_000 + "�"),
     ],
 )
 async def test_page_is_decoded_as_it_says(content_type: str, body: bytes, text: str) -> None:
@@ -311,6 +325,31 @@ async def test_page_is_decoded_as_it_says(content_type: str, body: bytes, text: 
 
     async with site(answer) as port:
         assert (await Web(here(), (LOOPBACK,)).fetch(f"http://site.test:{port}/")).text == text
+
+
+async def test_t102_names_that_nobody_answers_for_keep_no_thread_from_anything_else() -> None:
+    answered = threading.Event()
+
+    def look_up(host: str, port: int, **_: Any) -> list[tuple[Any, ...]]:
+        answered.wait(60)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", port))]
+
+    names = NameThreads(look_up)
+    waiting = [asyncio.create_task(names.resolve(f"{number}.test", 443)) for number in range(50)]
+    try:
+        # As many threads as asyncio has for everything would be held by those.
+        assert await asyncio.wait_for(asyncio.to_thread(int, "7"), 30) == 7
+        assert not any(task.done() for task in waiting)
+    finally:
+        answered.set()
+    assert [rows[0]["host"] for rows in await asyncio.gather(*waiting)] == ["192.0.2.1"] * 50
+    await names.close()
+
+
+async def test_names_are_looked_up_as_the_system_does() -> None:
+    names = NameThreads()
+    assert {row["host"] for row in await names.resolve("localhost", 80)} & {"127.0.0.1", "::1"}
+    await names.close()
 
 
 # ── The search engine ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -14,13 +14,14 @@ import re
 import socket
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urljoin
 
 import aiohttp
 import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
 from corral.clients.reach import Reach, reach_of_address
@@ -30,6 +31,7 @@ from corral.wire.webpage import PageAddress, SearchResult, parse_page_address, p
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 MakeSocket = Callable[[Any], socket.socket]
+LookUp = Callable[..., Sequence[tuple[Any, ...]]]
 
 MAX_PAGE_BYTES: Final = 5 * 1024 * 1024
 _MAX_REDIRECTS: Final = 5
@@ -37,11 +39,29 @@ _PAGE_TIME_S: Final = 15.0
 _MAX_SEARCH_BYTES: Final = 4 * 1024 * 1024
 _SEARCH_TIME_S: Final = 20.0
 _PORTS: Final = frozenset({80, 443})
+_LOOK_UPS_AT_ONCE: Final = 16
 #: A public address, but inside Azure the one that hands out the machine's secrets.
 _METADATA: Final = frozenset({"168.63.129.16"})
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?\s*([A-Za-z0-9_.:-]{1,40})", re.IGNORECASE)
-#: The beginnings of Python's names for them.
-_PAGE_CHARSETS: Final = ("utf", "ascii", "iso8859", "cp", "koi8", "gb", "big5", "euc_", "shift_jis", "iso2022_jp", "mac", "tis")
+#: The beginnings of Python's names for them. Not UTF-7, which no browser reads any more.
+_PAGE_CHARSETS: Final = (
+    "utf-8",
+    "utf-16",
+    "utf-32",
+    "ascii",
+    "iso8859",
+    "cp",
+    "koi8",
+    "gb",
+    "big5",
+    "euc_",
+    "shift_jis",
+    "iso2022_jp",
+    "mac",
+    "tis",
+)
+#: So much is decoded at a time: no other thread runs meanwhile, and what cannot be decoded takes long.
+_DECODED_BYTES: Final = 64 * 1024
 _HEADERS: Final = {
     "Accept": "text/html,application/xhtml+xml,text/plain;q=0.9,application/json;q=0.8",
     "Accept-Encoding": "gzip, identity",
@@ -54,12 +74,35 @@ class _Refused(OSError):
     """An address that may not be reached. An OSError, so that it takes the way of every other failure to connect."""
 
 
+class NameThreads(AbstractResolver):
+    """Looks names up in threads of its own. A stranger chooses the name, and with it a name server that never answers: whoever
+    waits for that must not do so in the few threads that all else in this process shares. look_up: as socket.getaddrinfo."""
+
+    def __init__(self, look_up: LookUp = socket.getaddrinfo) -> None:
+        self._look_up = look_up
+        self._threads = ThreadPoolExecutor(_LOOK_UPS_AT_ONCE, thread_name_prefix="corral-names")
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
+        """All addresses. Raises: OSError."""
+        look_up = partial(self._look_up, host, port, family=family, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+        rows = await asyncio.get_running_loop().run_in_executor(self._threads, look_up)
+        numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+        return [
+            ResolveResult(hostname=host, host=address[0], port=address[1], family=kind, proto=protocol, flags=numeric)
+            for kind, _, protocol, _, address in rows
+        ]
+
+    async def close(self) -> None:
+        """Wait for nothing: a look-up cannot be interrupted."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
 class PublicResolver(AbstractResolver):
     """Resolves names for connections to the open web. allowed: internal networks that may be reached as well, on any port."""
 
     def __init__(self, allowed: Sequence[Network] = (), resolver: AbstractResolver | None = None) -> None:
         self._allowed = tuple(allowed)
-        self._resolver = resolver or ThreadedResolver()
+        self._resolver = resolver or NameThreads()
 
     async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
         """The addresses, when all of them may be reached. Raises: OSError."""
@@ -148,7 +191,8 @@ class PageClient:
             raise CorralError("upstream_failed", f"the page answered {response.status}")
         kind = response.headers.get("Content-Type", "text/html")
         body = await _body_of(response)
-        return FetchedPage(address=address, media_type=kind.partition(";")[0].strip().lower(), text=_decoded(body, kind))
+        text = await asyncio.to_thread(_decoded, body, kind)
+        return FetchedPage(address=address, media_type=kind.partition(";")[0].strip().lower(), text=text)
 
 
 async def _body_of(response: aiohttp.ClientResponse) -> bytes:
@@ -180,7 +224,9 @@ def _decoded(body: bytes, content_type: str) -> str:
     except LookupError:
         charset = "utf-8"
     # Others are for something else than pages, and some of them take a minute for a megabyte.
-    return body.decode(charset if charset.startswith(_PAGE_CHARSETS) else "utf-8", "replace")
+    decoder = codecs.getincrementaldecoder(charset if charset.startswith(_PAGE_CHARSETS) else "utf-8")("replace")
+    pieces = (body[at : at + _DECODED_BYTES] for at in range(0, len(body), _DECODED_BYTES))
+    return "".join([*map(decoder.decode, pieces), decoder.decode(b"", final=True)])
 
 
 def open_search_session() -> aiohttp.ClientSession:
