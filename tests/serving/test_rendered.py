@@ -251,6 +251,20 @@ async def test_beginning_that_the_tokenizer_adds_itself_is_not_said_twice() -> N
         assert kitchen.prompt == prompt
 
 
+async def test_beginning_is_not_said_twice_by_what_is_left_of_a_long_chat_and_in_its_context() -> None:
+    class Adds(FakeRunner):
+        async def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
+            words = [1 if word == "<s>" else len(word) for word in text.split()]
+            return [1, *words] if add_special else words
+
+    kitchen = Kitchen(model_with("<s>{{ range .Messages }} {{ .Content }}{{ end }}"), context_length=6)
+    kitchen.pool.runner = kitchen.runner = Adds(context_length=6)
+    await kitchen.chat("1 2 3", "4 5", "6 7")
+    assert kitchen.prompt == " 4 5 6 7"
+    events = await kitchen.generate("abc")
+    assert events[-1].context == [1, len("abcHello")]
+
+
 async def test_oldest_messages_are_left_out_of_a_chat_that_is_too_long() -> None:
     kitchen = Kitchen(model_with("{{ range .Messages }} {{ .Content }}{{ end }}"), context_length=6)
     await kitchen.chat(Message(role="system", content="s"), Message(role="user", content="1 2 3"), "4 5", "6 7")

@@ -10,7 +10,7 @@ A request is decoded and written anew, as Ollama does it, so that all dialects t
 GenerateHandler, ChatHandler, filterThinkTags; api/client.go stream; server/create.go remoteURL; fb30760.
 """
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,12 +22,12 @@ import msgspec
 from corral.core.ports import Clock, HubCall, HubGateway, HubStream, UpstreamRelay
 from corral.core.records import Model
 from corral.local.cloud import CloudAccess
+from corral.serving.rendered import thinks_in_content, without_old_thoughts
 from corral.wire.discovery import origin_of
 from corral.wire.errors import CorralError
 from corral.wire.frames import NDJSON, NdjsonDecoder
 from corral.wire.native import ChatRequest, ChatResponse, GenerateRequest, GenerateResponse, Message, decode, format_time
 from corral.wire.options import format_duration
-from corral.wire.splitting import ThinkingSplitter
 
 Request = GenerateRequest | ChatRequest
 R = TypeVar("R", GenerateResponse, ChatResponse)
@@ -114,10 +114,11 @@ class StubModels:
                 raise await self._refusal(answer, is_hub=is_hub)
             said = {"model": request.model, "remote_model": stub.remote_model, "remote_host": stub.remote_host}
             is_empty = True
-            async for line in _lines(answer):
-                event, is_empty = _event(line, kind), False
-                created_at = event.created_at if _is_time(event.created_at) else format_time(self._clock.now())
-                yield msgspec.structs.replace(event, created_at=created_at, **said)
+            async with aclosing(_lines(answer)) as lines:
+                async for line in lines:
+                    event, is_empty = _event(line, kind), False
+                    created_at = event.created_at if _is_time(event.created_at) else format_time(self._clock.now())
+                    yield msgspec.structs.replace(event, created_at=created_at, **said)
             if is_empty:
                 raise CorralError("upstream_failed", f"{stub.remote_host} gave no answer", status=500)
         finally:
@@ -197,28 +198,7 @@ def _messages(stub: Model, request: ChatRequest) -> list[Message]:
     messages = [Message(role=role, content=text) for role, text in stub.messages] + list(request.messages)
     if stub.system and request.messages[0].role != "system":
         messages.insert(0, Message(role="system", content=stub.system))
-    return _without_old_thoughts(messages) if _thinks_in_content(stub) else messages
-
-
-def _thinks_in_content(stub: Model) -> bool:
-    return stub.details.family == "qwen3" or stub.name.model == "deepseek-r1"
-
-
-def _without_old_thoughts(messages: Sequence[Message]) -> list[Message]:
-    """Without what assistants thought before the last question: clients of these models send it back as content."""
-    last = max((at for at, message in enumerate(messages) if message.role == "user"), default=-1)
-    return [
-        msgspec.structs.replace(message, content=_spoken(message.content))
-        if at < last and message.role == "assistant"
-        else message
-        for at, message in enumerate(messages)
-    ]
-
-
-def _spoken(text: str) -> str:
-    splitter = ThinkingSplitter("<think>", "</think>")
-    # What a missing end leaves open is thinking, so nothing is asked of `finish`.
-    return splitter.feed(text)[1]
+    return without_old_thoughts(messages) if thinks_in_content(stub) else messages
 
 
 def _options(stub: Model, request: Request) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from corral.serving.rendered import (
     RenderedCall,
     completion_sampling,
     described,
+    prompt_read,
     rendered_call,
     rendered_events,
     rendered_prompt,
@@ -382,7 +383,7 @@ class _Run:
         try:
             # Where parts are told apart here, the tags between them belong to the text.
             text = call.raw if isinstance(call, RenderedCall) else self._text
-            prompt = await rendered_prompt(runner, call)
+            prompt = await prompt_read(runner, call)
             return [*earlier, *await runner.tokenize(prompt + "".join(text), add_special=not earlier)]
         except CorralError:
             return []

@@ -14,6 +14,8 @@ from datetime import date
 from functools import lru_cache
 from typing import Any
 
+import msgspec
+
 from corral.core.ports import ChatCall, Chunk, CompletionCall, Finish, Runner, Sampling
 from corral.core.records import Capability, Model
 from corral.serving.fitting import fitted_events
@@ -149,8 +151,8 @@ def rendered_call(
         tags = _THINK_TAGS
     if call_tag == ANY_OBJECT and model.parser in _PARSERS_OF_CALLS:
         call_tag = _CALL_TAG
-    if model.details.family == "qwen3" or model.name.model == "deepseek-r1":
-        messages = _without_old_thoughts(messages)
+    if thinks_in_content(model):
+        messages = without_old_thoughts(messages)
     return RenderedCall(
         template=prompt,
         messages=messages,
@@ -173,8 +175,14 @@ def completion_sampling(sampling: Sampling) -> Sampling:
     return Sampling(values=values)
 
 
-def _without_old_thoughts(messages: Sequence[Message]) -> list[Message]:
-    """Older clients send back what a model thought as part of what it said; only what follows the last question keeps it."""
+def thinks_in_content(model: Model) -> bool:
+    """Whether clients send back, as part of what the model said, what it thought: those that were written for it before there
+    was a field for thoughts."""
+    return model.details.family == "qwen3" or model.name.model == "deepseek-r1"
+
+
+def without_old_thoughts(messages: Sequence[Message]) -> list[Message]:
+    """Without what was thought before the last question; only what follows that keeps it."""
     last_question = max((index for index, message in enumerate(messages) if message.role == "user"), default=-1)
     return [
         _said(message) if message.role == "assistant" and index < last_question else message
@@ -184,14 +192,8 @@ def _without_old_thoughts(messages: Sequence[Message]) -> list[Message]:
 
 def _said(message: Message) -> Message:
     splitter = ThinkingSplitter(*_THINK_TAGS)
-    _, content = splitter.feed(message.content)
-    return Message(
-        role=message.role,
-        content=content + splitter.finish()[1],
-        thinking=message.thinking,
-        images=message.images,
-        tool_calls=message.tool_calls,
-    )
+    content = splitter.feed(message.content)[1] + splitter.finish()[1]
+    return msgspec.structs.replace(message, content=content)
 
 
 # ── Running ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -211,7 +213,7 @@ async def rendered_events(
     async def shorter(count: int) -> CompletionCall:
         nonlocal prompt, kept
         kept = call.without(count)
-        prompt = await kept.prompt()
+        prompt = await _without_second_beginning(runner, await kept.prompt())
         return replace(first, prompt=prompt, media=kept.media)
 
     # An earlier answer's tokens are not messages that could be left out.
@@ -299,8 +301,14 @@ class _Splitter:
         return [Chunk(content=content, thinking=thoughts, tool_calls=calls)] if content or thoughts or calls else []
 
 
+async def prompt_read(runner: Runner, call: "ChatCall | CompletionCall | RenderedCall") -> str:
+    """The prompt as text that the engine's tokenizer begins by itself."""
+    prompt = await rendered_prompt(runner, call)
+    return await _without_second_beginning(runner, prompt) if isinstance(call, RenderedCall) else prompt
+
+
 async def rendered_prompt(runner: Runner, call: "ChatCall | CompletionCall | RenderedCall") -> str:
-    """The prompt that the engine would read."""
+    """The prompt that the template gives, for people to look at."""
     return await runner.apply_template(call) if isinstance(call, ChatCall) else await _prompt_of(call)
 
 
