@@ -48,6 +48,8 @@ def test_paths_are_found_by_how_they_begin_and_end(text: str, found: list[str]) 
         ("a / b: {home}/a.png", "a / b:", ["{home}/a.png"]),
         ("~/a.png and {home}/c.WAV", "and", ["~/a.png", "{home}/c.WAV"]),
         ("{home}/nothing.png stays", "{home}/nothing.png stays", []),
+        ("and/or " + "so on " * 100 + "x.png", "and/or " + "so on " * 100 + "x.png", []),
+        ("and/or " + "so on " * 60 + "{home}/a.png", ("and/or " + "so on " * 60).strip(), ["{home}/a.png"]),
     ],
 )
 def test_files_that_are_there_are_taken_out_of_the_text(home: Path, text: str, left: str, paths: list[str]) -> None:

@@ -56,9 +56,17 @@ def _file_of(candidate: str, home: Path) -> tuple[str, Path, str] | None:
         written = candidate[start:]
         shown = _ESCAPED.sub(r"\1", written)
         path = home / shown[2:] if shown.startswith("~/") else Path(shown)
-        if path.is_file():
+        if _is_file(path):
             return written, path, shown
     return None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        # Prose behind a slash makes longer names than a file can have, and some folders are not ours to look into.
+        return False
 
 
 def _read(path: Path, *, shown: str) -> Attachment:
