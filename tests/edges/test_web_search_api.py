@@ -1,5 +1,5 @@
-"""The built-in web search of both dialects, as bytes on the wire: at a hub, which searches by itself, and at a local server, which
-has the hub search."""
+"""The built-in web search of both dialects, as bytes on the wire: at a hub, which searches by itself, and at a local server,
+which has the hub search."""
 
 import asyncio
 import json
@@ -381,7 +381,7 @@ async def test_caller_who_leaves_during_a_search_ends_it(path: str, is_stream: b
 async def test_model_without_tools_is_refused_before_anything_is_said(path: str) -> None:
     hub = Hub(ANSWERS, engine=Engine(), able=ABLE - {Capability.TOOLS})
     answer = await hub.post(path, stream=True)
-    assert (answer.status, answer.json()["error"]["message"]) == (400, "m:latest does not support tools")
+    assert (answer.status, answer.json()["error"]["message"]) == (400, f"{a_model('m').name} does not support tools")
 
 
 @pytest.mark.parametrize("path", [MESSAGES, RESPONSES])
