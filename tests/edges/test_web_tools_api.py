@@ -180,6 +180,15 @@ async def test_refusal_of_the_hub_comes_back_as_it_is() -> None:
     assert (answer.status, answer.body) == (501, b'{"error":"web search is not set up"}')
 
 
+async def test_hub_that_dies_in_its_answer_is_502() -> None:
+    local = Local()
+    broken = CorralError("upstream_failed", "the hub ended the connection before its answer was complete")
+    stream = local.gateway.will_answer(200, b'{"results":', broken, headers={"content-type": "application/json"})
+    answer = await local.request("POST", SEARCH, b"{}")
+    assert (answer.status, answer.json()) == (502, {"error": broken.message})
+    assert stream.is_closed
+
+
 async def test_device_that_is_not_connected_gets_the_link() -> None:
     local = Local()
     local.gateway.will_answer(401, b"{}")

@@ -187,11 +187,11 @@ class LocalApi:
             if verbose is not None:
                 return _whole_response(200, _JSON, await self._cloud.show(model, body, facts.headers, verbose=verbose))
             answer = await self._cloud.relay(facts.method, path, query=query, headers=facts.headers, body=body)
+            return await relayed_response(answer, row.path)
         except HubRefused as refused:
             return _whole_response(refused.reply.status, refused.reply.headers, refused.reply.body)
         except CorralError as error:
             raise _CloudError(error) from error
-        return await relayed_response(answer, row.path)
 
 
 def local_app(
@@ -255,7 +255,7 @@ _NAMED_FORMS: Final = {
 
 async def relayed_response(answer: RelayedAnswer, path: str) -> Response:
     """A stream goes on as it arrives. Anything else is awaited whole, so that a hub that dies in the middle of it is a 502 and
-    not half an object. path: of the route."""
+    not half an object. path: of the route. Raises: upstream_failed."""
     form = _FORMS.get(answer.media_type)
     if answer.media_type == SSE:
         form = _NAMED_FORMS.get(path, form)
@@ -263,8 +263,6 @@ async def relayed_response(answer: RelayedAnswer, path: str) -> Response:
         return _RelayedStream(answer, form)
     try:
         body = await bounded(answer)
-    except CorralError as error:
-        raise _CloudError(error) from error
     finally:
         await answer.close()
     return _whole_response(answer.status, answer.headers, body)
