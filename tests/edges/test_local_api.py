@@ -184,6 +184,7 @@ async def test_unknown_path_and_wrong_method_answer_as_ollama_does(local: Local)
         ("PUT", "/api/chat/", 404, None),
         ("GET", "/api/nowhere/", 404, None),
         ("GET", "/api/", 404, None),
+        ("GET", "/api/tags%2F", 404, None),
     ],
 )
 async def test_slash_too_many_leads_to_the_route_without_it(

@@ -423,9 +423,10 @@ class App:
 
     def _without_slash(self, scope: Scope) -> Response | None:
         methods = self._routes.without_slash(scope["path"])
-        if methods is None or scope["method"] not in methods:
-            return None
         raw_path, mark, query = _raw_target(scope).partition("?")
+        # `%2F` at the end is a slash to the route table only, and would be cut in two here.
+        if methods is None or scope["method"] not in methods or not raw_path.endswith("/"):
+            return None
         status = HTTPStatus.MOVED_PERMANENTLY if scope["method"] == "GET" else HTTPStatus.TEMPORARY_REDIRECT
         return Response(status_code=status, headers={"Location": raw_path[:-1] + mark + query})
 
