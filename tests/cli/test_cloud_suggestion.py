@@ -79,6 +79,18 @@ def test_on_a_terminal_it_is_asked_for(
     assert 'Did you mean "x:cloud"?' in capsys.readouterr().err
 
 
+def test_question_stands_alone_on_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was begun for the first name is gone from the screen by then."""
+    screen = FakeTerminal()
+    monkeypatch.setattr(sys, "stdin", FakeTerminal("y\n"))
+    monkeypatch.setattr(sys, "stdout", FakeTerminal())
+    monkeypatch.setattr(sys, "stderr", screen)
+    pull(OFFERED)
+    before = screen.getvalue().partition("Did you mean")[0]
+    assert "pulling manifest" in before
+    assert before.endswith("\x1b[?25h" + "\r\x1b[2K\x1b[A" + "\r\x1b[2K")
+
+
 @pytest.mark.parametrize(
     ("answers", "model", "insecure"),
     [

@@ -48,13 +48,20 @@ def pull_model(api: LocalApi, model: str, *, insecure: bool) -> None:
         with contextlib.closing(api.stream("/api/pull", body)) as events:
             is_done = follow(events, view)
     except ApiError as error:
+        if _is_missing(error):
+            # What was begun has come to nothing, and another name may be asked for next.
+            view.forget()
         raise _pull_failed(api, error, model) from error
     if not is_done:
         raise Failed("the server stopped before the model was here", "run it again; what has arrived is kept")
 
 
+def _is_missing(error: ApiError) -> bool:
+    return error.said.endswith("file does not exist")
+
+
 def _pull_failed(api: LocalApi, error: ApiError, model: str) -> Failed:
-    if error.said.endswith("file does not exist"):
+    if _is_missing(error):
         return Failed(f"{error.message}: {model}", _advice_on_missing(api, model))
     if error.advice and _hub(api) == DEFAULT_HUB and _is_at_hub(model, DEFAULT_HUB):
         return Failed(error.message, f"{error.advice}; to use a hub of your own: corral signin --hub URL")

@@ -135,7 +135,7 @@ class TransferView:
                 self._draw()
 
     def forget(self) -> None:
-        """Take what is on the terminal away, for somebody who goes on with something else."""
+        """Take what is on the terminal away, for somebody who goes on with something else; also after the block."""
         if self._is_terminal:
             with self._lock:
                 self._out.write((_CLEAR + _UP) * self._drawn + _CLEAR)
@@ -178,11 +178,12 @@ class TransferView:
         self._out.flush()
 
     def _size(self) -> os.terminal_size:
-        # Asked of standard error: standard output may be a file.
+        # Asked of standard error: standard output may be a file. A terminal that nobody told its size says 0.
         try:
-            return os.get_terminal_size(self._out.fileno())
+            found = os.get_terminal_size(self._out.fileno())
         except OSError:
-            return os.terminal_size((80, 24))
+            found = os.terminal_size((0, 0))
+        return os.terminal_size((found.columns or 80, found.lines or 24))
 
     def _draw(self) -> None:
         size = self._size()
