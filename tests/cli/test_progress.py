@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 import re
 import threading
 
@@ -118,6 +119,22 @@ def test_terminal_gets_its_cursor_back_after_an_error() -> None:
     with pytest.raises(ConnectionError):
         follow(broken(), view)  # type: ignore[arg-type]
     assert out.getvalue().endswith("\x1b[?25h")
+
+
+def test_terminal_that_nobody_told_its_size_gets_lines_all_the_same() -> None:
+    class Sizeless(Terminal):
+        def fileno(self) -> int:
+            return theirs
+
+    ours, theirs = os.openpty()
+    try:
+        assert tuple(os.get_terminal_size(theirs)) == (0, 0)
+        out = Sizeless()
+        follow([{"status": "pulling manifest"}, event(4_000_000)], TransferView("pulling", monotonic=lambda: 0.0, out=out))
+        assert "pulling manifest" in out.getvalue()
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 def test_pipe_gets_plain_lines() -> None:

@@ -18,6 +18,7 @@ from corral.hub.metering import UsageMeter
 from corral.hub.web_tools import WebTools
 from corral.local.cloud import CloudAccess, CloudSwitch
 from corral.local.models import LocalModels
+from corral.wire.errors import CorralError
 from corral.wire.signing import connect_url
 from corral.wire.webpage import PageAddress, SearchResult
 from fakes import FakeClock, MemoryUsage
