@@ -59,6 +59,14 @@ def test_run_puts_piped_input_before_the_prompt(stdin: io.StringIO) -> None:
     assert server.seen[-1].body["prompt"] == "the text\n summarise"
 
 
+def test_run_takes_what_is_piped_in_though_it_is_no_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    piped = io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", piped)  # the command reads the process's own standard input
+    with fake_server({**SHOW, "POST /api/generate": (200, STREAM)}) as server:
+        assert run(["run", "m", "summarise"], env(server)) == 0
+    assert server.seen[-1].body["prompt"] == "caf\ufffd\n summarise"
+
+
 def test_run_sends_its_options(stdin: io.StringIO) -> None:
     with fake_server({**SHOW, "POST /api/generate": (200, STREAM)}) as server:
         arguments = ["run", "m", "--format", "json", "--think=high", "--keepalive", "10m", "hi"]

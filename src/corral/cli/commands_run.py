@@ -5,6 +5,7 @@ else to standard error; a pipe sees the model's words and nothing more. Source: 
 """
 
 import contextlib
+import io
 import json
 import sys
 from collections.abc import Mapping
@@ -167,7 +168,14 @@ def _not_offered(api: LocalApi, model: str) -> Failed:
 
 def _given(words: tuple[str, ...]) -> _Given:
     is_piped = not sys.stdin.isatty()
-    return _Given(words=words, piped=sys.stdin.read() if is_piped else "", is_piped=is_piped)
+    return _Given(words=words, piped=_piped() if is_piped else "", is_piped=is_piped)
+
+
+def _piped() -> str:
+    """What came on standard input; what of it is no UTF-8 is replaced, as Go does when it writes JSON."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    return sys.stdin.read()
 
 
 def parse_think(text: str) -> bool | str | None:
