@@ -24,6 +24,10 @@ _EMBEDDING = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "::/96", "::ffff:0
 _PUBLIC_V6 = ipaddress.ip_network("2000::/3")
 
 
+#: Names that nobody outside has: what a proxy makes of them lies inside.
+_INNER_DOMAINS = frozenset({"local", "localhost", "internal", "intranet", "private", "corp", "home", "lan", "arpa", "onion"})
+
+
 class Reach(IntEnum):
     """Where an address lies, or how far a connection may go: each includes those before it."""
 
@@ -36,14 +40,20 @@ class Reach(IntEnum):
     ANY = 4
 
 
+def meant_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The address of an IP literal; the IPv4 address which an IPv6 one stands for. Raises: ValueError."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if not isinstance(address, ipaddress.IPv6Address):
+        return address
+    inner = address.ipv4_mapped or address.sixtofour
+    if inner is None and int(address) > 1 and any(address in network for network in _EMBEDDING):
+        inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return inner or address
+
+
 def reach_of_address(text: str) -> Reach:
     """Where an IP literal lies; that of the IPv4 address which an IPv6 one stands for."""
-    address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
-        if inner is None and int(address) > 1 and any(address in network for network in _EMBEDDING):
-            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        address = inner or address
+    address = meant_address(text)
     if address.is_loopback or address.is_unspecified:
         return Reach.LOOPBACK
     if address.is_link_local or address.is_multicast:
@@ -105,7 +115,35 @@ class GuardedResolver(AbstractResolver):
             ipaddress.ip_address(host)
             _check(host, host)
 
+    async def check(self, host: str, port: int, *, is_proxied: bool) -> None:
+        """Judge a host before anything is sent to it: a kept connection asks no resolver, and a proxy asks its own. Raises:
+        upstream_failed.
+
+        Behind a proxy this machine may know inner names only, so one that it does not know passes if it could be anybody's. What
+        the proxy then reaches still needs a certificate for that name, since only https goes by it.
+        """
+        self.check_literal(host)
+        with contextlib.suppress(ValueError):
+            ipaddress.ip_address(host)
+            return
+        try:
+            await self.resolve(host, port)
+        except OSError:
+            if is_proxied and _is_inner_name(host):
+                raise _refused(host) from None
+
 
 def _check(address: str, host: str) -> None:
     if reach_of_address(address) > _within.get():
-        raise CorralError("upstream_failed", f"the registry points to {host}, an internal address, which is refused")
+        raise _refused(host)
+
+
+def _refused(host: str) -> CorralError:
+    return CorralError("upstream_failed", f"the registry points to {host}, an internal address, which is refused")
+
+
+def _is_inner_name(host: str) -> bool:
+    """Whether a name that this machine does not know is not anybody's: one without a dot, of an inner domain, or one that a
+    proxy may read as a number (`2130706433`, `0x7f.1`) and so as an address."""
+    *above, last = host.rstrip(".").lower().split(".")
+    return not above or last in _INNER_DOMAINS or last[:1].isdigit()
