@@ -160,6 +160,15 @@ def test_show_of_one_part_prints_it_alone(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out == "{{ .Prompt }}"
 
 
+def test_t114_show_of_one_part_on_a_terminal_holds_no_command_for_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fake_server({"POST /api/show": (200, {**DETAILS, "license": "\x1b]0;pwned\x07MIT\x9b2J\n\tok"})}) as server:
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        assert run(["show", "m", "--license"], env(server.host)) == 0
+    assert capsys.readouterr().out == "]0;pwnedMIT2J\n\tok\n"
+
+
 def test_show_of_two_parts_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["show", "m", "--template", "--system"], env("127.0.0.1:9")) == 2
     assert "only one of '--license', '--modelfile', '--parameters', '--system', or '--template'" in capsys.readouterr().err

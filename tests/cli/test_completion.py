@@ -58,6 +58,27 @@ def test_last_word_is_completed(
     assert captured.err == ""
 
 
+def test_t096_name_that_a_shell_would_run_is_not_completed(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [
+        "good:1b",
+        "hf.co/a/b-c_d:Q4_K_M",
+        "$(id)",
+        "a`id`",
+        "a;id",
+        "a b",
+        "a\n:",
+        "a\tb",
+        "-x",
+        "a\x1b]0;t\x07",
+        "a'b",
+        "~/x",
+    ]
+    answers = {"GET /api/tags": (200, {"models": [{"name": name} for name in names]})}
+    with fake_server(answers) as server:
+        assert run(["__complete", "--", "run", ""], {"HOME": "/nonexistent", "OLLAMA_HOST": server.host}) == 0
+    assert capsys.readouterr().out == "good:1b\t\nhf.co/a/b-c_d:Q4_K_M\t\n"
+
+
 def test_names_are_not_completed_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
     for host in ("127.0.0.1:9", "no:such:host"):
         assert run(["__complete", "--", "show", ""], {"HOME": "/nonexistent", "OLLAMA_HOST": host}) == 0

@@ -1,5 +1,6 @@
 """Tables, sizes and times in the forms that Ollama's users know."""
 
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -99,6 +100,13 @@ def test_text_that_is_no_time_is_none(text: str) -> None:
 )
 def test_duration_is_printed_as_go_prints_it(ns: int, text: str) -> None:
     assert render.duration(ns) == text
+
+
+def test_t114_json_holds_no_command_for_the_terminal() -> None:
+    value = {"a": "\x1b\x7f\x9b é"}
+    text = render.as_json(value)
+    assert text == '{\n  "a": "\\u001b\\u007f\\u009b é"\n}\n'
+    assert json.loads(text) == value
 
 
 def test_error_has_its_remedy_on_a_second_line() -> None:

@@ -136,6 +136,15 @@ def test_stored_conversation_is_shown_before_the_first_question(tmp_path: Path, 
     assert capsys.readouterr().out == ">>> a\n... b\nc\n\n"
 
 
+def test_t114_stored_conversation_holds_no_command_for_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = ({"role": "user", "content": "\x1b]0;pwned\x07a\r\x9b2J"}, {"role": "assistant", "content": "b"})
+    facts = ModelFacts(messages=stored, remote_host="https://x.test", remote_model="\x1b]0;pwned\x07big")
+    converse("/bye\r", tmp_path, {"GET /api/status": (200, {})}, facts=facts)
+    captured = capsys.readouterr()
+    assert captured.out.startswith(">>> ]0;pwneda2J\n")
+    assert not any(char in captured.out + captured.err for char in "\x1b\x07\r\x9b")
+
+
 def test_settings_of_the_session_go_with_every_question(tmp_path: Path) -> None:
     typed = "/set parameter seed 1\r/set format json\r/set system Be brief.\rhi\r/bye\r"
     server = converse(typed, tmp_path, {"POST /api/chat": (200, CHAT)}, keep_alive="5m")

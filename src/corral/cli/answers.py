@@ -47,7 +47,7 @@ class Column:
     def write(self, text: str, *, quiet: bool = False) -> None:
         """quiet: in grey on a terminal."""
         if self._is_terminal:
-            text = _without_controls(text)
+            text = render.plain_text(text)
         shown = self._wrap.feed(text, columns_of_terminal()) if self._wrap else text
         self._put(shown, quiet=quiet)
 
@@ -69,11 +69,6 @@ def columns_of_terminal() -> int:
         return os.get_terminal_size(sys.stdout.fileno()).columns or 80
     except OSError:
         return 80
-
-
-def _without_controls(text: str) -> str:
-    # A model's words are no commands for the terminal; in a pipe they pass as they are.
-    return "".join(char for char in text if char in "\n\t" or not (char < " " or "\x7f" <= char <= "\x9f"))
 
 
 @dataclass(slots=True)

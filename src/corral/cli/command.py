@@ -4,6 +4,7 @@ Source: the texts of cobra 1.7 and pflag, seen at ollama cmd/cmd.go, fb30760. Th
 is 1 (docs/divergences.md).
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from corral.cli.context import Environment, Failed
 
 #: Completing must not hang on a server that does not answer.
 _COMPLETION_TIMEOUT_S = 1.0
+#: Every letter that a model's name may have, and none that means something to a shell.
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:/@-]*")
 #: What Go's strconv.ParseBool takes.
 _TRUE = ("1", "t", "T", "TRUE", "true", "True")
 _FALSE = ("0", "f", "F", "FALSE", "false", "False")
@@ -121,7 +124,9 @@ def _names_at_server(environment: Environment, path: str) -> list[str]:
 
     try:
         answer: Mapping[str, Any] = LocalApi(environment.settings, timeout_s=_COMPLETION_TIMEOUT_S).get(path)
-        return [str(model["name"]) for model in answer.get("models") or []]
+        names = [str(model["name"]) for model in answer.get("models") or []]
+        # Bash writes what it completes into the line as it is, where `$(…)` would be run.
+        return [name for name in names if _PLAIN_NAME.fullmatch(name)]
     except (Failed, CorralError, AttributeError, KeyError, TypeError):
         return []
 

@@ -121,7 +121,9 @@ def show(environment: Environment, model: str, parts: tuple[str, ...], verbose: 
 
 def _part_text(part: str, text: str) -> str:
     """One part as Ollama prints it: a system message and a template to the byte, so that a file made of them is what they are,
-    the others with a line's end. On a terminal every text ends its line, or the prompt would stand behind it."""
+    the others with a line's end. On a terminal every text ends its line, or the prompt would stand behind it, and holds no
+    commands for the terminal."""
+    text = render.plain_text(text) if sys.stdout.isatty() else text
     is_exact = part in ("system", "template") and not (sys.stdout.isatty() and text and not text.endswith("\n"))
     return text if is_exact else f"{text}\n"
 

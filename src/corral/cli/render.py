@@ -15,6 +15,8 @@ _GREEN, _YELLOW, _RED, _GREY, _RESET = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 #: Beyond this a time to come is as good as never: `keep_alive: -1` is shown as 292 years ahead.
 _FOREVER_S = 20 * 365 * _DAY
+#: What JSON lets stand as it is, although it is a control character.
+_ESCAPED = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 
 
 def say(text: str = "") -> None:
@@ -57,6 +59,11 @@ def plain(text: str) -> str:
     return "".join(char if char >= " " and char != "\x7f" and not "\x80" <= char <= "\x9f" else "�" for char in text)
 
 
+def plain_text(text: str) -> str:
+    """Text of several lines from elsewhere (a model's words) without its control characters: it is no command for a terminal."""
+    return "".join(char for char in text if char in "\n\t" or not (char < " " or "\x7f" <= char <= "\x9f"))
+
+
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Left-aligned columns, four spaces apart, every row followed by four spaces as in Ollama's own tables; ends in a newline."""
     head, *lines = columns([headings, *rows])
@@ -89,8 +96,8 @@ def facts(pairs: Sequence[tuple[str, str]], *, indent: str = "") -> str:
 
 
 def as_json(value: Any) -> str:
-    """value as indented JSON with a newline, for `--json`."""
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    """value as indented JSON with a newline, for `--json`, without a character that a terminal would obey."""
+    return json.dumps(value, indent=2, ensure_ascii=False).translate(_ESCAPED) + "\n"
 
 
 def size(count: int) -> str:

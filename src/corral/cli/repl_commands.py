@@ -201,7 +201,8 @@ def load(api: LocalApi, session: Session) -> None:
     if is_hubs:
         api.post("/api/me")
     host = hub if is_hubs else session.facts.remote_host
-    print(f"Connecting to '{session.facts.remote_model or session.model}' on '{_host_in(host)}'", file=sys.stderr)
+    there = render.plain(session.facts.remote_model or session.model)
+    print(f"Connecting to '{there}' on '{_host_in(host)}'", file=sys.stderr)
 
 
 def _hub_of(api: LocalApi) -> str:

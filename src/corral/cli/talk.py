@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from corral.cli import repl_commands
+from corral.cli import render, repl_commands
 from corral.cli.answers import explained, figures, show_answer, show_failure, show_stored
 from corral.cli.api import ApiError, LocalApi
 from corral.cli.attachments import take_attachments
@@ -56,7 +56,8 @@ def _replay(session: Session) -> None:
     for message in session.facts.messages:
         content = str(message.get("content") or "")
         if message.get("role") == "user":
-            print(">>> " + content.replace("\n", "\n... "))
+            # Whoever made the model wrote that, too.
+            print(">>> " + render.plain_text(content).replace("\n", "\n... "))
         elif message.get("role") == "assistant":
             show_stored(content, is_wrapped=session.is_wrapped)
 
@@ -102,7 +103,7 @@ def _question(environment: Environment, session: Session, text: str) -> dict[str
         return question
     content, attached = take_attachments(text, environment.settings.home)
     for one in attached:
-        print(f"Added {one.kind} '{one.path}'", file=sys.stderr)
+        print(f"Added {one.kind} '{render.plain(one.path)}'", file=sys.stderr)
     return {**question, "content": content, "images": [one.data for one in attached]} if attached else question
 
 
