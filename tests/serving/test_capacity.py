@@ -43,6 +43,11 @@ def test_needed_bytes_of_metadata_that_says_little_are_the_weights(metadata: dic
     assert needed_bytes(weights(metadata=metadata, size_bytes=5), context=4096, slots=4) == 5
 
 
+def test_t105_needed_bytes_are_no_fewer_than_the_weights_whatever_the_metadata_says() -> None:
+    hostile = {**LLAMA, "llama.block_count": -(2**31), "llama.attention.key_length": 2**63}
+    assert needed_bytes(weights(metadata=hostile, size_bytes=5), context=4096, slots=4) == 5
+
+
 @pytest.mark.parametrize(
     ("asked", "automatic", "expected"),
     [(None, 4096, 4096), (None, 2048, 2048), (None, 10**6, 8192), (512, 2048, 512), (10**6, 4096, 8192), (1, 4096, 4)],

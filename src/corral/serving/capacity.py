@@ -86,6 +86,7 @@ def fits(needed: int, used: int, *, memory_bytes: int) -> bool:
 
 
 def _number(metadata: Mapping[str, object], name: str) -> int:
-    """A value of the model's architecture, 0 when it is missing or no number (some models give one per layer)."""
+    """A value of the model's architecture, 0 when it is missing or no count (some models give one per layer; a number below zero
+    would make room where there is none)."""
     found = metadata.get(f"{metadata.get('general.architecture', '')}.{name}")
-    return found if isinstance(found, int) and not isinstance(found, bool) else 0
+    return max(found, 0) if isinstance(found, int) and not isinstance(found, bool) else 0
