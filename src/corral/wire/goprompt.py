@@ -14,7 +14,9 @@ from typing import Any
 from msgspec.structs import replace
 
 from corral.wire.errors import CorralError
-from corral.wire.gosyntax import (
+from corral.wire.gosyntax import parse
+from corral.wire.gotemplate import execute
+from corral.wire.gotree import (
     Action,
     Branch,
     Call,
@@ -27,9 +29,7 @@ from corral.wire.gosyntax import (
     Template,
     Text,
     Variable,
-    parse,
 )
-from corral.wire.gotemplate import execute
 from corral.wire.govalues import Ordered, Shown, Struct, shown, to_json
 from corral.wire.native import Message
 from corral.wire.options import Think

@@ -16,7 +16,8 @@ from typing import Any
 from urllib.parse import quote_plus
 
 from corral.wire.errors import CorralError
-from corral.wire.gosyntax import (
+from corral.wire.gosyntax import parse
+from corral.wire.gotree import (
     Action,
     Branch,
     Call,
@@ -34,7 +35,6 @@ from corral.wire.gosyntax import (
     Text,
     Variable,
     fault,
-    parse,
 )
 from corral.wire.govalues import Shown, Struct, is_sequence, is_true, plain, shown, sprint, sprintf, to_json
 
