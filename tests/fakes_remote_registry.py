@@ -22,6 +22,7 @@ from corral.clients.registry import RegistryClient
 from corral.clients.registry_transport import RegistryTransport, open_registry_session
 from corral.core.transfer_ports import RemoteRepository
 from corral.wire.names import Digest
+from corral.wire.proxies import ProxyRules
 from corral.wire.signing import DevicePrivateKey, DevicePublicKey
 from fakes import FakeClock, SeededEntropy
 
@@ -279,7 +280,9 @@ class Names(AbstractResolver):
 
 
 @asynccontextmanager
-async def wired(*, stall_s: float = 5.0, keys: bool = True, resolver: Any = None) -> AsyncIterator[Wired]:
+async def wired(
+    *, stall_s: float = 5.0, keys: bool = True, resolver: Any = None, proxies: ProxyRules | None = None
+) -> AsyncIterator[Wired]:
     """A registry and a client, for as long as the block runs."""
     pauses: list[float] = []
 
@@ -296,6 +299,7 @@ async def wired(*, stall_s: float = 5.0, keys: bool = True, resolver: Any = None
             entropy=SeededEntropy(),
             user_agent="corral/test",
             stall_s=stall_s,
+            proxies=proxies,
         )
         client = RegistryClient(transport, sleep=sleep, entropy=SeededEntropy())
         yield Wired(at, client, own, pauses, session)

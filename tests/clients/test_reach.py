@@ -98,3 +98,8 @@ async def test_registry_that_a_person_named_may_be_anywhere() -> None:
         to.at.on = lambda _: answer(404)
         port = to.at.url.rpartition(":")[2]
         assert await to.client.manifest(RemoteRepository(f"http://reg.test:{port}", "a/b"), "latest") is None
+
+
+async def test_host_whose_name_is_none_is_refused() -> None:
+    with pytest.raises(CorralError, match="whose name is none"):
+        await GuardedResolver().check(f"{'a' * 64}.test", 443, is_proxied=False)

@@ -7,15 +7,17 @@ import contextlib
 import http.client
 import json
 import ssl
+from base64 import b64encode
 from collections.abc import Generator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import corral
 from corral.cli.context import Failed
 
 if TYPE_CHECKING:
     from corral.settings import Address, Settings
+    from corral.wire.proxies import ProxyRules
     from corral.wire.secrets import Secret
 
 _CONNECT_TIMEOUT_S = 10.0
@@ -45,29 +47,38 @@ class ApiError(Failed):
 class ServerApi:
     """One server. timeout_s: how long to wait for a connection and between bytes; None waits for ever for bytes, as a model that
     is being loaded demands. kind: what it should be, for errors. api_key: sent as Bearer, except over plain http to another
-    machine."""
+    machine. proxies: by what https is spoken with another machine."""
 
     def __init__(
-        self, address: "Address", api_key: "Secret | None", *, advice: str, kind: str, timeout_s: float | None = None
+        self,
+        address: "Address",
+        api_key: "Secret | None",
+        *,
+        advice: str,
+        kind: str,
+        timeout_s: float | None = None,
+        proxies: "ProxyRules",
     ) -> None:
         self._address = address
         self._api_key = api_key
         self._advice = advice
         self._kind = kind
         self._timeout_s = timeout_s
+        self.proxies = proxies
 
     @classmethod
-    def of_hub(cls, hub: str, api_key: "Secret") -> "ServerApi":
+    def of_hub(cls, hub: str, api_key: "Secret", proxies: "ProxyRules") -> "ServerApi":
         """A hub, asked with an API key. Raises: Failed for one that would get the key over plain http."""
         address, parts = _address_of(hub), urlsplit(hub)
         if parts.scheme != "https" and not address.is_loopback:
             raise Failed(f"{hub} would get the API key over plain http", "use its https address")
-        return cls(address, api_key, advice="is it running?", kind="a hub", timeout_s=_HUB_TIMEOUT_S)
+        return cls(address, api_key, advice="is it running?", kind="a hub", timeout_s=_HUB_TIMEOUT_S, proxies=proxies)
 
     @classmethod
-    def of_stranger(cls, hub: str) -> "ServerApi":
+    def of_stranger(cls, hub: str, proxies: "ProxyRules") -> "ServerApi":
         """A hub, asked without any credential."""
-        return cls(_address_of(hub), None, advice="is it running?", kind="a hub", timeout_s=_STRANGER_TIMEOUT_S)
+        address = _address_of(hub)
+        return cls(address, None, advice="is it running?", kind="a hub", timeout_s=_STRANGER_TIMEOUT_S, proxies=proxies)
 
     @property
     def url(self) -> str:
@@ -166,17 +177,46 @@ class ServerApi:
         return Failed(f"{self.url} closed the connection without an answer", "is that address an Ollama server's?")
 
     def _connect(self) -> http.client.HTTPConnection:
-        host = urlsplit(self._address.url).hostname or self._address.host
-        kind = http.client.HTTPSConnection if self._address.scheme == "https" else http.client.HTTPConnection
-        connection = kind(host, self._address.port, timeout=self._timeout_s or _CONNECT_TIMEOUT_S)
+        # Over http a proxy would read the prompts, and nothing would prove who is behind it.
+        is_https = self._address.scheme == "https"
+        proxy = self.proxies.proxy_of(self._address.url) if is_https else None
+        connection = self._direct() if proxy is None else self._tunnel(proxy)
         try:
             connection.connect()
         except ssl.SSLError as error:
+            connection.close()
             raise Failed(f"the TLS certificate of {self.url} was not accepted: {error.reason}") from error
         except OSError as error:
+            connection.close()
+            if proxy is not None:
+                text = f"could not connect to {self.url}: the proxy did not let it through"
+                raise Failed(text, "check HTTPS_PROXY and NO_PROXY") from error
             raise self._unreachable(error) from error
         connection.sock.settimeout(self._timeout_s)
         return connection
+
+    def _direct(self) -> http.client.HTTPConnection:
+        kind = http.client.HTTPSConnection if self._address.scheme == "https" else http.client.HTTPConnection
+        return kind(self._host, self._address.port, timeout=self._timeout_s or _CONNECT_TIMEOUT_S)
+
+    def _tunnel(self, proxy: str) -> http.client.HTTPConnection:
+        """TLS with the server through a proxy, which sees its name and port. Raises: Failed for a proxy that itself wants TLS."""
+        parts = urlsplit(proxy)
+        if parts.scheme != "http":
+            raise Failed("commands go through proxies of http:// only", "give HTTPS_PROXY an http address, or set NO_PROXY")
+        headers = {}
+        if parts.username is not None:
+            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            headers["Proxy-Authorization"] = f"Basic {b64encode(pair.encode()).decode()}"
+        connection = http.client.HTTPSConnection(
+            parts.hostname or "", parts.port or 80, timeout=self._timeout_s or _CONNECT_TIMEOUT_S
+        )
+        connection.set_tunnel(self._host, self._address.port, headers)
+        return connection
+
+    @property
+    def _host(self) -> str:
+        return urlsplit(self._address.url).hostname or self._address.host
 
     def _unreachable(self, error: OSError) -> Failed:
         reason = {ConnectionRefusedError: "nothing listens there", TimeoutError: "it does not answer"}.get(type(error))
@@ -212,7 +252,12 @@ class LocalApi(ServerApi):
 
     def __init__(self, settings: "Settings", *, timeout_s: float | None = None) -> None:
         super().__init__(
-            settings.local, settings.api_key, advice="check OLLAMA_HOST", kind="an Ollama server", timeout_s=timeout_s
+            settings.local,
+            settings.api_key,
+            advice="check OLLAMA_HOST",
+            kind="an Ollama server",
+            timeout_s=timeout_s,
+            proxies=settings.proxies,
         )
         self._settings = settings
 

@@ -16,7 +16,6 @@ from typing import Any
 import click
 
 from corral.cli import render
-from corral.cli.api import ServerApi
 from corral.cli.command import HUB_VARIABLES, command
 from corral.cli.context import Environment, Failed, hub_option, json_option, pass_environment, secret_from, wait_for
 from corral.cli.hub_access import HubAccess, host_of, hub_access, hub_of_local_server, not_signed_in
@@ -149,7 +148,7 @@ async def _connect_by_key(access: HubAccess) -> dict[str, Any]:
     if key is None:
         raise Failed("what came on standard input is not an API key", f"create one on {access.hub}/settings/keys")
     body = {"name": device_name(), **await access.client.enrollment(key.public_id)}
-    api = ServerApi.of_hub(access.hub, key.text)
+    api = access.by_key(key.text)
     try:
         api.post("/api/user/keys", body)
     except Failed as error:

@@ -154,14 +154,14 @@ def _tell_where(api: LocalApi, model: str) -> None:
         shown = f"{hub.rstrip('/')}/{name.repository}" + ("" if name.tag == DEFAULT_TAG else f":{name.tag}")
     sys.stdout.write(f"\nYou can find your model at:\n\n\t{shown}\n")
     sys.stdout.flush()
-    if is_at_hub and (line := _visibility_line(hub, name.repository)):
+    if is_at_hub and (line := _visibility_line(ServerApi.of_stranger(hub, api.proxies), name.repository)):
         render.say(line)
 
 
-def _visibility_line(hub: str, repository: str) -> str:
+def _visibility_line(hub: ServerApi, repository: str) -> str:
     """Who can pull it: what a stranger finds, asked as one; empty when the hub does not say."""
     try:
-        is_public = ServerApi.of_stranger(hub).has(f"/{repository}")
+        is_public = hub.has(f"/{repository}")
     except Failed:
         return ""
     return "It is public: everybody can pull it." if is_public else "It is private: only people you let in can pull it."

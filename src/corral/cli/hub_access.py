@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from corral.clients.hub import HubClient
     from corral.core.ports import HubMemory
     from corral.settings import Settings
+    from corral.wire.secrets import Secret
 
 #: Long enough for a server that is alive on this machine; a command must not hang on one that is not.
 _STATUS_TIMEOUT_S = 2.0
@@ -67,10 +68,14 @@ class HubAccess:
         sent with that key. Raises: ApiError, Failed."""
         status, answer = await self.signed(method, path, body)
         if status == 401 and self._settings.api_key is not None:
-            return ServerApi.of_hub(self.hub, self._settings.api_key).request(method, path, body)
+            return self.by_key(self._settings.api_key).request(method, path, body)
         if status >= 300:
             raise self._refusal(status, answer)
         return answer
+
+    def by_key(self, api_key: "Secret") -> ServerApi:
+        """The hub, asked with an API key. Raises: Failed for one that would get the key over plain http."""
+        return ServerApi.of_hub(self.hub, api_key, self._settings.proxies)
 
     async def signed(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> tuple[int, Any]:
         """(status, JSON) of a request signed by this device. Raises: CorralError when the hub cannot be asked."""

@@ -126,10 +126,16 @@ class GuardedResolver(AbstractResolver):
         with contextlib.suppress(ValueError):
             ipaddress.ip_address(host)
             return
+        *above, last = host.rstrip(".").lower().split(".")
+        # 010.0.0.1 is 8.0.0.1 to some and 10.0.0.1 to others, so what it is here says nothing.
+        if is_proxied and last[:1].isdigit():
+            raise _refused(host)
         try:
             await self.resolve(host, port)
+        except UnicodeError:
+            raise CorralError("upstream_failed", "the registry points to a host whose name is none") from None
         except OSError:
-            if is_proxied and _is_inner_name(host):
+            if is_proxied and (not above or last in _INNER_DOMAINS):
                 raise _refused(host) from None
 
 
@@ -140,10 +146,3 @@ def _check(address: str, host: str) -> None:
 
 def _refused(host: str) -> CorralError:
     return CorralError("upstream_failed", f"the registry points to {host}, an internal address, which is refused")
-
-
-def _is_inner_name(host: str) -> bool:
-    """Whether a name that this machine does not know is not anybody's: one without a dot, of an inner domain, or one that a
-    proxy may read as a number (`2130706433`, `0x7f.1`) and so as an address."""
-    *above, last = host.rstrip(".").lower().split(".")
-    return not above or last in _INNER_DOMAINS or last[:1].isdigit()

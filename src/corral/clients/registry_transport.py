@@ -30,6 +30,7 @@ from corral.core.ports import Clock, DeviceKeys, Entropy
 from corral.core.transfer_ports import RemoteRepository
 from corral.wire.discovery import HubAddress, origin_of
 from corral.wire.errors import CorralError
+from corral.wire.proxies import ProxyRules
 from corral.wire.registry import Challenge, parse_challenge, token_request_url
 from corral.wire.signing import authorization_header, token_challenge
 
@@ -109,7 +110,7 @@ def open_registry_session(resolver: GuardedResolver) -> aiohttp.ClientSession:
 
 class RegistryTransport:
     """Sends `Call`s. keys: of this device; None for a client that never proves who it is. stall_s: how long an answer
-    may pause."""
+    may pause. proxies: by what https is spoken; http never goes by one, since then nothing would prove who is behind it."""
 
     def __init__(
         self,
@@ -121,6 +122,7 @@ class RegistryTransport:
         entropy: Entropy,
         user_agent: str,
         stall_s: float = 30.0,
+        proxies: ProxyRules | None = None,
     ) -> None:
         self._session = session
         self._resolver = resolver
@@ -129,6 +131,7 @@ class RegistryTransport:
         self._entropy = entropy
         self._user_agent = user_agent
         self._stall_s = stall_s
+        self._proxies = proxies or ProxyRules()
         self._standings: OrderedDict[tuple[str, str], _Standing] = OrderedDict()
 
     @contextlib.asynccontextmanager
@@ -242,9 +245,8 @@ class RegistryTransport:
             key = self._keys.load() or self._keys.load_or_create()
             target = url.removeprefix(repository.base_url)
             headers["Authorization"] = authorization_header(key, token_challenge(repository.base_url, target))
-        with _trouble(), self._resolver.within(reach):
-            self._resolver.check_literal(_origin(url).host)
-            response = await self._send("GET", url, headers, self._stall_s)
+        with _trouble():
+            response = await self._send("GET", url, headers, self._stall_s, reach=reach)
             async with response:
                 if response.status == 200:
                     return _token_in(await self.read(response, _MAX_TOKEN_BYTES, what="token"))
@@ -264,7 +266,19 @@ class RegistryTransport:
         home = _origin(repository.base_url)
         with _trouble():
             # What answers on this machine by https is nobody's token service.
-            return min(await self._resolver.reach_of(home.host, home.port), Reach.PRIVATE)
+            return min(await self._reach_of(home), Reach.PRIVATE)
+
+    async def _reach_of(self, home: HubAddress) -> Reach:
+        """How far a registry may point. Behind a proxy its name need not be known here; then it is a public one."""
+        try:
+            return await self._resolver.reach_of(home.host, home.port)
+        except OSError:
+            if self._proxy_of(str(home)) is None:
+                raise
+            return Reach.PUBLIC
+
+    def _proxy_of(self, url: str) -> str | None:
+        return self._proxies.proxy_of(url) if url.startswith("https://") else None
 
     # ── One request ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -289,15 +303,14 @@ class RegistryTransport:
         else:
             if home.scheme == "https" and place.scheme != "https":
                 raise CorralError("upstream_failed", f"the registry {home} redirects from https to {place.scheme}")
-            reach = await self._resolver.reach_of(home.host, home.port)
+            reach = await self._reach_of(home)
         if call.body is not None or call.method in ("PUT", "PATCH", "POST"):
             headers["Content-Length"] = str(call.length)
         body = call.body() if call.body is not None and call.length else None
         timeout_s = _SYNC_TIMEOUT_S if call.writes else self._stall_s
         try:
-            with _trouble(), self._resolver.within(reach):
-                self._resolver.check_literal(place.host)
-                response = await self._send(call.method, url, headers, timeout_s, body)
+            with _trouble():
+                response = await self._send(call.method, url, headers, timeout_s, body, reach=reach)
         except Unreachable as trouble:
             if place == home:
                 raise
@@ -309,17 +322,31 @@ class RegistryTransport:
         return response
 
     async def _send(
-        self, method: str, url: str, headers: Mapping[str, str], timeout_s: float, body: AsyncIterator[bytes] | None = None
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        timeout_s: float,
+        body: AsyncIterator[bytes] | None = None,
+        *,
+        reach: Reach,
     ) -> aiohttp.ClientResponse:
-        return await self._session.request(
-            method,
-            URL(url, encoded=True),
-            data=body,
-            headers={"User-Agent": self._user_agent, "Accept-Encoding": "identity", **headers},
-            allow_redirects=False,
-            skip_auto_headers=("Accept", "Content-Type"),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=timeout_s),
-        )
+        place, proxy = _origin(url), self._proxy_of(url)
+        if reach is not Reach.ANY:
+            with self._resolver.within(reach):
+                await self._resolver.check(place.host, place.port, is_proxied=proxy is not None)
+        # What is connected to is then the proxy alone, which whoever runs this named, wherever it is.
+        with self._resolver.within(reach if proxy is None else Reach.ANY):
+            return await self._session.request(
+                method,
+                URL(url, encoded=True),
+                data=body,
+                headers={"User-Agent": self._user_agent, "Accept-Encoding": "identity", **headers},
+                allow_redirects=False,
+                proxy=proxy,
+                skip_auto_headers=("Accept", "Content-Type"),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=timeout_s),
+            )
 
 
 @contextlib.contextmanager

@@ -152,6 +152,7 @@ async def registry_client(settings: Settings) -> "AsyncIterator[RegistryClient]"
             clock=clock,
             entropy=entropy,
             user_agent=user_agent(corral.__version__),
+            proxies=settings.proxies,
         )
         yield RegistryClient(transport, sleep=asyncio.sleep, entropy=entropy)
 

@@ -246,7 +246,9 @@ async def mirroring_of(settings: Settings) -> "AsyncIterator[Mirroring | None]":
     clock, entropy, resolver = SystemClock(), SystemEntropy(), GuardedResolver()
     user_agent = f"corral/{corral.__version__} (mirror)"
     async with open_registry_session(resolver) as session, shared_work() as work:
-        transport = RegistryTransport(session, resolver, keys=None, clock=clock, entropy=entropy, user_agent=user_agent)
+        transport = RegistryTransport(
+            session, resolver, keys=None, clock=clock, entropy=entropy, user_agent=user_agent, proxies=settings.proxies
+        )
         yield Mirroring(gateway=RegistryClient(transport, sleep=asyncio.sleep, entropy=entropy), work=work)
 
 
