@@ -26,7 +26,11 @@ async def server() -> AsyncIterator[RawServer]:
 
 @pytest.fixture
 async def client(server: RawServer) -> LlamaHttp:
-    return LlamaHttp(server.url, Secret("s3cret"), explain)
+    return LlamaHttp(server.url, Secret("s3cret"), explain, stop=never)
+
+
+async def never() -> None:
+    raise AssertionError("the server is not to be stopped")
 
 
 async def explain() -> CorralError:
@@ -145,6 +149,52 @@ async def test_being_canceled_hangs_up_even_before_the_first_byte(server: RawSer
         await task
 
 
+class Stopped(LlamaHttp):
+    """A client that gives up soon. ended: set when it had the server stopped, whose answers then break off."""
+
+    def __init__(self, server: RawServer) -> None:
+        self.ended = asyncio.Event()
+        super().__init__(server.url, Secret("s3cret"), explain, stop=self._end, template_s=0.01)
+
+    async def _end(self) -> None:
+        self.ended.set()
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_t107_server_whose_template_has_no_end_for_some_messages_is_stopped(server: RawServer, leaves: bool) -> None:
+    client = Stopped(server)
+    server.answers[CHAT] = server.answers["/apply-template"] = [client.ended, None]
+    task = asyncio.create_task(collect(client.chat(HELLO)))
+    if leaves:
+        while not server.asked:
+            await asyncio.sleep(0)
+        task.cancel()
+    await asyncio.wait_for(client.ended.wait(), 60)
+    with pytest.raises(asyncio.CancelledError if leaves else CorralError):
+        await task
+
+
+async def test_t107_prompt_that_is_never_made_is_an_engine_failure(server: RawServer) -> None:
+    client = Stopped(server)
+    server.answers["/apply-template"] = [client.ended, None]
+    with pytest.raises(CorralError, match="it is gone"):
+        await client.apply_template(HELLO)
+    assert client.ended.is_set()
+
+
+async def test_server_that_reads_a_long_prompt_is_left_to_it(server: RawServer) -> None:
+    client = LlamaHttp(server.url, Secret("s3cret"), explain, stop=never, template_s=2)
+    has_read = asyncio.Event()
+    server.answer("/apply-template", {"prompt": "hi"})
+    server.stream(CHAT, WORD, END)
+    server.answers[CHAT].insert(0, has_read)
+    task = asyncio.create_task(collect(client.chat(HELLO)))
+    while [asked.path for asked in server.asked] != [CHAT, "/apply-template"]:
+        await asyncio.sleep(0.01)
+    has_read.set()
+    assert len(await task) == 2
+
+
 @pytest.mark.parametrize("status", [400, 413, 422, 500, 501])
 async def test_refusal_has_the_engines_status_and_words(server: RawServer, client: LlamaHttp, status: int) -> None:
     server.answer(CHAT, {"error": {"code": status, "message": "too long", "type": "x"}}, status=status)
@@ -188,7 +238,7 @@ async def test_r9_server_that_gives_no_answer_fails_in_ollamas_and_the_process_w
 
 async def test_server_that_has_gone_is_an_engine_failure() -> None:
     async with raw_server() as gone:
-        client = LlamaHttp(gone.url, Secret("s3cret"), explain)
+        client = LlamaHttp(gone.url, Secret("s3cret"), explain, stop=never)
     assert (await failure(client.chat(HELLO))).message.endswith("an internal error: it is gone")
     assert not await client.is_healthy()
 

@@ -5,8 +5,8 @@ Source: llama.cpp tools/server/README.md.
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,6 +24,8 @@ T = TypeVar("T")
 _STREAM_SILENCE_S = 1800.0
 _UNARY_S = 3600.0
 _HEALTH_S, _FRESH_S = 10.0, 5.0
+#: How long a prompt may take to be made of a chat. Usual are milliseconds; to be read by the model it may take far longer.
+_TEMPLATE_S = 60.0
 _ERROR_BYTES = 64 * 1024
 _ANSWER_BYTES = 256 * 1024 * 1024
 
@@ -97,23 +99,34 @@ _properties = msgspec.json.Decoder(_Properties)
 
 class LlamaHttp:
     """Calls to one server. url: `http://127.0.0.1:PORT`. explain: asked what became of the server when it stops answering: the
-    code and the words to say it with.
+    code and the words to say it with. stop: ends the server, whatever it is doing. template_s: see `apply_template`.
 
     Iterators are returned as they are, not wrapped in a second generator: closing the outer one would leave the inner one, and
     its connection, to the garbage collector.
     """
 
-    def __init__(self, url: str, key: Secret, explain: Callable[[], Awaitable[CorralError]]) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: Secret,
+        explain: Callable[[], Awaitable[CorralError]],
+        *,
+        stop: Callable[[], Awaitable[None]],
+        template_s: float = _TEMPLATE_S,
+    ) -> None:
         host, _, port = url.removeprefix("http://").partition(":")
         self._address = (host, int(port))
         self._headers = {"Authorization": f"Bearer {key.reveal()}", "Content-Type": "application/json"}
         self._explain = explain
+        self._stop = stop
+        self._template_s = template_s
+        self._trials: set[asyncio.Task[None]] = set()
         self._answered_at_s: float | None = None
 
     def chat(self, call: ChatCall) -> AsyncIterator[Chunk | Finish]:
         """See Runner.chat."""
         body = {**chat_body(call), "stream": True, "stream_options": {"include_usage": True}}
-        return self._answer("/v1/chat/completions", body, ChatDecoder())
+        return self._answer("/v1/chat/completions", body, ChatDecoder(), chat=call)
 
     def complete(self, call: CompletionCall) -> AsyncIterator[Chunk | Finish]:
         """See Runner.complete."""
@@ -148,8 +161,15 @@ class LlamaHttp:
         return _understood(_tokens, await self._unary("/tokenize", body)).tokens
 
     async def apply_template(self, call: ChatCall) -> str:
-        """See Runner.apply_template."""
-        return _understood(_prompts, await self._unary("/apply-template", chat_body(call))).prompt
+        """See Runner.apply_template. A server that does not get through is stopped, whoever else it works for: the template came
+        with the weights, and one without an end takes all memory there is, in a thread that no hanging up ends (T107)."""
+        try:
+            async with asyncio.timeout(self._template_s):
+                body = await self._unary("/apply-template", chat_body(call))
+        except TimeoutError as error:
+            await self._stop()
+            raise await self._lost(_NO_ANSWER) from error
+        return _understood(_prompts, body).prompt
 
     async def is_healthy(self) -> bool:
         """Whether it answers and its model is loaded; taken for granted for a few seconds after a good answer, since this is
@@ -164,19 +184,48 @@ class LlamaHttp:
             return is_exhausted(error)
 
     async def _answer(
-        self, path: str, body: dict[str, Any], decoder: AnswerDecoder, *, media: Sequence[bytes] = ()
+        self,
+        path: str,
+        body: dict[str, Any],
+        decoder: AnswerDecoder,
+        *,
+        chat: ChatCall | None = None,
+        media: Sequence[bytes] = (),
     ) -> AsyncIterator[Chunk | Finish]:
         if media:
             body["prompt"] = await self._with_media(body["prompt"], media)
-        async with self._posted(path, body, silence_s=_STREAM_SILENCE_S) as answer:
-            while data := await answer.next():
-                for chunk in decoder.feed(data):
-                    yield chunk
-            end = decoder.finish()
-            if end is None:
-                raise await self._lost(_BROKEN_OFF)
+        with self._watched(chat) if chat else nullcontext(_nothing) as begun:
+            async with self._posted(path, body, silence_s=_STREAM_SILENCE_S) as answer:
+                begun()
+                while data := await answer.next():
+                    for chunk in decoder.feed(data):
+                        yield chunk
+                end = decoder.finish()
+                if end is None:
+                    raise await self._lost(_BROKEN_OFF)
         for item in end:
             yield item
+
+    @contextmanager
+    def _watched(self, call: ChatCall) -> Iterator[Callable[[], None]]:
+        """Gives what is to be called when the answer begins. If it does not for long, the server may be busy, or its template
+        without an end for these messages; then it is asked for the prompt alone. So it is if the caller has left meanwhile, since
+        the server would go on."""
+        timer = asyncio.get_running_loop().call_later(self._template_s, self._begin_trial, call)
+        try:
+            yield timer.cancel
+        except CorralError:
+            timer.cancel()
+            raise
+
+    def _begin_trial(self, call: ChatCall) -> None:
+        task = asyncio.create_task(self._try_template(call))
+        self._trials.add(task)
+        task.add_done_callback(self._trials.discard)
+
+    async def _try_template(self, call: ChatCall) -> None:
+        with suppress(CorralError):
+            await self.apply_template(call)
 
     async def _with_media(self, prompt: object, media: Sequence[bytes]) -> dict[str, object]:
         """A prompt whose places for media have the server's own marker. It is drawn at random, so that nobody writes it by chance
@@ -219,6 +268,10 @@ class LlamaHttp:
     async def _lost(self, words: str) -> CorralError:
         reason = await self._explain()
         return CorralError(reason.code, f"{words}: {reason.message}")
+
+
+def _nothing() -> None:
+    pass
 
 
 def chat_body(call: ChatCall) -> dict[str, Any]:

@@ -27,6 +27,7 @@ _PORT_ATTEMPTS = 3
 _LOOK_EVERY_S = 0.05
 #: What a load may still take once the weights are in memory. Usual are a few milliseconds and megabytes.
 _TEMPLATE_S, _TEMPLATE_BYTES = 60.0, 512 * 1024 * 1024
+_STUCK = "the engine does not get through the model's chat template"
 
 
 def find_llama_server(configured: str, search_path: str) -> str:
@@ -152,7 +153,7 @@ class _LoadWatch:
             self._read = (resident_bytes, now_s)
         bytes_then, then_s = self._read
         if resident_bytes - bytes_then > _TEMPLATE_BYTES or now_s - then_s > _TEMPLATE_S:
-            raise CorralError("engine_failed", "the engine does not get through the model's chat template")
+            raise CorralError("engine_failed", _STUCK)
 
 
 def _free_port() -> int:
@@ -196,7 +197,8 @@ class LlamaRunner:
     def __init__(self, process: EngineProcess, url: str, key: Secret, *, file_bytes: int) -> None:
         self._process = process
         self._file_bytes = file_bytes
-        self._http = LlamaHttp(url, key, self._explain)
+        self._http = LlamaHttp(url, key, self._explain, stop=self._give_up)
+        self._is_given_up = False
 
     @property
     def pid(self) -> int:
@@ -237,9 +239,15 @@ class LlamaRunner:
         total, accelerator = self._process.log.memory_bytes(self._file_bytes)
         return (total, accelerator) if total else (self._process.resident_bytes or self._file_bytes, 0)
 
+    async def _give_up(self) -> None:
+        self._is_given_up = True
+        await self._process.kill()
+
     async def _explain(self) -> CorralError:
         """What became of the engine that gives no answer. A process that has just died needs a moment until its end is known."""
         if not await self._process.ended(timeout_s=1.0):
             return CorralError("engine_failed", "the engine stopped answering")
+        if self._is_given_up:
+            return CorralError("engine_failed", _STUCK)
         code = "out_of_memory" if self._process.is_out_of_memory else "engine_failed"
         return CorralError(code, f"the engine ended ({self._process.outcome})")
