@@ -10,8 +10,13 @@ from corral.core.records import Model, ModelDetails
 from corral.local.cloud import CloudAccess, CloudSwitch
 from corral.local.models import LocalModels
 from corral.local.stubs import Remotes, chat_body, generate_body
+from corral.wire.anthropic import MessagesRequest
+from corral.wire.anthropic import to_native as to_native_messages
 from corral.wire.errors import CorralError, native_body
 from corral.wire.native import ChatRequest, GenerateRequest, Message, decode
+from corral.wire.openai import ChatCompletionRequest, to_native
+from corral.wire.openai_more import CompletionRequest, to_native_completion
+from corral.wire.responses import ResponsesRequest, to_native_response
 from corral.wire.signing import connect_url
 from fakes_local import FakeGateway, FakeInference, FakeStream, MemoryModels, installed, stub, stub_models
 
@@ -180,6 +185,24 @@ async def test_request_goes_to_the_hub_signed_and_as_stream_of_lines() -> None:
     (call,) = gateway.calls
     assert (call.method, call.path, call.query) == ("POST", "/api/chat", "")
     assert dict(call.headers) == {"accept": "application/x-ndjson", "content-type": "application/json"}
+
+
+async def test_request_of_another_dialect_goes_to_the_native_route() -> None:
+    gateway = FakeGateway(base=HUB)
+    models = stub_models(gateway, HUB)
+    message = {"role": "user", "content": "x"}
+    for body, kind, native in (
+        ({"model": "mine", "max_tokens": 5, "messages": [message]}, MessagesRequest, to_native_messages),
+        ({"model": "mine", "input": "x"}, ResponsesRequest, to_native_response),
+        ({"model": "mine", "messages": [message]}, ChatCompletionRequest, to_native),
+    ):
+        gateway.will_answer(200, *lines({"done": True}))
+        asked: ChatRequest = native(decode(json.dumps(body).encode(), kind))  # type: ignore[operator]
+        [event async for event in models.chat(THERE, asked)]
+    gateway.will_answer(200, *lines({"done": True}))
+    completion = to_native_completion(decode(b'{"model":"mine","prompt":"x"}', CompletionRequest))
+    [event async for event in models.generate(THERE, completion)]
+    assert [call.path for call in gateway.calls] == ["/api/chat"] * 3 + ["/api/generate"]
 
 
 async def test_request_goes_to_an_allowed_server_below_its_path_and_not_to_the_hub() -> None:

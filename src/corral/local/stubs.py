@@ -108,7 +108,9 @@ class StubModels:
     async def _run(self, stub: Model, request: Request, body: bytes, kind: type[R]) -> AsyncGenerator[R, None]:
         self._cloud.require_on(RUN)
         is_hub = self._remotes.is_hub(stub, self._hub_url())
-        answer = await (self._ask_hub(request.path, body) if is_hub else self._ask(stub, request.path, body))
+        # Whatever route the request came in by, its body is a native one now.
+        path = ChatRequest.path if isinstance(request, ChatRequest) else GenerateRequest.path
+        answer = await (self._ask_hub(path, body) if is_hub else self._ask(stub, path, body))
         try:
             if answer.status != HTTPStatus.OK:
                 raise await self._refusal(answer, is_hub=is_hub)
