@@ -156,7 +156,15 @@ async def test_messages_have_the_search_between_the_models_words() -> None:
         {
             "type": "web_search_tool_result",
             "tool_use_id": search_id,
-            "content": [{"type": "web_search_result", "url": "https://rain.example/", "title": "Rain"}],
+            "content": [
+                {
+                    "type": "web_search_result",
+                    "url": "https://rain.example/",
+                    "title": "Rain",
+                    "encrypted_content": "",
+                    "page_age": None,
+                }
+            ],
         },
         {"type": "text", "text": "It rains."},
     ]

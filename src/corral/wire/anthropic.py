@@ -371,6 +371,10 @@ def _blocks_of(message: Message) -> list[dict[str, Any]]:
     return content
 
 
+#: Without them Anthropic's SDK takes what was found for an error.
+_RESULT_MEMBERS = {"type": "web_search_result", "encrypted_content": "", "page_age": None}
+
+
 def _search_block(message_id: str, event: SearchEvent) -> dict[str, Any]:
     """What the model wanted searched for, or what became of it."""
     suffix = "" if event.number == 1 else f"_{event.number}"
@@ -379,7 +383,7 @@ def _search_block(message_id: str, event: SearchEvent) -> dict[str, Any]:
         case SearchBegun(query=query):
             return {"type": "server_tool_use", "id": search_id, "name": NAME, "input": {"query": query}}
         case SearchDone(results=results):
-            found = [{"type": "web_search_result", "url": result.url, "title": result.title} for result in results]
+            found = [{"url": result.url, "title": result.title, **_RESULT_MEMBERS} for result in results]
             return {"type": "web_search_tool_result", "tool_use_id": search_id, "content": found}
     failed = {"type": "web_search_tool_result_error", "error_code": event.error_code}
     return {"type": "web_search_tool_result", "tool_use_id": search_id, "content": failed}
