@@ -17,6 +17,7 @@ from msgspec.structs import force_setattr
 
 from corral.wire.errors import CorralError
 from corral.wire.gojson import syntax_complaint, type_complaint
+from corral.wire.jsonparts import check_parts
 from corral.wire.options import parse_keep_alive, parse_think
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -314,9 +315,11 @@ class EmbeddingsResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 def decode(body: bytes, kind: type[S], *, empty: str = "missing request body") -> S:
     """A request out of its body, whatever Content-Type came with it. Unknown fields are ignored, null means unset, a key in
-    another case counts unless the exact one is there. empty: what to say of a body without content. Raises: bad_request."""
+    another case counts unless the exact one is there. empty: what to say of a body without content. Raises: bad_request;
+    too_large for one of too many parts."""
     if not body or body.isspace():
         raise CorralError("bad_request", empty)
+    check_parts(body)
     value = _parsed(body, _VALUES)
     if value is None:
         value = {}
