@@ -87,21 +87,6 @@ def test_text_that_is_no_time_is_none(text: str) -> None:
     assert render.parse_time(text) is None
 
 
-@pytest.mark.parametrize(
-    ("ns", "text"),
-    [
-        (0, "0s"),
-        (999, "999ns"),
-        (45_200_000, "45.2ms"),
-        (1_234_567_891, "1.234567891s"),
-        (62_500_000_000, "1m2.5s"),
-        (3_600_000_000_000, "1h0m0s"),
-    ],
-)
-def test_duration_is_printed_as_go_prints_it(ns: int, text: str) -> None:
-    assert render.duration(ns) == text
-
-
 def test_t114_json_holds_no_command_for_the_terminal() -> None:
     value = {"a": "\x1b\x7f\x9b é"}
     text = render.as_json(value)

@@ -15,6 +15,7 @@ from corral.cli.api import ApiError
 from corral.cli.context import Failed
 from corral.cli.waiting import Waiting
 from corral.cli.wordwrap import WordWrap
+from corral.wire.units import format_nanoseconds
 
 _LABEL_WIDTH = 22
 _NS = 1_000_000_000
@@ -175,7 +176,7 @@ def figures(final: Mapping[str, Any]) -> str:
     rows: list[tuple[str, str]] = []
     for label, name in (("total duration:", "total_duration"), ("load duration:", "load_duration")):
         if ns := final.get(name, 0):
-            rows.append((label, render.duration(ns)))
+            rows.append((label, format_nanoseconds(ns)))
     for label, name in (("prompt eval", "prompt_eval"), ("eval", "eval")):
         count, ns = final.get(f"{name}_count", 0), final.get(f"{name}_duration", 0)
         if count:
@@ -183,7 +184,7 @@ def figures(final: Mapping[str, Any]) -> str:
         if ns:
             # Whole seconds and the rest apart, as Go divides.
             seconds = ns // _NS + ns % _NS / _NS
-            rows += [(f"{label} duration:", render.duration(ns)), (f"{label} rate:", f"{count / seconds:.2f} tokens/s")]
+            rows += [(f"{label} duration:", format_nanoseconds(ns)), (f"{label} rate:", f"{count / seconds:.2f} tokens/s")]
     return "".join(f"{label:<{_LABEL_WIDTH}}{value}\n" for label, value in rows)
 
 

@@ -14,15 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Self, TextIO
 
 from corral.cli import render
+from corral.cli.waiting import HIDE, SHOW, TURNS
 
 _REDRAW_EVERY_S: Final = 0.1
 #: How far back speed is measured, and how often it is noted.
 _SPEED_OVER, _SPEED_EVERY_S = 10, 1.0
 _NARROWEST_BAR = 4
 _UP, _CLEAR = "\x1b[A", "\r\x1b[2K"
-#: What turns behind the status that is being worked on.
-_TURNS = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
-_HIDE, _SHOW = "\x1b[?25l", "\x1b[?25h"
 
 
 @dataclass(slots=True)
@@ -106,7 +104,7 @@ class TransferView:
 
     def __enter__(self) -> Self:
         if self._is_terminal:
-            self._out.write(_HIDE)
+            self._out.write(HIDE)
             self._redrawing = threading.Thread(target=self._redraw, daemon=True)
             self._redrawing.start()
         return self
@@ -118,7 +116,7 @@ class TransferView:
         self._redrawing.join()
         with self._lock:
             self._draw()
-            self._out.write(_SHOW)
+            self._out.write(SHOW)
             self._out.flush()
 
     def _redraw(self) -> None:
@@ -192,7 +190,7 @@ class TransferView:
             row.line(size.columns - 1, now_s) if isinstance(row, Bar) else row[: size.columns - 3] for row in self._rows.values()
         ]
         if lines and not self._is_over.is_set() and not isinstance(list(self._rows.values())[-1], Bar):
-            lines[-1] += f" {_TURNS[int(now_s / _REDRAW_EVERY_S) % len(_TURNS)]}"
+            lines[-1] += f" {TURNS[int(now_s / _REDRAW_EVERY_S) % len(TURNS)]}"
         # What has scrolled out cannot be redrawn.
         lines = lines[-(size.lines - 1) :]
         self._out.write(_UP * self._drawn + "".join(f"{_CLEAR}{line}\n" for line in lines))

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol, TextIO
 
+from corral.cli.wordwrap import width_of
+
 _GREEN, _YELLOW, _RED, _GREY, _RESET = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[90m", "\x1b[0m"
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 #: Beyond this a time to come is as good as never: `keep_alive: -1` is shown as 292 years ahead.
@@ -74,19 +76,8 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of equally many cells as lines, each column as wide as its widest cell and four spaces."""
     cells = [[plain(cell) for cell in row] for row in rows]
-    widths = [max(cell_width(cell) for cell in column) for column in zip(*cells, strict=True)]
-    return [
-        "".join(cell + " " * (width - cell_width(cell) + 4) for cell, width in zip(row, widths, strict=True)) for row in cells
-    ]
-
-
-def cell_width(text: str) -> int:
-    """How many columns of a terminal text takes: two for what is written wide, none for marks that are put above."""
-    if text.isascii():
-        return len(text)
-    import unicodedata  # its tables are large, and names are nearly always plain
-
-    return sum(0 if unicodedata.combining(char) else 1 + (unicodedata.east_asian_width(char) in "WF") for char in text)
+    widths = [max(width_of(cell) for cell in column) for column in zip(*cells, strict=True)]
+    return ["".join(cell + " " * (width - width_of(cell) + 4) for cell, width in zip(row, widths, strict=True)) for row in cells]
 
 
 def facts(pairs: Sequence[tuple[str, str]], *, indent: str = "") -> str:
@@ -165,25 +156,6 @@ def parse_time(text: str) -> datetime | None:
     except ValueError:
         return None
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
-
-
-def duration(ns: int) -> str:
-    """Nanoseconds as Go prints them: `1.234567891s`, `45.2ms`, `1m2.5s`, `0s`."""
-    if ns <= 0:
-        return "0s"
-    for unit, divisor in (("ns", 1), ("µs", 1000), ("ms", 10**6)):
-        if ns < divisor * 1000:
-            return f"{_decimal(ns, divisor)}{unit}"
-    minutes, rest = divmod(ns, 60 * 10**9)
-    hours, minutes = divmod(minutes, 60)
-    text = f"{_decimal(rest, 10**9)}s"
-    return f"{hours}h{minutes}m{text}" if hours else f"{minutes}m{text}" if minutes else text
-
-
-def _decimal(value: int, divisor: int) -> str:
-    whole, rest = divmod(value, divisor)
-    digits = len(str(divisor)) - 1
-    return f"{whole}.{rest:0{digits}d}".rstrip("0") if rest else str(whole)
 
 
 class Progress(Protocol):

@@ -6,9 +6,10 @@ import threading
 from types import TracebackType
 from typing import Self
 
-_TURNS = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+TURNS = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _TURN_EVERY_S = 0.1
-_HIDE, _SHOW, _CLEAR = "\x1b[?25l", "\x1b[?25h", "\r\x1b[K"
+HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
+_CLEAR = "\r\x1b[K"
 
 
 class Waiting:
@@ -35,12 +36,12 @@ class Waiting:
 
     def _turn(self) -> None:
         is_shown = False
-        for char in itertools.cycle(_TURNS):
+        for char in itertools.cycle(TURNS):
             if self._is_over.wait(_TURN_EVERY_S):
                 break
-            sys.stderr.write(f"{'' if is_shown else _HIDE}\r{char} ")
+            sys.stderr.write(f"{'' if is_shown else HIDE}\r{char} ")
             sys.stderr.flush()
             is_shown = True
         if is_shown:
-            sys.stderr.write(_CLEAR + _SHOW)
+            sys.stderr.write(_CLEAR + SHOW)
             sys.stderr.flush()

@@ -119,4 +119,4 @@ def char_width(char: str) -> int:
 
 def width_of(text: str) -> int:
     """Columns of a text without line ends."""
-    return sum(map(char_width, text))
+    return len(text) if text.isascii() else sum(map(char_width, text))

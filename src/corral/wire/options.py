@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from corral.wire.errors import CorralError
+from corral.wire.units import format_nanoseconds
 
 Think = bool | str | None
 
@@ -181,24 +182,8 @@ def parse_keep_alive(value: object) -> float | None:
 
 
 def format_duration(seconds: float) -> str:
-    """A Go duration as Go writes it: `5m0s`, `1.5s`, `300ms`. seconds: FOREVER is the longest there is. Source: Go
-    time.Duration.String."""
-    count = 2**63 - 1 if seconds < 0 else min(round(seconds * 1e9), 2**63 - 1)
-    if count == 0:
-        return "0s"
-    for unit, size in (("ns", 1), ("µs", 1000), ("ms", 1_000_000)):
-        if count < min(size * 1000, 1_000_000_000):
-            return f"{_decimal(count, size)}{unit}"
-    minutes, rest = divmod(count, 60_000_000_000)
-    hours, minutes = divmod(minutes, 60)
-    head = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
-    return f"{head}{_decimal(rest, 1_000_000_000)}s"
-
-
-def _decimal(count: int, size: int) -> str:
-    whole, rest = divmod(count, size)
-    digits = str(rest).zfill(len(str(size)) - 1).rstrip("0") if rest else ""
-    return f"{whole}.{digits}" if digits else str(whole)
+    """A Go duration as Go writes it. seconds: FOREVER is the longest there is."""
+    return format_nanoseconds(2**63 - 1 if seconds < 0 else min(round(seconds * 1e9), 2**63 - 1))
 
 
 def parse_duration(text: str) -> float:
