@@ -141,10 +141,6 @@ class HomeModels:
         """Bytes of a whole blob, None when it is not there."""
         return self._blobs.size_of(digest)
 
-    def blob_path(self, digest: Digest) -> str:
-        """Where the blob is or would be; for engines and tools, never for people."""
-        return str(self._blobs.path(digest))
-
     async def put_stream(self, chunks: AsyncIterator[bytes], expected: Digest) -> None:
         """Store a blob that arrives. Raises: bad_request on another digest than expected, storage_full, unavailable."""
         await self._blobs.put_stream(chunks, expected=expected, max_bytes=MAX_BLOB_BYTES)

@@ -44,7 +44,6 @@ FUNCTIONS = frozenset({
 # ── Tokens ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 _SPACE = " \t\r\n"
-_SPACES = re.compile(r"[ \t\r\n]*")
 _TOKEN = re.compile(
     r"""(?P<space>[ \t\r\n]+)
       | (?P<string>"(?:[^"\\\n]|\\[^\n])*+")

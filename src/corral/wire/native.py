@@ -426,12 +426,6 @@ class RawRequest:
         raw = self._field("model")
         return "" if raw is None else _parsed(raw, _TEXTS) or ""
 
-    @property
-    def asks_for_stream(self) -> bool:
-        """Whether `stream` is there and true."""
-        raw = self._field("stream")
-        return raw is not None and bytes(raw) == b"true"
-
     def with_model(self, model: str) -> bytes:
         """The body with another model. Every other value keeps its bytes. A second spelling of the key is dropped, so that no
         receiver can understand another model than we did."""
@@ -457,16 +451,6 @@ def raw_request(body: bytes, *, empty: str = "missing request body") -> RawReque
     if not body or body.isspace():
         raise CorralError("bad_request", empty)
     return RawRequest(_parsed(body, _RAW_OBJECTS) or {})
-
-
-def model_of(body: bytes) -> str:
-    """The model a body asks for, empty when it names none. Raises: bad_request."""
-    return raw_request(body).model
-
-
-def replace_model(body: bytes, model: str) -> bytes:
-    """The body with another model and every other value as it was. Raises: bad_request."""
-    return raw_request(body).with_model(model)
 
 
 # ── Times and texts ──────────────────────────────────────────────────────────────────────────────────────────────────

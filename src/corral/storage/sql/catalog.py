@@ -64,8 +64,6 @@ _FACTS = (
     descriptions.c.context_length,
     descriptions.c.capabilities,
 )
-#: What of a description search looks at.
-_INDEXED = (descriptions.c.family, descriptions.c.parameter_size, descriptions.c.quantization, descriptions.c.capabilities)
 #: The tag that stands for its repository: `latest`, else the one that moved last.
 _latest = sa.select(tags.c.manifest_digest).where(tags.c.repository_id == repositories.c.id, tags.c.tag_key == "latest")
 _moved_last = (
