@@ -155,7 +155,8 @@ def test_gc_says_what_went_and_what_could_go(env: dict[str, str], tmp_path: Path
     assert stray.exists()
     assert run(["hub", "gc"], env) == 0
     assert re.fullmatch(
-        r"REMOVED +COUNT +SIZE *\nblobs +0 +0 B *\nlinks +0 *\nrepositories +0 *\nuploads +0 *\nfiles +\d+ *\n", capsys.readouterr().out
+        r"REMOVED +COUNT +SIZE *\nblobs +0 +0 B *\nlinks +0 *\nrepositories +0 *\nuploads +0 *\nfiles +\d+ *\n",
+        capsys.readouterr().out,
     )
 
 

@@ -42,7 +42,9 @@ def key_options(create: Decorated) -> Decorated:
         click.argument("name", required=False, default=""),
         click.option("--name", "name_option", default="", metavar="NAME", help="What uses the key, if it is not said before."),
         scope_option("What it may do: inference, pull, push, keys; repeatable. [default: inference]"),
-        click.option("--expires", default=DEFAULT_EXPIRY, metavar="WHEN", help="12h, 30d, 2w, a date, or never. [default: never]"),
+        click.option(
+            "--expires", default=DEFAULT_EXPIRY, metavar="WHEN", help="12h, 30d, 2w, a date, or never. [default: never]"
+        ),
     )
     for option in reversed(options):
         create = option(create)
