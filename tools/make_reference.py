@@ -137,6 +137,7 @@ JSON_SHAPES = {
         "as `devices list`",
     ),
     "hub gc": ("object", "blobs, size_bytes, links, uploads, files and whatever else was counted; dry_run", ""),
+    "hub scrub": ("object", "blobs, size_bytes, damaged, healed; hurt: digest, since, models of each blob that is damaged now", ""),
 }
 _FOLDED = {"USERPROFILE", "VISUAL", "EDITOR"}
 
