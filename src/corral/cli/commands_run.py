@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from corral.cli import render
 from corral.cli.answers import explained, figures, show_answer
 from corral.cli.api import ApiError, LocalApi
 from corral.cli.attachments import take_attachments
@@ -247,5 +248,5 @@ def _with_files(home: Path, given: _Given) -> tuple[str, dict[str, Any]]:
     else:
         text, attached = take_attachments(given.piped, home)
     for one in attached:
-        print(f"Added {one.kind} '{one.path}'", file=sys.stderr)
+        print(f"Added {one.kind} '{render.plain(one.path)}'", file=sys.stderr)
     return text, {"images": [one.data for one in attached]} if attached else {}
