@@ -231,11 +231,15 @@ async def gone() -> CorralError:
     return CorralError("engine_failed", "signal 9")
 
 
+async def never() -> None:
+    raise AssertionError("no test here lets a template go on for ever")
+
+
 class _Runner(LlamaHttp):
     """A runner that is only HTTP."""
 
     def __init__(self, served: RawServer) -> None:
-        super().__init__(served.url, Secret("k"), gone)
+        super().__init__(served.url, Secret("k"), gone, stop=never)
 
     async def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
         return await super().tokenize(text, add_special=add_special)
