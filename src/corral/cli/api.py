@@ -261,6 +261,15 @@ class LocalApi(ServerApi):
         )
         self._settings = settings
 
+    def hub(self) -> str:
+        """The hub that the server uses; empty where nobody answers, or only Ollama's, which does not tell."""
+        try:
+            status = self.get("/api/status")
+        except Failed:
+            return ""
+        hub = status.get("hub") if isinstance(status, dict) else None
+        return hub if isinstance(hub, str) else ""
+
     def _proven(self, method: str, path: str) -> tuple[str, dict[str, str]]:
         """With OLLAMA_AUTH, signed by this device, for a proxy that checks it. Raises: Failed where others could read the
         signature and use it again."""

@@ -160,9 +160,8 @@ def _keep_stub(api: LocalApi, model: str) -> None:
 
 def _not_offered(api: LocalApi, model: str) -> Failed:
     """What to say of a cloud model that the server's hub does not have. Only a Corral server tells which hub it uses."""
-    status = api.get("/api/status")
-    hub = status.get("hub") if isinstance(status, dict) else None
-    if not isinstance(hub, str) or not hub:
+    hub = api.hub()
+    if not hub:
         return Failed(f"the hub does not offer '{model}'", "look at the hub's library")
     return Failed(f"the hub {urlsplit(hub).netloc} does not offer '{model}'", f"open {hub}/library")
 

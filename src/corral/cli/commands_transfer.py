@@ -5,7 +5,6 @@ import json
 import re
 import sys
 import time
-from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,9 +15,9 @@ from corral.cli.api import ApiError, LocalApi, ServerApi
 from corral.cli.command import command, installed_models
 from corral.cli.context import Environment, Failed, pass_environment
 from corral.cli.progress import TransferView, follow
+from corral.settings import DEFAULT_HUB
 from corral.wire.errors import CorralError
 
-DEFAULT_HUB = "https://ollama.com"
 _NOT_YOURS = "you are not authorized to push to this namespace, create the model under a namespace you own"
 #: `403: {"errors":[{"code":…,"message":…}]}`: a registry's refusal as the server passes it on.
 _REFUSAL = re.compile(r"(?:pull model manifest: )?(?P<status>[0-9]{3}): (?P<body>\{.*\})", re.DOTALL)
@@ -63,14 +62,14 @@ def _is_missing(error: ApiError) -> bool:
 def _pull_failed(api: LocalApi, error: ApiError, model: str) -> Failed:
     if _is_missing(error):
         return Failed(f"{error.message}: {model}", _advice_on_missing(api, model))
-    if error.advice and _hub(api) == DEFAULT_HUB and _is_at_hub(model, DEFAULT_HUB):
+    if error.advice and api.hub() == DEFAULT_HUB and _is_at_hub(model, DEFAULT_HUB):
         return Failed(error.message, f"{error.advice}; to use a hub of your own: corral signin --hub URL")
     return _readable(error)
 
 
 def _advice_on_missing(api: LocalApi, model: str) -> str:
     """What to do about a model that a registry does not show. Who is signed in need not be told to."""
-    hub = _hub(api)
+    hub = api.hub()
     if hub and not _is_at_hub(model, hub):
         return "check the name"
     check = f"check the name ({hub.rstrip('/')}/library)" if hub else "check the name"
@@ -148,7 +147,7 @@ def _tell_where(api: LocalApi, model: str) -> None:
         name = parse_name(model)
     except CorralError:
         return
-    shown, hub = str(name), _hub(api)
+    shown, hub = str(name), api.hub()
     is_at_hub = bool(hub) and _is_at_hub(model, hub)
     if is_at_hub:
         shown = f"{hub.rstrip('/')}/{name.repository}" + ("" if name.tag == DEFAULT_TAG else f":{name.tag}")
@@ -175,13 +174,3 @@ def _is_at_hub(model: str, hub: str) -> bool:
         return parse_name(model).host.lower() in (DEFAULT_HOST, urlsplit(hub).netloc.lower())
     except CorralError:
         return False
-
-
-def _hub(api: LocalApi) -> str:
-    """The hub that the server uses; nothing where it is Ollama's, which does not tell."""
-    try:
-        status: Mapping[str, Any] = api.get("/api/status")
-    except Failed:
-        return ""
-    hub = status.get("hub") if isinstance(status, Mapping) else None
-    return hub if isinstance(hub, str) else ""

@@ -36,12 +36,7 @@ def hub_of_local_server(settings: "Settings") -> str:
     chooses where this device's signature goes."""
     if not settings.local.is_loopback:
         return ""
-    try:
-        status = LocalApi(settings, timeout_s=_STATUS_TIMEOUT_S).get("/api/status")
-    except Failed:
-        return ""
-    hub = status.get("hub", "") if isinstance(status, dict) else ""
-    return hub if isinstance(hub, str) else ""
+    return LocalApi(settings, timeout_s=_STATUS_TIMEOUT_S).hub()
 
 
 def host_of(url: str) -> str:

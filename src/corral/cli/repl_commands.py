@@ -17,6 +17,7 @@ from corral.cli import render, repl_help
 from corral.cli.api import ApiError, LocalApi
 from corral.cli.repl_state import ModelFacts, Session, is_cloud, parse_think, words_of
 from corral.cli.waiting import Waiting
+from corral.settings import DEFAULT_HUB
 from corral.wire.errors import CorralError
 
 FENCE = '"""'
@@ -196,19 +197,13 @@ def load(api: LocalApi, session: Session) -> None:
             wanted = {**session.request(stream=False), "format": None, "options": None}
             api.post("/api/generate", {name: value for name, value in wanted.items() if value is not None})
         return
-    hub = _hub_of(api)
+    hub = api.hub() or DEFAULT_HUB
     is_hubs = not session.facts.remote_host or session.facts.remote_host.startswith(hub)
     if is_hubs:
         api.post("/api/me")
     host = hub if is_hubs else session.facts.remote_host
     there = render.plain(session.facts.remote_model or session.model)
     print(f"Connecting to '{there}' on '{_host_in(host)}'", file=sys.stderr)
-
-
-def _hub_of(api: LocalApi) -> str:
-    status = api.get("/api/status")
-    hub = status.get("hub") if isinstance(status, dict) else None
-    return hub if isinstance(hub, str) and hub else "https://ollama.com"
 
 
 def _host_in(url: str) -> str:
