@@ -9,6 +9,7 @@ import pytest
 
 from corral.core.ports import ChatCall, Chunk, CompletionCall, Finish, Timings
 from corral.core.records import Capability, ModelDetails
+from corral.serving.fitting import MAX_NUMBERS, TEXTS_AT_ONCE
 from corral.serving.inference import Inference
 from corral.wire.errors import CorralError
 from corral.wire.native import (
@@ -629,6 +630,25 @@ async def test_embed_of_nothing_only_loads(given_input: object) -> None:
     response = await kitchen.inference.embed(kitchen.model, EmbedRequest(model="M", input=given_input))
     assert lines([response]) == ['{"model":"M","embeddings":[]}']
     assert len(kitchen.pool.used) == 1
+
+
+async def test_t106_many_texts_are_given_to_the_engine_a_few_at_a_time() -> None:
+    kitchen = Kitchen()
+    texts = [f"text {number}" for number in range(2 * TEXTS_AT_ONCE + 1)]
+    response = await kitchen.inference.embed(kitchen.model, EmbedRequest(model="M", input=texts))
+    assert [len(given) for given in kitchen.runner.embedded] == [TEXTS_AT_ONCE, TEXTS_AT_ONCE, 1]
+    assert [text for given in kitchen.runner.embedded for text in given] == texts
+    assert (len(response.embeddings), response.prompt_eval_count) == (len(texts), 2 * len(texts))
+
+
+async def test_t106_texts_whose_vectors_no_answer_has_room_for_are_refused_after_the_first_few() -> None:
+    kitchen = Kitchen()
+    kitchen.runner.vector = [1.0] * 1000
+    texts = ["a"] * (MAX_NUMBERS // 1000 + 1)
+    with pytest.raises(CorralError, match="embed at most 16,777 of them at a time") as refused:
+        await kitchen.inference.embed(kitchen.model, EmbedRequest(model="M", input=texts))
+    assert refused.value.status == 413
+    assert len(kitchen.runner.embedded) == 1
 
 
 async def test_embed_to_fewer_dimensions_is_a_unit_vector_again() -> None:

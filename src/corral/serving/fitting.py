@@ -25,6 +25,10 @@ TOO_LONG = (
     "adjust the context length in settings, or use a model with a longer context length"
 )
 INPUT_TOO_LONG = "the input length exceeds the context length"
+#: Texts that an engine is given at a time. It keeps kilobytes for each, and what others ask meanwhile waits behind all of them.
+TEXTS_AT_ONCE = 64
+#: Of all vectors of one request together: half a gigabyte of memory, and as much of JSON.
+MAX_NUMBERS = 1 << 24
 
 
 async def fitted_events(
@@ -155,7 +159,20 @@ def _media_of(message: dict[str, Any]) -> int:
 
 async def embed_fitting(runner: Runner, texts: Sequence[str], *, limit: int, truncate: bool) -> tuple[list[list[float]], int]:
     """One vector per text and the tokens read. limit: tokens that one text may have. truncate: cut longer texts at their end.
-    Raises: bad_request with Ollama's text for a text that may not be cut."""
+    Raises: bad_request with Ollama's text for a text that may not be cut; too_large for vectors that no answer has room for."""
+    vectors: list[list[float]] = []
+    tokens = 0
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        found, read = await _embed_some(runner, texts[start : start + TEXTS_AT_ONCE], limit=limit, truncate=truncate)
+        if found and len(texts) * len(found[0]) > MAX_NUMBERS:
+            most = f"{MAX_NUMBERS // len(found[0]):,}"
+            raise CorralError("too_large", f"these are too many texts for one answer; embed at most {most} of them at a time")
+        vectors += found
+        tokens += read
+    return vectors, tokens
+
+
+async def _embed_some(runner: Runner, texts: Sequence[str], *, limit: int, truncate: bool) -> tuple[list[list[float]], int]:
     try:
         return await runner.embed(texts)
     except CorralError as error:
