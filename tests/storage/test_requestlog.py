@@ -47,12 +47,21 @@ def test_files_end_before_the_disk_does(
 ) -> None:
     # Patched because a gigabyte is too much for a test.
     monkeypatch.setattr(requestlog, "_MAX_BYTES", 1000)
+    monkeypatch.setattr(requestlog, "_LEAST_BYTES", 0)
     log = RequestLog(tmp_path)
     with caplog.at_level(logging.WARNING):
         for size in (600, 395, 200, 1):
             log.note("/api/chat", "h", "t", b"x" * size, now=NOON)
     assert [path.stat().st_size for path in files(log) if path.name.endswith("body.json")] == [600, 395]
     assert "there are enough" in caplog.text
+
+
+def test_t095_small_requests_are_not_written_down_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requestlog, "_MAX_BYTES", 100_000)
+    log = RequestLog(tmp_path)
+    for _ in range(100):
+        log.note("/api/chat", "h", "t", b"{}", now=NOON)
+    assert len(files(log)) < 2 * 100_000 / 8000
 
 
 def test_disk_that_takes_nothing_is_only_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -21,6 +21,8 @@ from pathlib import Path
 
 #: What all files of one server may take up; a server that is forgotten in this mode must not fill the disk.
 _MAX_BYTES = 1 << 30
+#: What the two files of one request take beside its body, as disks count.
+_LEAST_BYTES = 8 * 1024
 
 _log = logging.getLogger("corral.server")
 
@@ -37,9 +39,10 @@ class RequestLog:
     def note(self, path: str, host: str, content_type: str, body: bytes, *, now: datetime) -> None:
         """Write one POST request down. Blocks. host: of the request's header. A disk that takes nothing is only told of."""
         with self._lock:
-            if self._room_bytes < len(body):
+            needed = len(body) + _LEAST_BYTES
+            if self._room_bytes < needed:
                 return
-            self._room_bytes -= len(body)
+            self._room_bytes -= needed
             number = next(self._numbers)
             if self._room_bytes < _MAX_BYTES // 100:
                 _log.warning("no more requests are written to %s: there are enough", self.directory)
