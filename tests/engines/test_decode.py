@@ -82,6 +82,22 @@ def test_probabilities_come_with_their_token() -> None:
     assert found == Chunk(content="a", logprobs=[token])
 
 
+def test_alternatives_that_are_null_are_none() -> None:
+    token = {"token": "a", "logprob": -0.5, "bytes": None, "top_logprobs": None}
+    (found,) = ChatDecoder().feed(events({"choices": [{"delta": {"content": "a"}, "logprobs": {"content": [token]}}]}))
+    assert found.logprobs == [{"token": "a", "logprob": -0.5}]
+
+
+@pytest.mark.parametrize("token", [{"token": "a"}, {"logprob": 1}, {"token": "a", "logprob": 1, "top_logprobs": 7}, 7])
+def test_probabilities_of_another_shape_are_the_engines_failure(token: object) -> None:
+    for decoder, event in (
+        (ChatDecoder(), {"choices": [{"delta": {"content": "a"}, "logprobs": {"content": [token]}}]}),
+        (CompletionDecoder(), {"content": "a", "completion_probabilities": [token]}),
+    ):
+        with pytest.raises(CorralError, match="not understood"):
+            list(decoder.feed(events(event)))
+
+
 def test_length_is_the_only_other_reason() -> None:
     for reason, expected in (("length", "length"), ("stop", "stop"), ("content_filter", "stop")):
         (end,) = decoded(ChatDecoder(), events({"choices": [{"delta": {}, "finish_reason": reason}]}))
@@ -108,7 +124,7 @@ def test_chat_that_breaks_off_has_no_end() -> None:
 
 COMPLETION = (
     events({"index": 0, "content": "Hel", "tokens": [1], "stop": False})
-    + events({"content": "lo", "stop": False, "completion_probabilities": [{"token": "lo"}]})
+    + events({"content": "lo", "stop": False, "completion_probabilities": [{"id": 7, "token": "lo", "logprob": -1.5}]})
     + events({"stop": True, "stop_type": "limit", "timings": {"prompt_n": 1, "predicted_n": 2, "predicted_ms": 1.5}})
 )
 
@@ -117,7 +133,7 @@ COMPLETION = (
 def test_completion_is_the_same_however_its_bytes_are_cut(cut: int) -> None:
     assert decoded(CompletionDecoder(), COMPLETION[:cut], COMPLETION[cut:]) == [
         Chunk(content="Hel"),
-        Chunk(content="lo", logprobs=[{"token": "lo"}]),
+        Chunk(content="lo", logprobs=[{"token": "lo", "logprob": -1.5}]),
         Finish(reason="length", timings=Timings(prompt_tokens=1, eval_tokens=2, eval_ns=1_500_000)),
     ]
 

@@ -40,8 +40,15 @@ class _Delta(msgspec.Struct):
     tool_calls: list[_Call] | None = None
 
 
+class _Token(msgspec.Struct, omit_defaults=True):
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+    top_logprobs: list["_Token"] | None = None
+
+
 class _Logprobs(msgspec.Struct):
-    content: list[dict[str, Any]] | None = None
+    content: list[_Token] | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -76,7 +83,7 @@ class _CompletionEvent(msgspec.Struct):
     stop: bool = False
     stop_type: str = ""
     timings: _Timings | None = None
-    completion_probabilities: list[dict[str, Any]] | None = None
+    completion_probabilities: list[_Token] | None = None
     error: Any = None
 
 
@@ -168,7 +175,7 @@ class ChatDecoder(AnswerDecoder):
         logprobs = choice.logprobs.content if choice.logprobs else None
         if not (delta.content or delta.reasoning_content or logprobs):
             return None
-        return Chunk(content=delta.content or "", thinking=delta.reasoning_content or "", logprobs=logprobs or ())
+        return Chunk(content=delta.content or "", thinking=delta.reasoning_content or "", logprobs=_told(logprobs))
 
     def _add(self, piece: _Call) -> None:
         if piece.index not in self._calls and len(self._calls) >= _MAX_CALLS:
@@ -206,7 +213,7 @@ class CompletionDecoder(AnswerDecoder):
             self._end = Finish(reason=reason, timings=_counted(found.timings))
         if not (found.content or found.completion_probabilities):
             return None
-        return Chunk(content=found.content, logprobs=found.completion_probabilities or ())
+        return Chunk(content=found.content, logprobs=_told(found.completion_probabilities))
 
 
 def error_text(body: bytes) -> str:
@@ -216,6 +223,11 @@ def error_text(body: bytes) -> str:
     except (msgspec.DecodeError, UnicodeDecodeError):
         return body.decode("utf-8", "replace").strip()
     return (error if isinstance(error, str) else error.message) or body.decode("utf-8", "replace").strip()
+
+
+def _told(tokens: list[_Token] | None) -> Sequence[dict[str, Any]]:
+    """Token objects as everybody else reads them: without what was null."""
+    return msgspec.to_builtins(tokens) if tokens else ()
 
 
 def _reason(engine_reason: str) -> str:
