@@ -246,6 +246,8 @@ def test_t107_nothing_of_python_can_be_reached(name: str) -> None:
         '{{ $x := "&&&&&&&&&&&&&&&&" }}{{ range 99 }}{{ $x = html $x $x }}{{ end }}',
         "{{ range 999999 }}{{ range $.big }}{{ break }}{{ end }}{{ end }}",
         "{{ range 999999 }}{{ $x := json $.big }}{{ end }}",
+        '{{ $x := "aaaaaaaaaaaaaaaa" }}{{ range 8 }}{{ $x = print $x $x }}{{ end }}'
+        '{{ range 99999 }}{{ $y := printf "%q" $x }}{{ end }}',
         '{{ printf "%99999d" 1 }}',
         '{{ printf "%099999999999999999d" 1 }}',
         "{{ range 99999 }}{{ .deep }}{{ $.deep }}{{ json $.deep }}{{ end }}",

@@ -436,7 +436,10 @@ def _not(run: _Run, values: list[Any]) -> bool:
 def _printf(run: _Run, values: list[Any]) -> str:
     if not isinstance(values[0], str):
         raise _Refused("the format is no string")
-    return sprintf(values[0], values[1:])
+    text = sprintf(values[0], values[1:])
+    # Quoting goes letter by letter.
+    run.spend(len(text) // _SHOWN_PER_STEP if "q" in values[0] else 0)
+    return text
 
 
 def _println(run: _Run, values: list[Any]) -> str:
