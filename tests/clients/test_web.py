@@ -340,6 +340,9 @@ async def test_t104_error_tells_no_address_and_no_byte_of_what_is_there() -> Non
         ("text/html; charset=nonsense", b"\xff", "�"),
         # Seconds for a page of it, in which no other thread runs, and no browser reads it.
         ("text/html; charset=utf-7", b"+AOk-", "+AOk-"),
+        ("text/html; charset=utf-16", "é".encode("utf-16-be"), "\ue900"),
+        ("text/html; charset=utf-16", b"\xfe\xff" + "é".encode("utf-16-be"), "é"),
+        ("text/html; charset=utf-32", "é".encode("utf-32-le"), "é"),
         # Longer than what is decoded at a time, and cut within a character.
         ("text/html; charset=shift_jis", b"a" + "語".encode("shift_jis") * 40_000, "a" + "語" * 40_000),
         ("text/html", b"a" + "é".encode() * 40_000 + b"\xc3", "a" + "é" * 40_000 + "�"),

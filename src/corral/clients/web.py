@@ -226,7 +226,10 @@ def _decoded(body: bytes, content_type: str) -> str:
     except LookupError:
         charset = "utf-8"
     # Others are for something else than pages, and some of them take a minute for a megabyte.
-    decoder = codecs.getincrementaldecoder(charset if charset.startswith(_PAGE_CHARSETS) else "utf-8")("replace")
+    charset = charset if charset.startswith(_PAGE_CHARSETS) else "utf-8"
+    if charset in ("utf-16", "utf-32") and not body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
+        charset += "-le"  # as browsers read what does not say; the decoder would give up
+    decoder = codecs.getincrementaldecoder(charset)("replace")
     pieces = (body[at : at + _DECODED_BYTES] for at in range(0, len(body), _DECODED_BYTES))
     return "".join([*map(decoder.decode, pieces), decoder.decode(b"", final=True)])
 
