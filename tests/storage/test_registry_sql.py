@@ -19,6 +19,7 @@ from corral.storage.sql.engine import Database, open_database
 from corral.storage.sql.hosting import SqlHosting
 from corral.storage.sql.migrations import config_for
 from corral.storage.sql.registry import SqlRegistry
+from corral.wire.errors import CorralError
 from corral.wire.names import parse_digest, parse_name
 from fakes import NOON, FakeClock, SeededEntropy
 from fakes_models import gguf_bytes
@@ -157,6 +158,28 @@ def _repository(namespace: str, name: str) -> Repository:
 def _manifest(*blobs: tuple[object, int]) -> NewManifest:
     stored = StoredManifest(digest=digest_of(b"m"), media_type="application/json", body=b"m")
     return NewManifest(manifest=stored, blobs=blobs)  # type: ignore[arg-type]
+
+
+async def test_t119_nothing_is_stored_any_more_for_an_account_that_is_removed(database: Database) -> None:
+    accounts, store = SqlAccounts(database), SqlRegistry(database, clock=FakeClock())
+    await accounts.add(ADA, "hash")
+    own = await store.add_repository(_repository("Ada", "tiny"))
+    await store.lease_blob(WEIGHTS, 7, until=NOON)
+    await accounts.remove(ADA.id, now=NOON)
+    # What was let in before, and comes to its end now.
+    late = Upload(id="u", repository_id=own.id, account_id=ADA.id, offset_bytes=0, created_at=NOON, touched_at=NOON)
+    for refused in (
+        store.add_repository(_repository("ADA", "late")),
+        store.add_upload(late, max_open=9),
+        store.link_blob(own.id, WEIGHTS, until=NOON),
+        store.put_manifest(own.id, _manifest((WEIGHTS, 7)), ["latest"], now=NOON),
+    ):
+        with pytest.raises(CorralError):
+            await refused
+    for table in ("repositories", "uploads", "repository_blobs", "repository_manifests", "tags"):
+        assert (
+            await database.read(lambda connection, table=table: connection.scalar(sa.text(f"SELECT count(*) FROM {table}"))) == 0
+        )
 
 
 async def test_t119_account_removed_takes_its_repositories_uploads_and_collaborations_along(

@@ -87,14 +87,23 @@ def repository_named(connection: sa.Connection, namespace: str, name: str) -> Re
 
 
 def add_repository(connection: sa.Connection, repository: Repository, *, at_most: int | None = None) -> Repository:
-    """Store it unless one of that name is there; which one it is now. Raises: forbidden when its namespace has that many."""
+    """Store it unless one of that name is there; which one it is now. Raises: forbidden when its namespace has that many, and in
+    that of a deleted account: one that was asked for just before would stay for ever (T119)."""
     there = repository_named(connection, repository.namespace, repository.name)
     if there is None:
+        _check_owner(connection, repository.namespace)
         _check_count(connection, repository.namespace, at_most)
         shown = {column.name: getattr(repository, column.name) for column in REPOSITORY_FIELDS}
         keys = {"namespace_key": repository.namespace.lower(), "name_key": repository.name.lower()}
         connection.execute(sa.insert(repositories).values({**shown, **keys}))
     return there or repository
+
+
+def _check_owner(connection: sa.Connection, namespace: str) -> None:
+    row = accounts.c
+    gone = sa.select(sa.literal(1)).where(row.name_key == namespace.lower(), row.deleted_at.is_not(None))
+    if connection.execute(gone).first() is not None:
+        raise CorralError("forbidden", f"the account {namespace} is deleted")
 
 
 def _check_count(connection: sa.Connection, namespace: str, at_most: int | None) -> None:
