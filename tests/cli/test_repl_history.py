@@ -13,6 +13,7 @@ def test_questions_are_kept_for_their_owner_alone_and_the_oldest_go(tmp_path: Pa
     assert history.questions()[0] == "question 2"
     assert len(path.read_text().splitlines()) == KEPT
     assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
     assert [entry.name for entry in path.parent.iterdir()] == ["history"]
 
 

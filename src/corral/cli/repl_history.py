@@ -33,7 +33,8 @@ class HistoryFile:
         if not self.is_kept or "\n" in question or not question.strip():
             return
         with contextlib.suppress(OSError):
-            self._path.parent.mkdir(exist_ok=True)
+            # The device key will lie there as well.
+            self._path.parent.mkdir(mode=0o700, exist_ok=True)
             self._replace("".join(f"{line}\n" for line in [*self.questions(), question][-KEPT:]))
 
     def _replace(self, text: str) -> None:

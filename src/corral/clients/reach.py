@@ -22,6 +22,8 @@ from corral.wire.errors import CorralError
 _EMBEDDING = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "::/96", "::ffff:0:0:0/96")))
 #: All that was ever given out. Python takes more for public: site-local addresses, a network's own NAT64.
 _PUBLIC_V6 = ipaddress.ip_network("2000::/3")
+#: Public addresses, but inside Azure and Oracle's cloud those that hand out the machine's secrets.
+_METADATA = frozenset(map(ipaddress.ip_address, ("168.63.129.16", "192.0.0.192")))
 
 
 #: Names that nobody outside has: what a proxy makes of them lies inside.
@@ -40,7 +42,7 @@ class Reach(IntEnum):
     ANY = 4
 
 
-def meant_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+def _meant_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     """The address of an IP literal; the IPv4 address which an IPv6 one stands for. Raises: ValueError."""
     address = ipaddress.ip_address(text.partition("%")[0])
     if not isinstance(address, ipaddress.IPv6Address):
@@ -53,10 +55,10 @@ def meant_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 
 def reach_of_address(text: str) -> Reach:
     """Where an IP literal lies; that of the IPv4 address which an IPv6 one stands for."""
-    address = meant_address(text)
+    address = _meant_address(text)
     if address.is_loopback or address.is_unspecified:
         return Reach.LOOPBACK
-    if address.is_link_local or address.is_multicast:
+    if address.is_link_local or address.is_multicast or address in _METADATA:
         return Reach.ODD
     is_given_out = address.version == 4 or address in _PUBLIC_V6
     return Reach.PUBLIC if address.is_global and is_given_out else Reach.PRIVATE

@@ -24,7 +24,7 @@ import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from corral.clients.reach import Reach, meant_address, reach_of_address
+from corral.clients.reach import Reach, reach_of_address
 from corral.core.web import FetchedPage
 from corral.wire.errors import CorralError
 from corral.wire.webpage import PageAddress, SearchResult, parse_page_address, plain_result
@@ -40,8 +40,6 @@ _MAX_SEARCH_BYTES: Final = 4 * 1024 * 1024
 _SEARCH_TIME_S: Final = 20.0
 _PORTS: Final = frozenset({80, 443})
 _LOOK_UPS_AT_ONCE: Final = 16
-#: Public addresses, but inside Azure and Oracle's cloud those that hand out the machine's secrets.
-_METADATA: Final = frozenset({"168.63.129.16", "192.0.0.192"})
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?\s*([A-Za-z0-9_.:-]{1,40})", re.IGNORECASE)
 #: The beginnings of Python's names for them. Not UTF-7, which no browser reads any more.
 _PAGE_CHARSETS: Final = (
@@ -119,7 +117,7 @@ class PublicResolver(AbstractResolver):
         """Judge one address. Raises: OSError."""
         reach = reach_of_address(address)
         # Link-local addresses have no server that anybody could mean, and the metadata of clouds.
-        if reach is Reach.ODD or str(meant_address(address)) in _METADATA:
+        if reach is Reach.ODD:
             raise _Refused
         parsed = ipaddress.ip_address(address.partition("%")[0])
         if any(parsed in network for network in self._allowed):
