@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from corral.engines.launch import CACHE_TYPES
+from corral.serving.capacity import KV_BYTES
 from corral.settings import BadSetting, Settings
 from tooling import tool_module
 
@@ -128,6 +130,11 @@ def test_switches_are_read_as_go_reads_booleans(text: str, is_on: bool) -> None:
 @pytest.mark.parametrize(("text", "choice"), [("", None), ("0", False), ("true", True), ("auto", True)])
 def test_flash_attention_is_left_to_the_engine_unless_somebody_says(text: str, choice: bool | None) -> None:
     assert settings(OLLAMA_FLASH_ATTENTION=text).flash_attention is choice
+
+
+@pytest.mark.parametrize("cache_type", CACHE_TYPES)
+def test_every_cache_type_of_the_engine_is_a_setting_that_plans_know(cache_type: str) -> None:
+    assert settings(OLLAMA_KV_CACHE_TYPE=cache_type).kv_cache_type in KV_BYTES
 
 
 def test_engine_words_are_checked_before_they_reach_the_engine() -> None:
