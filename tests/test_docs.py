@@ -70,7 +70,7 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_variable_of_ours_that_is_named_exists(page: Path) -> None:
-    ours = {"CORRAL_TEST_MODEL", "CORRAL_TEST_SCREENSHOTS", "CORRAL_FORBID_SKIPS", "CORRAL_TEST_RECORD"}
+    ours = {"CORRAL_TEST_MODEL", "CORRAL_TEST_SCREENSHOTS", "CORRAL_TEST_OLLAMA", "CORRAL_FORBID_SKIPS", "CORRAL_TEST_RECORD"}
     named = set(re.findall(r"\bCORRAL_[A-Z_]+\b", page.read_text()))
     assert named <= tool_module("make_reference").variables() | ours
 
