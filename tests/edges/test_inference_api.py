@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import re
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from asgi_client import Answer, Caller
 from corral.core.policy import CLIENT_PROOFS, PUBLIC, Access
 from corral.core.ports import ChatCall, Chunk, CompletionCall, Finish, Timings
 from corral.core.records import Capability, Model, Principal, RequestFacts, Scope
+from corral.edges import inference_api
 from corral.edges.asgi import App, AppOptions
 from corral.edges.inference_api import inference_endpoints, ps_endpoint
 from corral.hub.hosting import Hosting
@@ -778,3 +780,29 @@ async def test_request_for_a_model_of_this_hub_takes_the_native_way() -> None:
     server = Server(relay=FakeRelay(FakeStream()))
     answer = await server.post("/v1/chat/completions", {"model": "m", "messages": MESSAGES})
     assert answer.json()["choices"][0]["message"]["content"] == "Hello"
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "fields"),
+    [
+        ("/v1/chat/completions", "to_native", {"messages": MESSAGES}),
+        ("/v1/responses", "to_native_response", {"input": "hi"}),
+        ("/v1/messages", "to_native_messages", {"messages": MESSAGES, "max_tokens": 5}),
+    ],
+)
+async def test_t106_large_request_of_another_dialect_is_made_native_where_nobody_waits_for_it(
+    path: str, name: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_in: list[bool] = []
+    real = getattr(inference_api, name)
+
+    def noted(asked: Any) -> Any:
+        made_in.append(threading.current_thread() is threading.main_thread())
+        return real(asked)
+
+    # Patched because in which thread it happens shows nowhere else.
+    monkeypatch.setattr(inference_api, name, noted)
+    for padding in ("", "x" * 200_000):
+        answer = await Server().post(path, {"model": "m", **fields, "metadata": {"x": padding}})
+        assert answer.status == 200
+    assert made_in == [True, False]

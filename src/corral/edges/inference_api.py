@@ -77,6 +77,7 @@ from corral.wire.transcription import parse_transcription, to_native_transcripti
 from corral.wire.web_search import SearchEvent, SearchFailed
 from corral.wire.webpage import SearchResult
 
+N = TypeVar("N", bound=msgspec.Struct)
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T")
 
@@ -231,7 +232,7 @@ class InferenceApi:
             return passed
         asked = await _decoded(request, ChatCompletionRequest, empty=_EMPTY_BODY)
         completion_id = f"chatcmpl-{secrets.randbelow(_COMPLETION_IDS)}"
-        events = self._service.chat(to_native(asked), maybe_caller(request))
+        events = self._service.chat(await _made_native(request, to_native, asked), maybe_caller(request))
         if asked.stream:
             encode = ChatStream(completion_id, includes_usage=asked.includes_usage).encode
             return await stream(request, events, encode, content_type=SSE, error_frame=sse_error)
@@ -261,7 +262,7 @@ class InferenceApi:
         """The next items of a conversation, in OpenAI's newer dialect."""
         asked = await _decoded(request, ResponsesRequest, empty=_EMPTY_BODY)
         number = secrets.randbelow(_COMPLETION_IDS)
-        native, told = to_native_response(asked), ResponseStream(number, asked)
+        native, told = await _made_native(request, to_native_response, asked), ResponseStream(number, asked)
         if limit := searches_allowed(asked):
             searching = self._searching(native, limit, maybe_caller(request))
             if asked.stream:
@@ -288,7 +289,7 @@ class InferenceApi:
     async def messages(self, request: Request) -> Response:
         """The next message of a chat, in Anthropic's dialect."""
         asked = await _decoded(request, MessagesRequest, empty=_EMPTY_BODY)
-        native = to_native_messages(asked)
+        native = await _made_native(request, to_native_messages, asked)
         message_id = f"msg_{secrets.token_hex(_MESSAGE_ID_BYTES)}"
         encode = MessageStream(message_id, asked.model, estimate=estimated_tokens(native)).encode
         if limit := searches_in_messages(asked):
@@ -303,7 +304,7 @@ class InferenceApi:
 
     async def count_tokens(self, request: Request) -> Response:
         """How many tokens a prompt has, in Anthropic's dialect."""
-        asked = to_native_count(await _decoded(request, CountTokensRequest, empty=_EMPTY_BODY))
+        asked = await _made_native(request, to_native_count, await _decoded(request, CountTokensRequest, empty=_EMPTY_BODY))
         return _plain_json(count_response(await self._service.count_tokens(asked, maybe_caller(request))))
 
     async def _searching(
@@ -352,6 +353,13 @@ async def _decoded(request: Request, kind: type[S], *, empty: str = "missing req
     if len(body) <= _QUICK_BYTES:
         return decode(body, kind, empty=empty)
     return await asyncio.to_thread(decode, body, kind, empty=empty)
+
+
+async def _made_native(request: Request, convert: Callable[[S], N], asked: S) -> N:
+    """The request of another dialect as the native one. That of a large body, which takes a second, is made in a thread."""
+    if len(body_of(request)) <= _QUICK_BYTES:
+        return convert(asked)
+    return await asyncio.to_thread(convert, asked)
 
 
 async def _all_of(events: AsyncIterator[T]) -> list[T]:
