@@ -35,7 +35,10 @@ SETTINGS = {
         "Tokens a model may look back, where neither it nor a request says; 0: 4096, 32768 from 23 GiB and 262144 from 47 GiB of "
         "accelerators' memory on; never more than the model was trained for.",
     ),
-    "OLLAMA_NUM_PARALLEL": ("`0`", "Requests one loaded model answers at the same time; 0: four, fewer where memory does not allow."),
+    "OLLAMA_NUM_PARALLEL": (
+        "`0`",
+        "Requests one loaded model answers at the same time; 0: four, fewer where memory does not allow.",
+    ),
     "OLLAMA_MAX_LOADED_MODELS": ("`0`", "Models loaded at the same time; 0: three for each accelerator, three without."),
     "OLLAMA_MAX_QUEUE": ("`512`", "Requests that may wait for a model or for one of its slots; more are answered 503."),
     "OLLAMA_ORIGINS": ("", "Further web origins that may call the local server, comma-separated."),
@@ -137,7 +140,11 @@ JSON_SHAPES = {
         "as `devices list`",
     ),
     "hub gc": ("object", "blobs, size_bytes, links, uploads, files and whatever else was counted; dry_run", ""),
-    "hub scrub": ("object", "blobs, size_bytes, damaged, healed; hurt: digest, since, models of each blob that is damaged now", ""),
+    "hub scrub": (
+        "object",
+        "blobs, size_bytes, damaged, healed; hurt: digest, since, models of each blob that is damaged now",
+        "",
+    ),
 }
 _FOLDED = {"USERPROFILE", "VISUAL", "EDITOR"}
 
