@@ -66,6 +66,7 @@ async def settled(hub: Hub, asked: int) -> None:
         (b'{"model":"m","system":""}', None),
         (b'{"model":"m","options":{}}', None),
         (b'{"model":"m","new":1}', None),
+        (b'{"model":"m","VERBOSE":true,"verbose":false}', None),
     ],
 )
 def test_only_a_plain_question_has_a_kept_answer(body: bytes, expected: bool | None) -> None:

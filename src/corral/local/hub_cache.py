@@ -45,7 +45,9 @@ class _Kept:
 
 def cacheable(fields: Mapping[str, msgspec.Raw]) -> bool | None:
     """Whether a show request is verbose, when its answer depends on nothing else but the model; None when it does."""
-    if not {name.lower() for name in fields} <= _MEMBERS:
+    names = {name.lower() for name in fields}
+    # Of two spellings of one member, the hub may mean the other.
+    if len(names) < len(fields) or not names <= _MEMBERS:
         return None
     raw = next((bytes(value) for name, value in fields.items() if name.lower() == "verbose"), b"false")
     return {b"true": True, b"false": False, b"null": False}.get(raw)
