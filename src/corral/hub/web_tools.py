@@ -6,7 +6,8 @@ request leaves a usage entry. What comes back is text for a model; nothing here 
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Final
 
 from corral.core.ports import Clock
@@ -24,6 +25,8 @@ _PER_MINUTE: Final = 60
 #: Of all accounts together. More wait for a moment, and then are turned away.
 _AT_ONCE: Final = 32
 _WAIT_S: Final = 10.0
+#: Of one account, so that a few who fetch pages that never end do not take every place.
+_AT_ONCE_EACH: Final = 8
 _HTML: Final = frozenset({"text/html", "application/xhtml+xml"})
 _TEXT: Final = frozenset({"application/json", "application/xml", "application/rss+xml", "application/atom+xml"})
 
@@ -38,6 +41,7 @@ class WebTools:
         self._clock = clock
         self._throttle = Throttle(clock)
         self._places = asyncio.Semaphore(_AT_ONCE)
+        self._of_account: Counter[str] = Counter()
 
     async def search(self, caller: Principal, query: str, count: int) -> Sequence[SearchResult]:
         """At most so many results. Raises: not_supported where there is no engine; rate_limited, busy, upstream_failed."""
@@ -65,8 +69,9 @@ class WebTools:
         self._throttle.attempt((per_minutes(_PER_MINUTE, 1), (tool, caller.account.id)))
         started_at, started_ns, outcome = self._clock.now(), self._clock.monotonic_ns(), "ok"
         try:
-            async with self._place():
-                yield
+            with self._share(caller.account.id):
+                async with self._place():
+                    yield
         except CorralError as error:
             outcome = error.code
             raise
@@ -88,6 +93,19 @@ class WebTools:
                     outcome=outcome,
                 )
             )
+
+    @contextlib.contextmanager
+    def _share(self, account_id: str) -> Iterator[None]:
+        if self._of_account[account_id] >= _AT_ONCE_EACH:
+            text = f"this account has {_AT_ONCE_EACH} searches under way; wait for one to end"
+            raise CorralError("rate_limited", text, retry_after_s=5)
+        self._of_account[account_id] += 1
+        try:
+            yield
+        finally:
+            self._of_account[account_id] -= 1
+            if not self._of_account[account_id]:
+                del self._of_account[account_id]
 
     @contextlib.asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:
