@@ -7,7 +7,7 @@ Fakes of other areas live in fakes_<area>.py.
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -255,6 +255,10 @@ class MemoryCredentials(_Failing):
         self._called("devices_of")
         mine = (device for device in self._devices.values() if device.account_id == account_id and device.revoked_at is None)
         return sorted(mine, key=lambda device: (device.created_at, device.id))
+
+    async def devices_with(self, ids: Collection[str]) -> Sequence[Device]:
+        self._called("devices_with")
+        return [self._devices[device_id] for device_id in ids if device_id in self._devices]
 
     async def add_device(self, device: Device) -> None:
         self._called("add_device")

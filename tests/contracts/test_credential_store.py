@@ -135,6 +135,17 @@ async def test_devices_are_listed_per_account_oldest_first(stores: Stores, ada: 
     assert await stores.credentials.devices_of(bob.id) == []
 
 
+async def test_devices_are_found_by_their_ids_whoever_owns_them_and_revoked_or_not(
+    stores: Stores, ada: Account, bob: Account
+) -> None:
+    await stores.credentials.add_device(device(ada))
+    await stores.credentials.add_device(device(bob, "d2", OTHER_KEY))
+    await stores.credentials.revoke_device(ada.id, "d1", now=LATER)
+    found = await stores.credentials.devices_with(["d1", "d2", *(f"gone{number}" for number in range(1000))])
+    assert sorted(found, key=lambda one: one.id) == [device(ada, revoked_at=LATER), device(bob, "d2", OTHER_KEY)]
+    assert not await stores.credentials.devices_with([])
+
+
 # ── API keys ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -119,5 +119,5 @@ async def test_recent_events_are_told_with_names(site: Site) -> None:
     member = await site.signed_in("bob")
     await member.submit(await member.get(await site.knock(device_key())), "/connect")
     text = (await browser.get("/admin")).text
-    assert "device.connect just now bob" in text
+    assert f"device.connect just now bob finch …{device_key().public.fingerprint[-4:]}" in text
     assert "account.create just now console bob" in text

@@ -168,6 +168,8 @@ async def test_usage_is_told_by_what_sent_it_and_by_model_for_a_period(site: Sit
     assert "finch device smollm2:135m 1 10 20" in page.text
     assert "A device revoked smollm2:135m 1 1 2" in page.text
     assert "All 3 1,011 2,022" in page.text
+    await site.credentials.revoke_device(account, device.id)
+    assert "finch revoked smollm2:135m 1 10 20" in (await browser.get("/settings/usage")).text
     site.clock.advance(2 * 86_400)
     browser = await site.signed_in()
     assert "Nothing was used" in (await browser.get("/settings/usage?days=1")).text

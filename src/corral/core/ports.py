@@ -4,7 +4,7 @@ Adapters in storage, engines and clients implement these; the fakes of the tests
 tests/contracts. Everything that may touch a disk, a socket or a child process is async.
 """
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -134,6 +134,10 @@ class CredentialStore(Protocol):
         ...
 
     async def devices_of(self, account_id: str) -> Sequence[Device]: ...
+
+    async def devices_with(self, ids: Collection[str]) -> Sequence[Device]:
+        """Those with these ids, revoked ones included, whoever owns them; in no order. For what was written down of them."""
+        ...
 
     async def add_device(self, device: Device) -> None:
         """Raises: conflict when a live device has this key, whoever owns it."""

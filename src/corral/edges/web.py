@@ -71,7 +71,14 @@ def web_endpoints(
     )
     key_pages = KeyPages(pages=pages, credentials=credentials, usage=usage, shelf=shelf, step_up=step_up, clock=clock)
     admin_pages = AdminPages(
-        pages=pages, accounts=accounts, quotas=quotas, usage=usage, audit=audit, step_up=step_up, clock=clock
+        pages=pages,
+        accounts=accounts,
+        credentials=credentials,
+        quotas=quotas,
+        usage=usage,
+        audit=audit,
+        step_up=step_up,
+        clock=clock,
     )
     repository_pages = RepositoryPages(
         pages=pages, repositories=repositories, registry=registry, catalog=catalog, step_up=step_up

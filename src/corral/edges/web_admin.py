@@ -1,18 +1,19 @@
 """Pages for administrators: accounts and the audit log."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from corral.core.ports import AuditLog, Clock, UsageStore
-from corral.core.records import Account, AuditEvent, Principal
+from corral.core.records import Account, AuditEvent, Device, Principal
 from corral.edges.asgi import Dialect, Endpoint, caller_of, endpoint, facts_of
 from corral.edges.forms import ADMIN, MAX_FORM_BYTES, StepUp, Unproven, query_of, redirect, session_form, session_of
 from corral.edges.pages import Draft, Pages
 from corral.edges.web_settings import Used, used_lately
 from corral.hub.accounts import Accounts
+from corral.hub.credentials import Credentials
 from corral.hub.quotas import Quotas, StorageUse
 from corral.wire.errors import CorralError
 from corral.wire.names import DEFAULT_NAMESPACE
@@ -28,13 +29,20 @@ def _index_after(accounts: Sequence[Account], name: str) -> int:
     return next((index for index, account in enumerate(accounts, 1) if name and account.name == name), 0)
 
 
-def _with_names(events: Sequence[AuditEvent], accounts: Sequence[Account]) -> list[AuditEvent]:
-    """The events with accounts' names in the place of their ids. An actor is an account, or `account by credential`."""
+def _ids_in(events: Sequence[AuditEvent]) -> set[str]:
+    """What may be a device's id there."""
+    return {event.subject for event in events} | {event.actor.partition(" by ")[2] for event in events}
+
+
+def _with_names(events: Sequence[AuditEvent], accounts: Sequence[Account], devices: Mapping[str, Device]) -> list[AuditEvent]:
+    """The events with names in the place of ids: of accounts, and of devices with the end of the fingerprint, since many have one
+    name. An actor is an account, or `account by credential`."""
     names = {account.id: account.name for account in accounts}
+    names |= {device.id: f"{device.name} …{device.key.fingerprint[-4:]}" for device in devices.values()}
 
     def named(text: str) -> str:
         account, by, credential = text.partition(" by ")
-        return names.get(account, account) + by + credential
+        return names.get(account, account) + by + names.get(credential, credential)
 
     return [replace(event, actor=named(event.actor), subject=named(event.subject)) for event in events]
 
@@ -56,6 +64,7 @@ class AdminPages:
         *,
         pages: Pages,
         accounts: Accounts,
+        credentials: Credentials,
         quotas: Quotas,
         usage: UsageStore,
         audit: AuditLog,
@@ -64,6 +73,7 @@ class AdminPages:
     ) -> None:
         self._pages = pages
         self._accounts = accounts
+        self._credentials = credentials
         self._quotas = quotas
         self._usage = usage
         self._clock = clock
@@ -94,7 +104,7 @@ class AdminPages:
             count=len(accounts),
             more=shown[-1].name if first + len(shown) < len(accounts) else "",
             library=await self._quotas.use_of(DEFAULT_NAMESPACE),
-            events=_with_names(events, accounts),
+            events=_with_names(events, accounts, await self._credentials.devices_written_down(_ids_in(events))),
             notice=_NOTICES.get(query.text("done"), ""),
         )
 

@@ -186,13 +186,12 @@ class SettingsPages:
         return self._pages.render("usage.html", caller=caller, rows=rows, days=days, periods=_PERIODS)
 
     async def _usage_rows(self, account: Account, period: timedelta) -> list[UsageRow]:
-        names = {device.id: (device.name, "device") for device in await self._credentials.devices_of(account)}
+        totals = await self._usage.totals(account.id, since=self._clock.now() - period)
+        devices = await self._credentials.devices_written_down({row[0] for row in totals})
+        names = {device.id: (device.name, "revoked" if device.revoked_at else "device") for device in devices.values()}
         names |= {key.id: (key.name, "key") for key in await self._credentials.keys_of(account)}
         rows = []
-        for credential_id, model, requests, prompt_tokens, eval_tokens in await self._usage.totals(
-            account.id, since=self._clock.now() - period
-        ):
-            # Keys are listed for ever, revoked devices are not.
+        for credential_id, model, requests, prompt_tokens, eval_tokens in totals:
             name, what = names.get(credential_id, ("A device", "revoked"))
             rows.append(
                 UsageRow(

@@ -5,7 +5,7 @@ happen. Whoever acts through a credential can hand out no more than that credent
 """
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -254,6 +254,11 @@ class Credentials:
             replace(device, last_used_at=use[0], last_network=use[1]) if (use := self._door.unwritten_use(device.id)) else device
             for device in devices
         ]
+
+    async def devices_written_down(self, ids: Collection[str]) -> Mapping[str, Device]:
+        """Id -> device of those that usage or the audit log speaks of, whoever owns them; revoked ones keep their names. For
+        pages that show what was written down to those who may read it, not for lists of somebody's devices."""
+        return {device.id: device for device in await self._store.devices_with(ids)}
 
     async def revoke_device(self, acting: Acting, device_id: str, actor: str = "", *, network: str = "") -> None:
         """Refused from the next request on. Raises: not_found."""

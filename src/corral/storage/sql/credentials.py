@@ -1,6 +1,6 @@
 """Devices, API keys and used nonces in the database."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -31,6 +31,8 @@ _USE_NONCE = sa.text(
 )
 #: After how many uses of a nonce the expired ones are cleared away: their cost is spread thinly and the table stays small.
 _NONCES_BETWEEN_CLEANUPS = 256
+#: Fewer than any SQLite takes as parameters of one statement.
+_IDS_AT_ONCE = 500
 
 
 class SqlCredentials:
@@ -60,7 +62,20 @@ class SqlCredentials:
             .order_by(devices.c.created_at, devices.c.id)
         )
         rows = await self._database.read(lambda connection: connection.execute(query).mappings().all())
-        return [Device(**{**row, "key": DevicePublicKey(row["key"]), "scopes": parse_scopes(row["scopes"])}) for row in rows]
+        return [_device_from(row) for row in rows]
+
+    async def devices_with(self, ids: Collection[str]) -> Sequence[Device]:
+        """Revoked ones included: a row is kept for the names in usage and audit."""
+        wanted = sorted(ids)
+
+        def work(connection: sa.Connection) -> list[Device]:
+            found: list[Device] = []
+            for start in range(0, len(wanted), _IDS_AT_ONCE):
+                query = sa.select(devices).where(devices.c.id.in_(wanted[start : start + _IDS_AT_ONCE]))
+                found += map(_device_from, connection.execute(query).mappings())
+            return found
+
+        return await self._database.read(work) if wanted else ()
 
     async def add_device(self, device: Device) -> None:
         """Insert; the unique index decides between two accounts that connect one key at once."""
@@ -174,6 +189,10 @@ class SqlCredentials:
             return connection.execute(_USE_NONCE, values).rowcount == 1
 
         return await self._database.write_relaxed(work)
+
+
+def _device_from(row: Mapping[Any, Any]) -> Device:
+    return Device(**{**row, "key": DevicePublicKey(row["key"]), "scopes": parse_scopes(row["scopes"])})
 
 
 def _live_device(account_id: str, device_id: str) -> sa.Update:
