@@ -30,6 +30,42 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return environ
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["user", "list"],
+        ["user", "disable", "bob"],
+        ["user", "delete", "bob"],
+        ["key", "list", "bob"],
+        ["quota", "bob", "1GB"],
+        ["host", "alice/tiny"],
+        ["gc"],
+        ["scrub"],
+        ["rotate-keys"],
+    ],
+)
+def test_command_where_no_hub_is_says_so_and_makes_nothing(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = tmp_path / "no" / "such"
+    assert run(["hub", *words], {"HOME": str(tmp_path), "CORRAL_HOME": str(nowhere)}) == 1
+    said = f"Error: there is no hub in {nowhere}\n→ start it with `corral hub serve`, or set CORRAL_HOME\n"
+    assert capsys.readouterr().err == said
+    assert not (tmp_path / "no").exists()
+
+
+def test_first_account_makes_a_hub_and_says_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, said in (("alice", f"Made a new hub in {tmp_path / 'box'}.\nCreated alice.\n"), ("bob", "Created bob.\n")):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("correct horse battery\n"))
+        assert (
+            run(["hub", "user", "add", name, "--password-stdin"], {"HOME": str(tmp_path), "CORRAL_HOME": str(tmp_path / "box")})
+            == 0
+        )
+        assert capsys.readouterr().err == said
+
+
 def test_device_added_without_scopes_may_not_push(env: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["hub", "device", "add", "bob", "--name", "box", "--key", KEY], env) == 0
     capsys.readouterr()

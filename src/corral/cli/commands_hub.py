@@ -43,10 +43,11 @@ _LEAST_QUOTA_BYTES = 1_000_000
 
 
 def _with_hub(environment: Environment, work: Callable[["HubServices"], Awaitable[T]]) -> T:
-    from corral.main.services import open_hub_services
+    """Work on the hub's data. Raises: not_found where there is no hub."""
+    from corral.main.services import open_existing_hub
 
     async def run() -> T:
-        async with open_hub_services(environment.settings) as hub:
+        async with open_existing_hub(environment.settings) as hub:
             return await work(hub)
 
     return wait_for(run())
@@ -70,9 +71,19 @@ async def _active(hub: "HubServices", user: str) -> "Account":
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
 @pass_environment
 def user_add(environment: Environment, name: str, email: str, admin: bool, password_stdin: bool) -> None:
-    """Create an account called NAME."""
+    """Create an account called NAME. Where there is no hub yet, this sets it up in CORRAL_HOME."""
+    from corral.main.services import has_hub, open_hub_services
+
+    is_new = not has_hub(environment.settings)
     password = secret_from(password_stdin, prompt="Password", option="--password-stdin", confirm=True)
-    account = _with_hub(environment, lambda hub: hub.accounts.add(name, email=email, password=password, is_admin=admin))
+
+    async def add() -> "Account":
+        async with open_hub_services(environment.settings) as hub:
+            if is_new:
+                render.say(f"Made a new hub in {render.plain(str(environment.settings.corral_home))}.")
+            return await hub.accounts.add(name, email=email, password=password, is_admin=admin)
+
+    account = wait_for(add())
     render.say(f"Created {account.name}{', an administrator' if account.is_admin else ''}.")
 
 

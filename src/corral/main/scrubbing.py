@@ -71,7 +71,7 @@ async def scrub_blobs(settings: "Settings", *, bytes_s: int, report: "Callable[[
     """Read all blobs of this machine's hub, whether or not it runs. bytes_s: at most, 0 for no limit. Raises: conflict while
     somebody else does."""
     from corral.hub.accounts import CONSOLE
-    from corral.main.services import open_hub_services
+    from corral.main.services import open_existing_hub
 
-    async with open_hub_services(settings) as services:
+    async with open_existing_hub(settings) as services:
         return await _scrubber(settings, services).scrub(actor=CONSOLE, bytes_s=bytes_s, report=report)

@@ -71,6 +71,22 @@ def _database_path(settings: Settings) -> Path:
     return Path(url.removeprefix("sqlite:///"))
 
 
+def has_hub(settings: Settings) -> bool:
+    """Whether a hub was ever set up where the settings say."""
+    return _database_path(settings).exists()
+
+
+@contextlib.asynccontextmanager
+async def open_existing_hub(settings: Settings) -> AsyncIterator[HubServices]:
+    """As open_hub_services, of a hub that was set up before: a command for its administrator must not make an empty one out of a
+    CORRAL_HOME that is misspelt. Raises: not_found."""
+    if not has_hub(settings):
+        where = _database_path(settings) if settings.database_url else settings.corral_home
+        raise CorralError("not_found", f"there is no hub in {where} → start it with `corral hub serve`, or set CORRAL_HOME")
+    async with open_hub_services(settings) as services:
+        yield services
+
+
 @contextlib.asynccontextmanager
 async def open_hub_services(settings: Settings) -> AsyncIterator[HubServices]:
     """The hub's services on its data in CORRAL_HOME, which several processes may have open at once."""
@@ -282,7 +298,7 @@ async def set_quota(settings: Settings, name: str, quota_bytes: int | None) -> s
     Returns its name. Raises: not_found, name_invalid, name_unknown."""
     from corral.wire.repositories import parse_repository
 
-    async with open_hub_services(settings) as services:
+    async with open_existing_hub(settings) as services:
         if "/" not in name:
             return (await services.accounts.set_quota(name, quota_bytes)).name
         repository = parse_repository(name)
@@ -292,7 +308,7 @@ async def set_quota(settings: Settings, name: str, quota_bytes: int | None) -> s
 
 async def belongings_of(settings: Settings, name: str) -> "tuple[Account, Sequence[Repository]]":
     """An account and its repositories, which go with it. Raises: not_found."""
-    async with open_hub_services(settings) as services:
+    async with open_existing_hub(settings) as services:
         account = await services.accounts.named(name)
         return account, await registry_services(settings, services).store.repositories_of(account.name)
 
@@ -300,7 +316,7 @@ async def belongings_of(settings: Settings, name: str) -> "tuple[Account, Sequen
 async def collect_garbage(settings: Settings, *, is_dry_run: bool) -> "Collected":
     """Remove what nobody needs any more from this machine's hub, whether or not it runs; or only look. Raises: conflict while
     the hub itself is at it."""
-    async with open_hub_services(settings) as services:
+    async with open_existing_hub(settings) as services:
         collector = registry_services(settings, services).collector
         return await (collector.survey() if is_dry_run else collector.collect())
 
@@ -314,7 +330,7 @@ async def rotate_keys(settings: Settings) -> None:
     from corral.storage.secretfile import rotate_peppers, rotate_token_keys
 
     home, entropy = settings.corral_home, SystemEntropy()
-    async with open_hub_services(settings) as services:
+    async with open_existing_hub(settings) as services:
         now = services.clock.now()
         # One of two new peppers would be lost, and with it the API keys that were made with it.
         with held_alone(home / "rotate.lock", otherwise="another rotation is under way"):
