@@ -22,6 +22,8 @@ from corral.wire.manifest import MANIFEST_TYPE
 from corral.wire.names import Digest
 from corral.wire.registry import OCI_INDEX_TYPE, OCI_MANIFEST_TYPE, parse_challenge
 from fakes import MemorySessions
+from fakes_inference import a_hosted, a_hosting
+from fakes_models import MemoryHosting
 from fakes_registry import digest_of
 from identity_hub import TOKEN_KEYS, IdentityHub
 from identity_stores import Stores
@@ -33,10 +35,12 @@ OLLAMA, TRANSFER = {"user-agent": "ollama/0.34.0 (amd64 linux) Go/go1.26"}, {"us
 
 
 class Served:
-    """A registry's application over fakes, and its people with their API keys. public_url: as configured."""
+    """A registry's application over fakes, and its people with their API keys. public_url: as configured. pulled: the names of
+    the manifests that counted as pulls."""
 
-    def __init__(self, folder: Path, *, public_url: str = HUB) -> None:
-        self.hub = RegistryHub()
+    def __init__(self, folder: Path, *, public_url: str = HUB, hosted: MemoryHosting | None = None) -> None:
+        self.hub = RegistryHub(hosted=hosted)
+        self.pulled: list[str] = []
         sessions = MemorySessions(self.hub.accounts)
         stores = Stores(
             accounts=self.hub.accounts, sessions=sessions, credentials=self.hub.credentials, usage=None, audit=self.hub.audit
@@ -47,7 +51,11 @@ class Served:
         self.hub.files.path_of = self._placed  # type: ignore[method-assign]
         tickets = Tickets(TOKEN_KEYS.ticket_secret, credentials=self.hub.credentials, clock=self.hub.clock)
         self.api = RegistryApi(
-            registry=self.hub.registry, repositories=self.hub.repositories, tickets=tickets, public_url=public_url
+            registry=self.hub.registry,
+            repositories=self.hub.repositories,
+            tickets=tickets,
+            public_url=public_url,
+            on_pull=lambda name: self.pulled.append(str(name)),
         )
         tokens = token_endpoints(
             tokens=self.identity.tokens,
@@ -363,6 +371,17 @@ async def test_end03_manifest_that_is_not_there(served: Served, reference: str, 
     await served.model()
     answer = await served("GET", f"/v2/alice/tiny/manifests/{reference}")
     assert (answer.status, code_of(answer)) == (status, code)
+
+
+async def test_manifest_that_was_pushed_counts_as_pulled_and_the_stub_of_a_hosted_model_does_not(tmp_path: Path) -> None:
+    served = Served(tmp_path, hosted=await a_hosting(a_hosted("alice/tiny:1b")))
+    await served.add("alice")
+    await served.model()
+    stub = await served("GET", "/v2/alice/tiny/manifests/1b-cloud")
+    by_digest = await served("GET", f"/v2/alice/tiny/manifests/{stub.headers['docker-content-digest']}")
+    assert (stub.status, by_digest.body, served.pulled) == (200, stub.body, [])
+    assert (await served("GET", "/v2/alice/tiny/manifests/latest")).status == 200
+    assert served.pulled == ["alice/tiny"]
 
 
 async def test_end07_put_by_digest_is_verified_also_with_sha512(served: Served) -> None:

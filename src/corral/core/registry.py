@@ -85,11 +85,12 @@ class Upload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredManifest:
-    """A manifest as it was pushed: its digest is over body."""
+    """A manifest as it was pushed: its digest is over body. is_stub: nobody pushed it, it stands for a model that is hosted."""
 
     digest: Digest
     media_type: str
     body: bytes
+    is_stub: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

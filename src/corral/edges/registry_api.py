@@ -47,7 +47,8 @@ _INERT = {"Content-Security-Policy": "default-src 'none'; sandbox", "Content-Dis
 
 
 class RegistryApi:
-    """Handlers over the registry's services. on_pull, on_push: told of each manifest that was fetched, or stored."""
+    """Handlers over the registry's services. on_pull, on_push: told of each manifest that was fetched,
+    stubs left out, or stored."""
 
     def __init__(
         self,
@@ -164,7 +165,8 @@ class RegistryApi:
         }
         if request.method == "HEAD":
             return bare_response(200, headers)
-        self._on_pull(_name(request))
+        if not found.is_stub:  # who fetches one runs the model and does not pull it
+            self._on_pull(_name(request))
         return bare_response(200, headers, found.body)
 
     async def put_manifest(self, request: Request) -> Response:

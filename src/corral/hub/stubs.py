@@ -52,7 +52,7 @@ def cloud_stub(hosted: HostedModel, public_url: str) -> Stub:
     config_digest = Digest(sha256(config_body).hexdigest())
     layer = Layer(media_type=CONFIG_TYPE, digest=config_digest, size_bytes=len(config_body))
     body = format_manifest(Manifest(config=layer, layers=()))
-    manifest = StoredManifest(digest=Digest(sha256(body).hexdigest()), media_type=MANIFEST_TYPE, body=body)
+    manifest = StoredManifest(digest=Digest(sha256(body).hexdigest()), media_type=MANIFEST_TYPE, body=body, is_stub=True)
     return Stub(hosted=hosted, manifest=manifest, config=config_body, config_digest=config_digest)
 
 
