@@ -393,6 +393,11 @@ async def test_discovery_gives_the_url_that_signatures_cover(hub: Hub) -> None:
     assert (answer["public_url"], answer["signatures"]) == (PUBLIC_URL, ["corral-v1", "stock"])
 
 
+async def test_running_models_are_nobodys_to_know_and_the_refusal_says_so(hub: Hub) -> None:
+    answer = await Caller(hub.app).request("GET", "/api/ps")
+    assert (answer.status, answer.json()["error"]) == (404, "a hub does not say what it runs; ask a local server")
+
+
 async def test_usage_is_empty_for_a_new_account(hub: Hub) -> None:
     _, text = await hub.api_key(hub.alice, Scope.INFERENCE)
     assert (await hub.bearer(text, "GET", "/api/usage")).json()["usage"] == []

@@ -98,6 +98,7 @@ class HubApi:
             endpoint("POST", "/api/keys/{key_id}/rotate", self.rotate_key, _KEYS),
             endpoint("GET", "/api/usage", self.show_usage, _IDENTITY),
             endpoint("GET,HEAD", "/api/version", self.version, PUBLIC),
+            endpoint("GET", "/api/ps", self.running, PUBLIC),
             endpoint("GET", "/.well-known/corral", self.discovery, PUBLIC),
             endpoint("GET", "/healthz", self.health, PUBLIC),
             endpoint("GET", "/readyz", self.readiness, PUBLIC),
@@ -213,6 +214,11 @@ class HubApi:
     async def version(self, request: Request) -> Response:
         """The version of Ollama whose behaviour this is, which clients compare, and our own."""
         return json_response({"version": OLLAMA_VERSION, "corral": corral.__version__})
+
+    async def running(self, request: Request) -> Response:
+        """Refused, in words: which models are running would tell what others do. Clients that were given the hub for a local
+        server ask here."""
+        raise CorralError("not_found", "a hub does not say what it runs; ask a local server")
 
     async def discovery(self, request: Request) -> Response:
         """What a client needs to know before it signs in: the base URL that signatures cover, and the forms understood."""

@@ -47,8 +47,8 @@ _INERT = {"Content-Security-Policy": "default-src 'none'; sandbox", "Content-Dis
 
 
 class RegistryApi:
-    """Handlers over the registry's services. on_pull, on_push: told of each manifest that was fetched,
-    stubs left out, or stored."""
+    """Handlers over the registry's services. on_pull: told of each manifest that was fetched, stubs left out. on_push: of each
+    that was stored."""
 
     def __init__(
         self,
