@@ -1,5 +1,8 @@
 """pull and push against a scripted server: what is sent, what a pipe sees, what failures say."""
 
+import io
+import sys
+
 import pytest
 
 from corral.cli.app import run
@@ -102,6 +105,46 @@ def test_pull_of_what_is_not_there_asks_nobody_to_sign_in_twice(
         server.answers["GET /api/status"] = (200, {"hub": server.url})
         assert run(["pull", model], env(server)) == 1
     assert capsys.readouterr().err.endswith(advice)
+
+
+@pytest.mark.parametrize(
+    ("model", "installed", "at_hub", "said"),
+    [
+        (
+            "tiny",
+            ["tiny:135m", "other:1b"],
+            (404, None),
+            "tiny has no tag latest here; there is tiny:135m\n→ corral run tiny:135m",
+        ),
+        ("tiny", [], (200, {"tags": ["135m"]}), "tiny has no tag latest here; there is tiny:135m\n→ corral run tiny:135m"),
+        (
+            "tiny:1b",
+            ["Tiny:1B", "x.test/library/tiny:2b"],
+            (200, {"tags": "1"}),
+            "Error: pull model manifest: file does not exist: tiny:1b\n",
+        ),
+        ("tiny:1b", ["tiny:2b"], (200, {"tags": ["2b", "3b", 4, "\x1b["]}), "there are tiny:2b, tiny:3b\n→ corral run tiny:2b\n"),
+        ("tiny", [], (200, {"tags": list("abcdef")}), "tiny:e and more\n→ corral run tiny:a\n"),
+    ],
+)
+def test_run_of_a_tag_that_is_not_there_names_those_that_are(
+    model: str,
+    installed: list[str],
+    at_hub: tuple[int, object],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO())  # the command reads its own standard input
+    failed = [PULLED[0], {"error": "pull model manifest: file does not exist"}]
+    tags = {"models": [{"name": name} for name in installed]}
+    answers = {"POST /api/pull": (200, failed), "GET /api/tags": (200, tags), "GET /v2/library/tiny/tags/list": at_hub}
+    with fake_server(answers) as server:
+        server.answers["GET /api/status"] = (200, {"hub": server.url})
+        assert run(["run", model, "hi"], env(server)) == 1
+        asked = [seen for seen in server.seen if seen.path.startswith("/v2/")]
+    assert said in capsys.readouterr().err
+    assert all("authorization" not in seen.headers for seen in asked)
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,10 @@ def _show_or_pull(api: LocalApi, model: str, *, insecure: bool) -> tuple[str, Mo
     from corral.cli.cloud_suggestion import pull_or_suggest
     from corral.cli.commands_transfer import pull_model
 
-    pulled = pull_or_suggest(api, model, lambda name: pull_model(api, name, insecure=insecure), insecure=insecure, verb="run")
+    def pull(name: str) -> None:
+        pull_model(api, name, insecure=insecure, verb="run")
+
+    pulled = pull_or_suggest(api, model, pull, insecure=insecure, verb="run")
     return pulled, ModelFacts.of(_show(api, pulled))
 
 

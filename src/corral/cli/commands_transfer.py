@@ -5,8 +5,8 @@ import json
 import re
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 
@@ -14,6 +14,7 @@ from corral.cli import render
 from corral.cli.api import ApiError, LocalApi, ServerApi
 from corral.cli.command import command, installed_models
 from corral.cli.context import Environment, Failed, pass_environment
+from corral.cli.other_tags import is_at, other_tags
 from corral.cli.progress import TransferView, follow
 from corral.settings import DEFAULT_HUB
 from corral.wire.errors import CorralError
@@ -21,6 +22,8 @@ from corral.wire.errors import CorralError
 _NOT_YOURS = "you are not authorized to push to this namespace, create the model under a namespace you own"
 #: `403: {"errors":[{"code":…,"message":…}]}`: a registry's refusal as the server passes it on.
 _REFUSAL = re.compile(r"(?:pull model manifest: )?(?P<status>[0-9]{3}): (?P<body>\{.*\})", re.DOTALL)
+#: So many other tags are named.
+_MAX_TAGS = 5
 _insecure = click.option("--insecure", is_flag=True, help="Use plain http for the registry.")
 
 
@@ -39,8 +42,9 @@ def pull(environment: Environment, model: str, insecure: bool) -> None:
     pull_or_suggest(api, model, lambda name: pull_model(api, name, insecure=insecure), insecure=insecure, verb="pull")
 
 
-def pull_model(api: LocalApi, model: str, *, insecure: bool) -> None:
-    """Pull, with its progress on standard error. Raises: Failed."""
+def pull_model(api: LocalApi, model: str, *, insecure: bool, verb: str = "pull") -> None:
+    """Pull, with its progress on standard error. verb: of the command that is advised where another tag is there. Raises:
+    Failed."""
     view = TransferView("pulling", monotonic=time.monotonic)
     body = {"model": model, "name": model, "insecure": insecure}
     try:
@@ -50,7 +54,7 @@ def pull_model(api: LocalApi, model: str, *, insecure: bool) -> None:
         if _is_missing(error):
             # What was begun has come to nothing, and another name may be asked for next.
             view.forget()
-        raise _pull_failed(api, error, model) from error
+        raise _pull_failed(api, error, model, verb) from error
     if not is_done:
         raise Failed("the server stopped before the model was here", "run it again; what has arrived is kept")
 
@@ -59,18 +63,29 @@ def _is_missing(error: ApiError) -> bool:
     return error.said.endswith("file does not exist")
 
 
-def _pull_failed(api: LocalApi, error: ApiError, model: str) -> Failed:
+def _pull_failed(api: LocalApi, error: ApiError, model: str, verb: str) -> Failed:
     if _is_missing(error):
+        if others := other_tags(api, model):
+            return _other_tag(model, others, verb)
         return Failed(f"{error.message}: {model}", _advice_on_missing(api, model))
-    if error.advice and api.hub() == DEFAULT_HUB and _is_at_hub(model, DEFAULT_HUB):
+    if error.advice and api.hub() == DEFAULT_HUB and is_at(model, DEFAULT_HUB):
         return Failed(error.message, f"{error.advice}; to use a hub of your own: corral signin --hub URL")
     return _readable(error)
+
+
+def _other_tag(model: str, others: Sequence[str], verb: str) -> Failed:
+    from corral.wire.names import parse_name
+
+    name = parse_name(model)
+    more = " and more" if len(others) > _MAX_TAGS else ""
+    there = f"there {'is' if len(others) == 1 else 'are'} {', '.join(others[:_MAX_TAGS])}{more}"
+    return Failed(f"{name.short.rpartition(':')[0]} has no tag {name.tag} here; {there}", f"corral {verb} {others[0]}")
 
 
 def _advice_on_missing(api: LocalApi, model: str) -> str:
     """What to do about a model that a registry does not show. Who is signed in need not be told to."""
     hub = api.hub()
-    if hub and not _is_at_hub(model, hub):
+    if hub and not is_at(model, hub):
         return "check the name"
     check = f"check the name ({hub.rstrip('/')}/library)" if hub else "check the name"
     try:
@@ -148,7 +163,7 @@ def _tell_where(api: LocalApi, model: str) -> None:
     except CorralError:
         return
     shown, hub = str(name), api.hub()
-    is_at_hub = bool(hub) and _is_at_hub(model, hub)
+    is_at_hub = bool(hub) and is_at(model, hub)
     if is_at_hub:
         shown = f"{hub.rstrip('/')}/{name.repository}" + ("" if name.tag == DEFAULT_TAG else f":{name.tag}")
     sys.stdout.write(f"\nYou can find your model at:\n\n\t{shown}\n")
@@ -164,13 +179,3 @@ def _visibility_line(hub: ServerApi, repository: str) -> str:
     except Failed:
         return ""
     return "It is public: everybody can pull it." if is_public else "It is private: only people you let in can pull it."
-
-
-def _is_at_hub(model: str, hub: str) -> bool:
-    """Whether a name means that hub: without a host, or with its own."""
-    from corral.wire.names import DEFAULT_HOST, parse_name
-
-    try:
-        return parse_name(model).host.lower() in (DEFAULT_HOST, urlsplit(hub).netloc.lower())
-    except CorralError:
-        return False
