@@ -45,7 +45,7 @@ SETTINGS = {
     "OLLAMA_NO_CLOUD": ("`0`", "Refuse everything that would go to a hub."),
     "OLLAMA_REMOTES": (
         "the hub in use",
-        "Hosts at which models that were installed as stubs may run, comma-separated names without ports. "
+        "Hosts at which models that were installed as stubs may run, comma-separated: `box` is all its ports, `box:11434` one. "
         "Requests to others than the hub are not signed.",
     ),
     "OLLAMA_CLOUD_BASE_URL": ("", "The hub to use, where `CORRAL_HUB` does not say; ignored unless https or on this machine."),

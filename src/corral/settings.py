@@ -81,9 +81,9 @@ class Settings:
     """What the environment asked for. Zero, empty and None mean: not set, let the part that uses it decide.
 
     keep_alive_s: below zero is for ever. debug: 0, 1 or 2. hub: a base URL without trailing slash, empty when nothing was said.
-    remotes: hosts in lower case at which stubs may run; none means the hub in use. is_signing: whether commands sign for the
-    server at OLLAMA_HOST. logs_requests: whether prompts are written to files. editor: a command line, empty for none.
-    kv_cache_type: llama.cpp's name. gpu_overhead_bytes: of each device, to be left alone.
+    remotes: hosts, or hosts with ports, in lower case at which stubs may run; none means the hub in use. is_signing: whether
+    commands sign for the server at OLLAMA_HOST. logs_requests: whether prompts are written to files. editor: a command line,
+    empty for none. kv_cache_type: llama.cpp's name. gpu_overhead_bytes: of each device, to be left alone.
     public_url: without trailing slash. quota_bytes: of each account's repositories; max_repositories: how many those may be.
     scrub_days: how often every blob is read again. mirrors: which repositories the hub fetches from other registries; none by
     default. search_url: of a SearXNG's JSON. web_fetch_networks: internal ones that pages may be fetched from. search_path: where

@@ -23,7 +23,7 @@ from corral.core.ports import Clock, HubCall, HubGateway, HubStream, UpstreamRel
 from corral.core.records import Model
 from corral.local.cloud import CloudAccess
 from corral.serving.rendered import thinks_in_content, without_old_thoughts
-from corral.wire.discovery import origin_of
+from corral.wire.discovery import HubAddress, origin_of
 from corral.wire.errors import CorralError
 from corral.wire.frames import NDJSON, NdjsonDecoder
 from corral.wire.native import ChatRequest, ChatResponse, GenerateRequest, GenerateResponse, Message, decode, format_time
@@ -41,7 +41,8 @@ _HEADERS: Final = (("accept", NDJSON), ("content-type", "application/json"))
 
 @dataclass(frozen=True, slots=True)
 class Remotes:
-    """Where stubs may run. hosts: names of `OLLAMA_REMOTES` in lower case; none means: at the hub in use and nowhere else."""
+    """Where stubs may run. hosts: entries of `OLLAMA_REMOTES` in lower case, a name for all its ports, or a name and a port; none
+    means: at the hub in use and nowhere else."""
 
     hosts: tuple[str, ...] = ()
 
@@ -49,13 +50,18 @@ class Remotes:
         """Whether a stub runs at the hub; else it runs at another server that is allowed. hub: its base URL. Raises: bad_request
         for a stub of a server that is not."""
         there, here = origin_of(stub.remote_host), origin_of(hub)
-        if there is not None and (not self.hosts or there.host in self.hosts):
+        if there is not None and (not self.hosts or self._names(there)):
             # Behind a path lies something else than the hub, which has none.
             if here is not None and there.is_same_place(here) and stub.remote_host.rstrip("/").count("/") == 2:
                 return True
             if self.hosts:
                 return False
         raise CorralError("bad_request", "this server cannot run this remote model")
+
+    def _names(self, there: HubAddress) -> bool:
+        # A name alone is every port of that machine, as in Ollama: whoever made a stub chooses the port and the path.
+        host = f"[{there.host}]" if ":" in there.host else there.host
+        return there.host in self.hosts or f"{host}:{there.port}" in self.hosts
 
 
 class StubModels:
