@@ -1,11 +1,15 @@
 """Which hub a command asks, and what it says when nobody chose one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from corral import settings
 from corral.cli.app import run
+from corral.wire.strong import TAG
+from fakes_cli import FakeServer, fake_server
 
 NOBODY = "127.0.0.1:9"
 
@@ -26,3 +30,66 @@ def test_default_hub_out_of_reach_says_how_to_choose_another(
 def test_chosen_hub_out_of_reach_gets_no_such_advice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["whoami", "--hub", f"http://{NOBODY}"], {"HOME": str(tmp_path), "OLLAMA_HOST": NOBODY}) == 1
     assert "no other hub" not in capsys.readouterr().err
+
+
+STRANGER = {"error": "unauthorized"}
+
+
+@contextmanager
+def hub_answering_keys(status: int, answer: object) -> Iterator[FakeServer]:
+    """A hub to which this device is not connected, and what it answers an API key."""
+    with fake_server({}) as server:
+
+        def me() -> tuple[int, object]:
+            is_key = server.seen[-1].headers.get("authorization", "").startswith("Bearer ")
+            return (status, answer) if is_key else (401, STRANGER)
+
+        # With the stronger signature the path stays as it is.
+        discovery = {"corral": "1", "public_url": server.url, "signatures": [TAG, "stock"]}
+        server.answers["GET /.well-known/corral"] = (200, discovery)
+        server.vary["POST /api/me"] = server.vary["GET /api/keys"] = me
+        yield server
+
+
+def by_key(server: FakeServer, home: Path) -> dict[str, str]:
+    return {"HOME": str(home), "OLLAMA_HOST": NOBODY, "CORRAL_HUB": server.url, "OLLAMA_API_KEY": "crlk_x"}
+
+
+def test_whoami_with_a_key_shows_its_account(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with hub_answering_keys(200, {"name": "alice", "email": "a@b.test"}) as server:
+        assert run(["whoami"], by_key(server, tmp_path)) == 0
+        said = capsys.readouterr().out
+        assert said == f"account    alice (a@b.test)\nhub        {server.url}\nsigned in  by API key (OLLAMA_API_KEY)\n"
+
+
+@pytest.mark.parametrize("words", [["whoami"], ["keys", "list"]])
+def test_key_that_a_hub_refuses_is_named(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with hub_answering_keys(401, STRANGER) as server:
+        assert run(words, by_key(server, tmp_path)) == 1
+        assert capsys.readouterr().err == (
+            f"Error: {server.host} refused the API key in OLLAMA_API_KEY: it is wrong, expired or revoked\n"
+            f"→ take another one from {server.url}/settings/keys\n"
+        )
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("", "asks for an API key\n→ put one into OLLAMA_API_KEY\n"),
+        ("crlk_x", "refused the API key in OLLAMA_API_KEY: it is wrong, expired or revoked\n"),
+    ],
+)
+@pytest.mark.parametrize(("words", "asked"), [(["show", "m"], "POST /api/show"), (["pull", "m"], "POST /api/pull")])
+def test_server_that_wants_a_key_is_understood(
+    words: list[str], asked: str, key: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with fake_server({asked: (401, STRANGER)}) as server:
+        assert run(words, {"HOME": "/nonexistent", "OLLAMA_HOST": server.host, "OLLAMA_API_KEY": key}) == 1
+        assert capsys.readouterr().err.startswith(f"Error: {server.host} {said}")
+
+
+def test_key_is_no_subject_where_a_hub_behind_the_server_asks_to_sign_in(capsys: pytest.CaptureFixture[str]) -> None:
+    refusal = {**STRANGER, "signin_url": "http://hub.test/connect?name=x"}
+    with fake_server({"POST /api/show": (401, refusal)}) as server:
+        assert run(["show", "m"], {"HOME": "/nonexistent", "OLLAMA_HOST": server.host, "OLLAMA_API_KEY": "crlk_x"}) == 1
+    assert capsys.readouterr().err == "Error: not signed in to hub.test\n→ corral signin\n"

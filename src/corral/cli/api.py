@@ -170,8 +170,11 @@ class ServerApi:
             body = _object(text)
             if text.strip() and not body:
                 raise Failed(*self._stranger())
-            raise ApiError(response.status, body, "", reason=f"{response.status} {response.reason}" if is_stream else "")
+            raise self._refusal(response.status, body, f"{response.status} {response.reason}" if is_stream else "")
         return response
+
+    def _refusal(self, status: int, body: Mapping[str, Any], reason: str) -> ApiError:
+        return ApiError(status, body, "", reason=reason)
 
     def _silent(self) -> Failed:
         return Failed(f"{self.url} closed the connection without an answer", "is that address an Ollama server's?")
@@ -235,14 +238,18 @@ class ServerApi:
         """(what is asked for, the headers): with whatever proves who asks."""
         return path, self._headers()
 
+    @property
+    def _may_carry_key(self) -> bool:
+        # OLLAMA_HOST may name a hub or a server behind a proxy that checks keys; over plain http the key stays here.
+        return self._address.scheme == "https" or self._address.is_loopback
+
     def _headers(self) -> dict[str, str]:
         headers = {
             "Content-Type": "application/json",
             "Accept": "application/x-ndjson",
             "User-Agent": f"corral/{corral.__version__}",
         }
-        # OLLAMA_HOST may name a hub or a server behind a proxy that checks keys; over plain http the key stays here.
-        if self._api_key and (self._address.scheme == "https" or self._address.is_loopback):
+        if self._api_key and self._may_carry_key:
             headers["Authorization"] = f"Bearer {self._api_key.reveal()}"
         return headers
 
@@ -270,6 +277,21 @@ class LocalApi(ServerApi):
         hub = status.get("hub") if isinstance(status, dict) else None
         return hub if isinstance(hub, str) else ""
 
+    def _refusal(self, status: int, body: Mapping[str, Any], reason: str) -> ApiError:
+        """A 401 without a link to sign in at is no hub's that the server passes on, but its own: it wants an API key."""
+        error = super()._refusal(status, body, reason)
+        if status == 401 and "signin_url" not in body and not self._settings.is_signing:
+            error.message, error.advice = self._about_key()
+        return error
+
+    def _about_key(self) -> tuple[str, str]:
+        place = urlsplit(self.url).netloc
+        if self._api_key is None:
+            return f"{place} asks for an API key", "put one into OLLAMA_API_KEY"
+        if not self._may_carry_key:
+            return f"{place} asks for an API key, and over plain http it gets none", "give OLLAMA_HOST its https address"
+        return refused_key(place, "the page where you made it")
+
     def _proven(self, method: str, path: str) -> tuple[str, dict[str, str]]:
         """With OLLAMA_AUTH, signed by this device, for a proxy that checks it. Raises: Failed where others could read the
         signature and use it again."""
@@ -287,6 +309,11 @@ class LocalApi(ServerApi):
             return super()._unreachable(error)
         text = "could not connect to corral server, run 'corral serve' to start it"
         return Failed(text, f"nothing listens on {self.url}; OLLAMA_HOST names another address")
+
+
+def refused_key(place: str, page: str) -> tuple[str, str]:
+    """(what to say of OLLAMA_API_KEY when a server does not take it, what to do). page: where there are others."""
+    return f"{place} refused the API key in OLLAMA_API_KEY: it is wrong, expired or revoked", f"take another one from {page}"
 
 
 def _address_of(hub: str) -> "Address":

@@ -199,13 +199,16 @@ async def _sign_out(environment: Environment, hub_url: str) -> None:
 @json_option
 @pass_environment
 def whoami(environment: Environment, hub_url: str, as_json: bool) -> None:
-    """Show which account this device acts as."""
+    """Show which account this device acts as, or where it is not connected, the API key in OLLAMA_API_KEY."""
     wait_for(_who_am_i(environment, hub_url, as_json=as_json))
 
 
 async def _who_am_i(environment: Environment, hub_url: str, *, as_json: bool) -> None:
     async with hub_access(environment, hub_url) as access:
         status, answer = await access.signed("POST", "/api/me")
+        is_by_key = status == 401 and access.has_key
+        if is_by_key:
+            status, answer = 200, access.by_own_key("POST", "/api/me")
         if status == 401:
             raise not_signed_in(access.hub)
         if status != 200 or not isinstance(answer, dict):
@@ -217,5 +220,8 @@ async def _who_am_i(environment: Environment, hub_url: str, *, as_json: bool) ->
         rows = [("account", f"{answer.get('name', '')}{email}"), ("hub", access.hub)]
         if device := answer.get("device"):
             rows.append(("device", device["name"]))
-        rows.append(("fingerprint", access.client.device_key().fingerprint))
+        if is_by_key:
+            rows.append(("signed in", "by API key (OLLAMA_API_KEY)"))
+        else:
+            rows.append(("fingerprint", access.client.device_key().fingerprint))
         sys.stdout.write(render.facts(rows))

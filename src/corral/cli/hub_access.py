@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from corral.cli.api import ApiError, LocalApi, ServerApi
+from corral.cli.api import ApiError, LocalApi, ServerApi, refused_key
 from corral.cli.context import Environment, Failed
 
 if TYPE_CHECKING:
@@ -63,10 +63,25 @@ class HubAccess:
         sent with that key. Raises: ApiError, Failed."""
         status, answer = await self.signed(method, path, body)
         if status == 401 and self._settings.api_key is not None:
-            return self.by_key(self._settings.api_key).request(method, path, body)
+            return self.by_own_key(method, path, body)
         if status >= 300:
             raise self._refusal(status, answer)
         return answer
+
+    @property
+    def has_key(self) -> bool:
+        """Whether OLLAMA_API_KEY is set."""
+        return self._settings.api_key is not None
+
+    def by_own_key(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The answer's JSON to a request sent with OLLAMA_API_KEY, which is set. Raises: ApiError, Failed."""
+        assert self._settings.api_key is not None
+        try:
+            return self.by_key(self._settings.api_key).request(method, path, body)
+        except ApiError as error:
+            if error.code != 401:
+                raise
+            raise Failed(*refused_key(host_of(self.hub), f"{self.hub}/settings/keys")) from error
 
     def by_key(self, api_key: "Secret") -> ServerApi:
         """The hub, asked with an API key. Raises: Failed for one that would get the key over plain http."""
