@@ -196,7 +196,10 @@ def key_create(environment: Environment, user: str, name: str, name_option: str,
 def key_list(environment: Environment, user: str, everything: bool, as_json: bool) -> None:
     """List the API keys of USER."""
     keys = _with_hub(environment, lambda hub: _keys_of(hub, user))
-    sys.stdout.write(render.as_json(keys) if as_json else keys_table(keys, datetime.now(UTC), everything=everything))
+    if as_json:
+        sys.stdout.write(render.as_json(keys))
+        return
+    sys.stdout.write(keys_table(keys, datetime.now(UTC), everything=everything, width=render.terminal_width()))
 
 
 @command("revoke", variables=_HOME)
@@ -253,7 +256,10 @@ def device_add(environment: Environment, user: str, name: str, public_key: str, 
 def device_list(environment: Environment, user: str, as_json: bool) -> None:
     """List the devices of USER."""
     devices = _with_hub(environment, lambda hub: _devices_of(hub, user))
-    sys.stdout.write(render.as_json(devices) if as_json else devices_table(devices, datetime.now(UTC)))
+    if as_json:
+        sys.stdout.write(render.as_json(devices))
+        return
+    sys.stdout.write(devices_table(devices, datetime.now(UTC), width=render.terminal_width()))
 
 
 @command("scope", variables=_HOME)

@@ -16,7 +16,7 @@ from corral.cli import render
 from corral.cli.command import HUB_VARIABLES, command
 from corral.cli.context import Decorated, Environment, Failed, hub_option, json_option, pass_environment, wait_for
 from corral.cli.hub_access import HubAccess, hub_access
-from corral.cli.scopes import scope_names, scope_option, shown_scopes
+from corral.cli.scopes import page_words, scope_names, scope_option, shown_scopes
 
 #: Keys live until they are revoked unless told otherwise, as ollama.com's do; only the form of the page begins with an end.
 DEFAULT_EXPIRY = "never"
@@ -33,7 +33,10 @@ _DEVICE_HEADINGS = ("ID", "NAME", "FINGERPRINT", "SCOPES", "LAST USED")
 def keys_list(environment: Environment, everything: bool, hub_url: str, as_json: bool) -> None:
     """List your API keys. Secrets are not shown; the hub does not have them."""
     keys = _ask(environment, hub_url, "GET", "/api/keys")
-    sys.stdout.write(render.as_json(keys) if as_json else keys_table(keys, datetime.now(UTC), everything=everything))
+    if as_json:
+        sys.stdout.write(render.as_json(keys))
+        return
+    sys.stdout.write(keys_table(keys, datetime.now(UTC), everything=everything, width=render.terminal_width()))
 
 
 def key_options(create: Decorated) -> Decorated:
@@ -114,7 +117,10 @@ def keys_revoke(environment: Environment, key: str, hub_url: str) -> None:
 def devices_list(environment: Environment, hub_url: str, as_json: bool) -> None:
     """List the devices connected to your account."""
     devices = _ask(environment, hub_url, "GET", "/api/user/keys")
-    sys.stdout.write(render.as_json(devices) if as_json else devices_table(devices, datetime.now(UTC)))
+    if as_json:
+        sys.stdout.write(render.as_json(devices))
+        return
+    sys.stdout.write(devices_table(devices, datetime.now(UTC), width=render.terminal_width()))
 
 
 @command("revoke", variables=HUB_VARIABLES)
@@ -237,16 +243,18 @@ def parse_expiry(text: str, now: datetime) -> datetime | None:
     return when
 
 
-def keys_table(keys: Sequence[Mapping[str, Any]], now: datetime, *, everything: bool) -> str:
-    """API keys as a table; those that no longer work only on request."""
-    rows = [(key, *_life(key, now)) for key in keys]
-    shown = [_key_row(key, life, now) for key, life, works in rows if works or everything]
-    return render.table(_KEY_HEADINGS, shown)
+def keys_table(keys: Sequence[Mapping[str, Any]], now: datetime, *, everything: bool, width: int = 0) -> str:
+    """API keys as a table; those that no longer work only on request. width: of the terminal, 0 for none."""
+    lives = [(key, *_life(key, now)) for key in keys]
+    shown = [(key, life) for key, life, works in lives if works or everything]
+    full = [_key_row(key, ", ".join(key["scopes"]), life, now) for key, life in shown]
+    short = [_key_row(key, page_words(key["scopes"]), life, now) for key, life in shown]
+    return render.fitting_table(_KEY_HEADINGS, full, short, width=width)
 
 
-def _key_row(key: Mapping[str, Any], life: str, now: datetime) -> tuple[str, ...]:
+def _key_row(key: Mapping[str, Any], scopes: str, life: str, now: datetime) -> tuple[str, ...]:
     used = render.relative_time(render.parse_time(key.get("last_used_at") or ""), now)
-    return key["id"], key["name"], f"{key['prefix']}…", ", ".join(key["scopes"]), used, life
+    return key["id"], key["name"], f"{key['prefix']}…", scopes, used, life
 
 
 def _life(key: Mapping[str, Any], now: datetime) -> tuple[str, bool]:
@@ -259,12 +267,20 @@ def _life(key: Mapping[str, Any], now: datetime) -> tuple[str, bool]:
     return (render.relative_time(expires, now) if expires else "Never"), True
 
 
-def devices_table(devices: Sequence[Mapping[str, Any]], now: datetime) -> str:
-    """Devices as a table; the one that asks is marked."""
-    rows = []
-    for device in devices:
-        name = f"{device['name']} (this one)" if device.get("current") else device["name"]
-        used = render.relative_time(render.parse_time(device.get("last_used_at") or ""), now)
-        where = f" from {device['last_network']}" if device.get("last_network") and device.get("last_used_at") else ""
-        rows.append((device["id"], name, device["fingerprint"], ", ".join(device["scopes"]), used + where))
-    return render.table(_DEVICE_HEADINGS, rows)
+def devices_table(devices: Sequence[Mapping[str, Any]], now: datetime, *, width: int = 0) -> str:
+    """Devices as a table; the one that asks is marked. width: of the terminal, 0 for none."""
+    full = [_device_row(device, device["fingerprint"], ", ".join(device["scopes"]), now) for device in devices]
+    short = [_device_row(device, _short(device["fingerprint"]), page_words(device["scopes"]), now) for device in devices]
+    return render.fitting_table(_DEVICE_HEADINGS, full, short, width=width)
+
+
+def _device_row(device: Mapping[str, Any], fingerprint: str, scopes: str, now: datetime) -> tuple[str, ...]:
+    name = f"{device['name']} (this one)" if device.get("current") else device["name"]
+    used = render.relative_time(render.parse_time(device.get("last_used_at") or ""), now)
+    where = f" from {device['last_network']}" if device.get("last_network") and device.get("last_used_at") else ""
+    return device["id"], name, fingerprint, scopes, used + where
+
+
+def _short(fingerprint: str) -> str:
+    """`SHA256:lbms…Sspg`, as the hub's pages have it: tells one's devices apart, and is too little to trust one by."""
+    return f"{fingerprint[:11]}…{fingerprint[-4:]}"

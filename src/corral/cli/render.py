@@ -6,6 +6,7 @@ tables, sizes and times are Ollama's. Source: ollama format/, cmd/cmd.go, progre
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -71,6 +72,21 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head, *lines = columns([headings, *rows])
     # The heading's own padding ends in one space.
     return "\n".join([head[:-3], *lines]) + "\n"
+
+
+def fitting_table(headings: Sequence[str], rows: Sequence[Sequence[str]], shorter: Sequence[Sequence[str]], *, width: int) -> str:
+    """A table of rows, or of the same in fewer words where they are wider than width, which 0 leaves open."""
+    full = table(headings, rows)
+    widest = max(width_of(line.rstrip()) for line in full.splitlines())
+    return table(headings, shorter) if 0 < width < widest else full
+
+
+def terminal_width() -> int:
+    """Columns of the terminal that standard output is; 0 where it is none, as a pipe gets everything."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):
+        return 0
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

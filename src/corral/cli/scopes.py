@@ -1,6 +1,6 @@
 """What a credential may do, in the words people use for it: `push` is `models:push`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 import click
@@ -9,6 +9,14 @@ from corral.cli.context import Decorated, Failed
 
 #: word -> the hub's own name of the scope.
 WORDS: Final = {"inference": "inference", "pull": "models:pull", "push": "models:push", "keys": "keys"}
+#: The hub's name of a scope -> the word that its pages have for it.
+PAGE_WORDS: Final = {"inference": "run", "models:pull": "pull", "models:push": "push", "keys": "keys"}
+
+
+def page_words(scopes: Collection[str]) -> str:
+    """Scopes as the hub's pages list them: `run, pull`."""
+    known = [word for name, word in PAGE_WORDS.items() if name in scopes]
+    return ", ".join([*known, *sorted(set(scopes) - set(PAGE_WORDS))]) or "nothing"
 
 
 def scope_names(words: Sequence[str]) -> list[str]:
