@@ -18,7 +18,8 @@ help: ## show this list
 
 up: ## install, fetch the first model, run hub and local server until Ctrl-C
 	@python=$$(tools/find_python up) && $$python tools/bootstrap.py run && $$python tools/first_model.py >/dev/null
-	@exec $(BIN)/corral up --model smollm2:135m=$(MODEL)
+	@# A model this small may never come to an end by itself, so it has one.
+	@exec $(BIN)/corral up --model smollm2:135m=$(MODEL) --parameter "num_predict 1024"
 
 test: .dev ## all checks and tests; `make test T=tests/wire` runs a part
 ifeq ($(strip $(T)),)

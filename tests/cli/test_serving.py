@@ -135,6 +135,7 @@ def test_second_up_says_that_the_port_is_taken(running: Stack) -> None:
 
 def test_up_with_a_bad_model_option_starts_nothing(stack: Stack) -> None:
     assert "NAME=FILE" in stack.corral("up", "--model", "nonsense", status=2).stderr
+    assert "unknown parameter 'colour'" in stack.corral("up", "--parameter", "colour red", status=2).stderr
     assert not (stack.home / ".corral").exists()
 
 

@@ -3,13 +3,15 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from flows.stack import Stack, corral_command
+from flows.stack import MODEL, Stack, corral_command
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -36,18 +38,35 @@ def typed(stack: Stack, line: str, **environment: str) -> str:
     return done.stdout
 
 
-def test_readme_steps_do_what_they_say(shared: Stack) -> None:
+def as_make_up_does() -> list[str]:
+    """What the Makefile gives `corral up`, but for the file."""
+    line = next(
+        line for line in (README.parent / "Makefile").read_text().splitlines() if "corral up" in line and "--model" in line
+    )
+    return shlex.split(line.partition("$(MODEL)")[2])
+
+
+@pytest.fixture
+def newcomer(tmp_path: Path, small_model: Path) -> Iterator[Stack]:
+    """What `make up` starts, and the administrator alice."""
+    with Stack(tmp_path) as stack:
+        stack.start("--model", f"{MODEL}={small_model}", *as_make_up_does())
+        stack.add_account("alice")
+        yield stack
+
+
+def test_readme_steps_do_what_they_say(newcomer: Stack) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    here, there, signin, run, with_key, signout = shown(shared)
-    assert json.loads(typed(shared, here).splitlines()[-1])["done"] is True
-    refused = json.loads(typed(shared, there))
+    here, there, signin, run, with_key, signout = shown(newcomer)
+    assert json.loads(typed(newcomer, here).splitlines()[-1])["done"] is True
+    refused = json.loads(typed(newcomer, there))
     assert refused["error"] == "unauthorized"
-    assert refused["signin_url"].startswith(f"{shared.hub_url}/connect?name=")
+    assert refused["signin_url"].startswith(f"{newcomer.hub_url}/connect?name=")
     assert signin == "corral signin"
-    key = shared.sign_in()
-    assert json.loads(typed(shared, there).splitlines()[-1])["done"] is True
-    assert typed(shared, run).strip()
-    assert json.loads(typed(shared, with_key, OLLAMA_API_KEY=key))["response"]
-    typed(shared, signout)
-    assert json.loads(typed(shared, there))["error"] == "unauthorized"
+    key = newcomer.sign_in()
+    assert json.loads(typed(newcomer, there).splitlines()[-1])["done"] is True
+    assert typed(newcomer, run).strip()
+    assert json.loads(typed(newcomer, with_key, OLLAMA_API_KEY=key))["response"]
+    typed(newcomer, signout)
+    assert json.loads(typed(newcomer, there))["error"] == "unauthorized"

@@ -285,6 +285,12 @@ async def test_install_keeps_what_a_modelfile_added_to_the_same_weights(home: Ho
     assert (await home.install_gguf(TINY, source, quiet)).system == "Be brief."
 
 
+async def test_install_gives_parameters_to_what_is_new_and_leaves_what_was_there(home: HomeModels, source: Path) -> None:
+    assert (await home.install_gguf(TINY, source, quiet, parameters={"num_predict": 9})).parameters == {"num_predict": 9}
+    assert (await home.install_gguf(TINY, source, quiet, parameters={"num_predict": 7})).parameters == {"num_predict": 9}
+    assert (await home.install_gguf(TINY, source, quiet)).parameters == {"num_predict": 9}
+
+
 async def test_install_replaces_other_weights_of_that_name(home: HomeModels, root: Path, source: Path) -> None:
     put_model(root, weights=gguf_bytes({**LLAMA, "llama.context_length": 1}), layers={"system": b"Be brief."})
     model = await home.install_gguf(TINY, source, quiet)

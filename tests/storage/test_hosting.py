@@ -226,7 +226,8 @@ async def test_r019_stale_files_are_removed_at_a_start(hub: Hub) -> None:
 
 async def test_real_model_is_published(hub: Hub, small_model: Path) -> None:
     name = parse_name("library/smollm2:135m")
-    published = await hub.store.publish_gguf(name, small_model, quiet, is_public=True)
+    published = await hub.store.publish_gguf(name, small_model, quiet, is_public=True, parameters={"num_predict": 9})
     assert published.name == "smollm2:135m"
     assert published.model is not None
     assert (published.model.details.parameter_size, published.model.details.context_length) == ("134.52M", 8192)
+    assert published.model.parameters == {"num_predict": 9}

@@ -27,7 +27,7 @@ from corral.cli.commands_keys import (
 )
 from corral.cli.context import Environment, Failed, json_option, pass_environment, secret_from, wait_for
 from corral.cli.scopes import scope_names, scope_option
-from corral.cli.starting import parse_model_option
+from corral.cli.starting import parse_model_option, parse_parameter_options
 
 if TYPE_CHECKING:
     from corral.core.records import Account, ApiKey, Device, Scope
@@ -408,16 +408,18 @@ def rotate(environment: Environment) -> None:
 
 @command(hidden=True, variables=_HOME)
 @click.argument("models", nargs=-1, metavar="NAME=FILE…")
+@click.option("--parameter", "parameters", multiple=True, metavar='"NAME VALUE"', help="A PARAMETER of each model that is new.")
 @pass_environment
-def install(environment: Environment, models: tuple[str, ...]) -> None:
+def install(environment: Environment, models: tuple[str, ...], parameters: tuple[str, ...]) -> None:
     """Install GGUF files on this machine, publish them on its hub and offer them there. `corral up --model` runs this."""
     from corral.main.local import install_model
     from corral.main.services import publish_model
 
+    chosen = parse_parameter_options(parameters)
     for name, path in [parse_model_option(text) for text in models]:
         for verb, work in (("installing", install_model), ("publishing", publish_model)):
             with render.progress(f"{verb} {render.plain(name)}") as report:
-                wait_for(work(environment.settings, name, _absolute(path), report))
+                wait_for(work(environment.settings, name, _absolute(path), report, parameters=chosen))
 
 
 def _absolute(path: Path) -> Path:

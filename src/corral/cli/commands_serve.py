@@ -11,7 +11,15 @@ import click
 from corral.cli import render
 from corral.cli.command import command
 from corral.cli.context import Environment, Failed, pass_environment, wait_for
-from corral.cli.starting import hub_lines, hub_port_advice, local_lines, local_port_advice, parse_model_option, taken_text
+from corral.cli.starting import (
+    hub_lines,
+    hub_port_advice,
+    local_lines,
+    local_port_advice,
+    parse_model_option,
+    parse_parameter_options,
+    taken_text,
+)
 
 if TYPE_CHECKING:
     from corral.settings import Address, Settings
@@ -59,8 +67,11 @@ def hub_serve(environment: Environment, workers: int, supervised: bool) -> None:
 
 @command(variables=("OLLAMA_HOST", "OLLAMA_MODELS", "CORRAL_HUB_LISTEN", "CORRAL_HOME", "CORRAL_PUBLIC_URL"))
 @click.option("--model", "models", multiple=True, metavar="NAME=FILE", help="Install a GGUF file and offer it on the hub.")
+@click.option(
+    "--parameter", "parameters", multiple=True, metavar='"NAME VALUE"', help="A PARAMETER of such a model when it is new."
+)
 @pass_environment
-def up(environment: Environment, models: tuple[str, ...]) -> int:
+def up(environment: Environment, models: tuple[str, ...], parameters: tuple[str, ...]) -> int:
     """Run the hub and the local server together until Ctrl-C.
 
     On the first run this prints a link that creates the admin account.
@@ -68,7 +79,8 @@ def up(environment: Environment, models: tuple[str, ...]) -> int:
     from corral.cli.up import Supervisor
 
     named = [parse_model_option(text) for text in models]
-    return wait_for(Supervisor(environment).run(named))
+    parse_parameter_options(parameters)
+    return wait_for(Supervisor(environment).run(named, parameters))
 
 
 def _run(

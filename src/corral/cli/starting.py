@@ -1,5 +1,6 @@
 """What starting servers takes and says: the lines they print once they answer, what to do about a taken port, `NAME=FILE`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,21 @@ def parse_model_option(text: str) -> tuple[str, Path]:
     if not path.is_file():
         raise Failed(f"there is no file {file}")
     return name, path
+
+
+def parse_parameter_options(texts: Sequence[str]) -> dict[str, object]:
+    """`NAME VALUE` of each, as behind a Modelfile's PARAMETER. Raises: Failed."""
+    from corral.wire.errors import CorralError
+    from corral.wire.modelfile import parse_parameter
+
+    parameters: dict[str, object] = {}
+    for text in texts:
+        name, _, value = text.strip().partition(" ")
+        try:
+            parameters[name] = parse_parameter(name, value.strip())
+        except CorralError as error:
+            raise Failed(f"--parameter {text!r}: {error.message}", 'such as --parameter "num_predict 1024"', status=2) from error
+    return parameters
 
 
 def taken_text(address: "Address") -> str:

@@ -36,12 +36,12 @@ class Supervisor:
         self._settings = environment.settings
         self._children: list[_Child] = []
 
-    async def run(self, models: Sequence[tuple[str, Path]]) -> int:
+    async def run(self, models: Sequence[tuple[str, Path]], parameters: Sequence[str]) -> int:
         """Returns the exit status."""
         self._check_ports()
         with _signals() as signals:
             stopping = asyncio.create_task(signals.get())
-            work = asyncio.create_task(self._start_and_watch(models))
+            work = asyncio.create_task(self._start_and_watch(models, parameters))
             try:
                 await asyncio.wait([stopping, work], return_when=asyncio.FIRST_COMPLETED)
                 if not work.done():
@@ -65,8 +65,8 @@ class Supervisor:
             except CorralError as error:
                 raise Failed(taken_text(address), advice) from error
 
-    async def _start_and_watch(self, models: Sequence[tuple[str, Path]]) -> int:
-        if models and (status := await self._install(models)) != 0:
+    async def _start_and_watch(self, models: Sequence[tuple[str, Path]], parameters: Sequence[str]) -> int:
+        if models and (status := await self._install(models, parameters)) != 0:
             return status
         # The hub beside us is the one to use, unless the person names another.
         environ = {**self._environ, "CORRAL_HUB": self._settings.hub or self._settings.public_url}
@@ -79,9 +79,9 @@ class Supervisor:
             local.cancel()
         return await self._watch()
 
-    async def _install(self, models: Sequence[tuple[str, Path]]) -> int:
+    async def _install(self, models: Sequence[tuple[str, Path]], parameters: Sequence[str]) -> int:
         """Install models in a process of its own, which keeps this one small and writes its progress to the terminal itself."""
-        arguments = [f"{name}={path}" for name, path in models]
+        arguments = [*(f"--parameter={text}" for text in parameters), *(f"{name}={path}" for name, path in models)]
         process = await asyncio.create_subprocess_exec(*_corral("install", *arguments), env=self._environ)
         try:
             return await process.wait()

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,12 +157,14 @@ async def registry_client(settings: Settings) -> "AsyncIterator[RegistryClient]"
         yield RegistryClient(transport, sleep=asyncio.sleep, entropy=entropy)
 
 
-async def install_model(settings: Settings, name: str, path: Path, progress: Callable[[int, int], None]) -> None:
+async def install_model(
+    settings: Settings, name: str, path: Path, progress: Callable[[int, int], None], *, parameters: Mapping[str, object]
+) -> None:
     """Have a GGUF file installed on this machine under that name; quick when it is so already. progress: (bytes done, bytes in
-    all), called from a thread. Raises: bad_request for what is not GGUF."""
+    all), called from a thread. parameters: PARAMETERs of a model that is new. Raises: bad_request for what is not GGUF."""
     from corral.wire.names import parse_name
 
-    await _local_store(settings).install_gguf(parse_name(name), path, progress)
+    await _local_store(settings).install_gguf(parse_name(name), path, progress, parameters=parameters)
 
 
 def _local_store(settings: Settings, in_use: Callable[[], Iterable[str]] = tuple) -> "HomeModels":

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -412,7 +412,9 @@ def _openness(is_public: bool) -> str:
     return "public" if is_public else "private"
 
 
-async def publish_model(settings: Settings, name: str, path: Path, progress: Callable[[int, int], None]) -> None:
+async def publish_model(
+    settings: Settings, name: str, path: Path, progress: Callable[[int, int], None], *, parameters: Mapping[str, object]
+) -> None:
     """Have a GGUF file in this machine's hub and offered under that name, public where it is new; quick when it is there.
     Raises: as install_model."""
     from corral.wire.names import parse_name
@@ -423,4 +425,4 @@ async def publish_model(settings: Settings, name: str, path: Path, progress: Cal
         is_new = not await _is_offered(services, shown)
         audited = _audited(services, "model.host", shown, note="from a file") if is_new else contextlib.nullcontext()
         async with audited:
-            await services.hosted.publish_gguf(parse_name(name), path, progress, is_public=True)
+            await services.hosted.publish_gguf(parse_name(name), path, progress, is_public=True, parameters=parameters)

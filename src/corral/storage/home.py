@@ -75,13 +75,16 @@ class HomeModels:
             return seen[1]
         return await asyncio.to_thread(self._get, name)
 
-    async def install_gguf(self, name: ModelName, path: Path, progress: Progress) -> Model:
+    async def install_gguf(
+        self, name: ModelName, path: Path, progress: Progress, *, parameters: Mapping[str, object] | None = None
+    ) -> Model:
         """Have the GGUF file at that path installed under that name; at once when it already is.
 
-        A model of that name with other weights is replaced; the name keeps the spelling it has. progress is called from a thread.
+        A model of that name with other weights is replaced; the name keeps the spelling it has. parameters: PARAMETERs
+        of a model that is new. progress is called from a thread.
         Canceling stops the work; at most a blob that no manifest names stays behind. Raises: as `ModelBlobs.import_gguf`.
         """
-        return await in_thread_reporting(partial(self._install, name, path), progress)
+        return await in_thread_reporting(partial(self._install, name, path, parameters), progress)
 
     # ── Changing manifests ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -212,9 +215,9 @@ class HomeModels:
         found, _ = self._seen.get(name, (None, None))
         return found if found is not None and found.is_unchanged else None
 
-    def _install(self, name: ModelName, path: Path, progress: Progress) -> Model:
+    def _install(self, name: ModelName, path: Path, parameters: Mapping[str, object] | None, progress: Progress) -> Model:
         current = self._current(name)
-        body = self._models.import_gguf(path, progress, current=current)
+        body = self._models.import_gguf(path, progress, current=current, parameters=parameters)
         if body != current:
             self._locked(self._tree.write, name, body)
         installed = self._get(name)

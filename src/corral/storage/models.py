@@ -116,11 +116,14 @@ class ModelBlobs:
         self._facts.put(digest, facts)
         return facts
 
-    def import_gguf(self, path: Path, progress: Progress, *, current: bytes | None) -> bytes:
+    def import_gguf(
+        self, path: Path, progress: Progress, *, current: bytes | None, parameters: Mapping[str, object] | None = None
+    ) -> bytes:
         """Put a GGUF file, and the config that describes it, into the store; the manifest's bytes, to be stored by the caller.
 
         current: the manifest that has the name now. It is the answer when its weights are this very file: what else it holds, a
-        template or parameters, was somebody's wish. A file that was taken in before is not read again until it changes.
+        template or parameters, was somebody's wish. parameters: of a model that is new. A file that was taken in before is not
+        read again until it changes.
         Raises: not_found, bad_request (with a sentence on what the file is instead), conflict, storage_full, unavailable.
         """
         known = self._blobs.known(path)
@@ -140,8 +143,10 @@ class ModelBlobs:
             file_type=facts.quantization,
         )
         described = self._blobs.put_bytes(manifest.format_config(config, [weights.digest]))
-        layers = (_layer(weights, manifest.MODEL_LAYER),)
-        return manifest.format_manifest(Manifest(config=_layer(described, manifest.CONFIG_TYPE), layers=layers))
+        layers = [_layer(weights, manifest.MODEL_LAYER)]
+        if parameters:
+            layers.append(_layer(self._blobs.put_bytes(manifest.format_params(parameters)), manifest.PARAMS_LAYER))
+        return manifest.format_manifest(Manifest(config=_layer(described, manifest.CONFIG_TYPE), layers=tuple(layers)))
 
     def _read_note(self, digest: Digest) -> WeightFacts | None:
         try:

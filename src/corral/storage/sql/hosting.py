@@ -133,18 +133,26 @@ class SqlHosting:
         query = sa.delete(hosted_models).where(hosted_models.c.name == _key_of(name))
         return await self._database.write(lambda connection: connection.execute(query).rowcount > 0)
 
-    async def publish_gguf(self, name: ModelName, path: Path, progress: Progress, *, is_public: bool) -> HostedModel:
+    async def publish_gguf(
+        self,
+        name: ModelName,
+        path: Path,
+        progress: Progress,
+        *,
+        is_public: bool,
+        parameters: Mapping[str, object] | None = None,
+    ) -> HostedModel:
         """Have the GGUF file at that path in a repository of this hub and offered under that name; at once when it already is.
 
         The host of the name does not matter. A tag with other weights is moved. is_public: for what is new here; who may see a
-        repository that exists, and who may run what is offered, stays as it is. progress is called from a thread. Raises: as
-        `ModelBlobs.import_gguf`, and unavailable.
+        repository that exists, and who may run what is offered, stays as it is. parameters: PARAMETERs of a model that is new.
+        progress is called from a thread. Raises: as `ModelBlobs.import_gguf`, and unavailable.
         """
         name = dataclasses.replace(name, host=DEFAULT_HOST)
         current = await self._database.read(partial(_manifest_of, name=name))
         if current is not None and not await asyncio.to_thread(self._is_readable, name, current):
             current = None
-        body = await self._place(path, current, progress)
+        body = await self._place(path, current, parameters, progress)
         hosted = await self.get(name.short)
         if body != current or hosted is None or hosted.model is None:
             await self._database.write(partial(_publish, new=self._new(name, body, is_public=is_public)))
@@ -153,14 +161,17 @@ class SqlHosting:
             raise CorralError("conflict", f"model '{name.short}' was withdrawn while it was being published")
         return hosted
 
-    async def _place(self, path: Path, current: bytes | None, progress: Progress) -> bytes:
+    async def _place(
+        self, path: Path, current: bytes | None, parameters: Mapping[str, object] | None, progress: Progress
+    ) -> bytes:
         """Have the file's blobs in the store, leased; the manifest.
 
         Their digests are known only when they are there, so they are leased then, and put there once more if they were collected
         just before. Raises: as publish_gguf.
         """
         for _ in range(_TRIES):
-            body = await in_thread_reporting(partial(self._models.import_gguf, path, current=current), progress)
+            work = partial(self._models.import_gguf, path, current=current, parameters=parameters)
+            body = await in_thread_reporting(work, progress)
             sizes = {blob.digest: blob.size_bytes for blob in parse_manifest(body).blobs}
             if await self._lease(sizes) and await asyncio.to_thread(self._has, sizes):
                 return body
