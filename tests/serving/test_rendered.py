@@ -1,6 +1,8 @@
 """Chats whose prompt a Go template makes: which template it is, the prompt, and thoughts and calls told apart."""
 
 import asyncio
+import dataclasses
+import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -14,8 +16,9 @@ from corral.core.ports import ChatCall, Chunk, CompletionCall, Finish, LoadOptio
 from corral.core.records import Capability, Model, ModelDetails
 from corral.engines.llamacpp import LlamaCppEngine, LlamaRunner
 from corral.serving.inference import Inference
-from corral.serving.rendered import rendered_call, template_for
+from corral.serving.rendered import RenderedCall, rendered_call, template_for
 from corral.wire.errors import CorralError
+from corral.wire.goprompt import GoPrompt, go_prompt
 from corral.wire.inventory import show_body
 from corral.wire.native import ChatRequest, GenerateRequest, Message, ToolCall, ToolCallFunction
 from fakes import NOON, FakeClock, SeededEntropy
@@ -271,6 +274,52 @@ async def test_oldest_messages_are_left_out_of_a_chat_that_is_too_long() -> None
     assert kitchen.prompt == " s 4 5 6 7"
     with pytest.raises(CorralError, match="the prompt is longer than the context length"):
         await kitchen.chat("1 2 3", "4 5 6", "7", truncate=False)
+
+
+class Noted(GoPrompt):
+    """Notes whether its prompts were made where the event loop runs."""
+
+    __slots__ = ("inline",)
+
+    def chat(self, *args: Any, **kwargs: Any) -> str:
+        self.inline.append(threading.current_thread() is threading.main_thread())
+        return super().chat(*args, **kwargs)
+
+
+def noted(template: str, turns: int = 20) -> tuple[RenderedCall, list[bool]]:
+    prompt = go_prompt(template)
+    made = Noted(**{part.name: getattr(prompt, part.name) for part in dataclasses.fields(prompt)})
+    inline: list[bool] = []
+    object.__setattr__(made, "inline", inline)
+    messages = [Message(role=("user", "assistant")[index % 2], content="x") for index in range(turns)]
+    call = RenderedCall(template=made, messages=messages, tools=None, think=None, today=NOON.date())
+    return call, inline
+
+
+EACH = "{{ range $.Messages }}"
+
+
+async def test_t107_template_that_takes_many_steps_for_few_messages_is_run_where_nobody_waits_for_it() -> None:
+    quick, inline = noted(go_templates.QWEN_TOOLS_THINKING)
+    assert (await quick.prompt()).count("<|im_start|>") == 20
+    assert inline == [True]
+    slow, inline = noted(EACH * 3 + "{{ .Content }}" + "{{ end }}" * 3)
+    assert await slow.prompt() == "x" * 20**3
+    assert inline == [True, False]
+
+
+async def test_t107_template_that_takes_too_many_steps_is_refused_by_the_thread() -> None:
+    endless, inline = noted(EACH * 5 + "{{ .Content }}" + "{{ end }}" * 5)
+    with pytest.raises(CorralError, match="takes too many steps"):
+        await endless.prompt()
+    assert inline == [True, False]
+
+
+async def test_template_that_fails_within_few_steps_fails_at_once() -> None:
+    wrong, inline = noted("{{ .Messages.x }}")
+    with pytest.raises(CorralError):
+        await wrong.prompt()
+    assert inline == [True]
 
 
 async def test_old_thoughts_are_not_sent_back_by_models_that_once_kept_them() -> None:

@@ -10,6 +10,7 @@ import pytest
 import go_templates
 from corral.wire.errors import CorralError
 from corral.wire.goprompt import check_template, go_prompt, with_places
+from corral.wire.gotemplate import MAX_STEPS, Allowance
 from corral.wire.native import ChatRequest, Message, decode
 from corral.wire.options import Think
 
@@ -83,6 +84,16 @@ def test_chat_becomes_the_prompt_that_ollama_makes(template: str, turns: list[tu
 def test_thinking_is_told_to_the_template(think: Think, shown: str) -> None:
     for ending in ("{{ range .Messages }}{{ end }}", "{{ .Prompt }}"):
         assert chat("{{ .Think }}|{{ .ThinkLevel }}|{{ .IsThinkSet }}" + ending, (U, ""), think=think) == shown
+
+
+def test_t107_turns_share_what_a_template_may_do() -> None:
+    turns = [Message(role=(U, A)[index % 2], content="x" * 100) for index in range(40)]
+    prompt = go_prompt("{{ .Prompt }}" * 20 + "{{ .Response }}")
+    whole = Allowance()
+    prompt.chat(turns, None, None, today=TODAY, allowance=whole)
+    assert MAX_STEPS - whole.steps > 20 * 20
+    with pytest.raises(CorralError, match="too many steps"):
+        prompt.chat(turns, None, None, today=TODAY, allowance=Allowance(steps=200))
 
 
 def test_infill_knows_prompt_and_suffix_only() -> None:

@@ -22,6 +22,7 @@ from corral.serving.rendered import (
     RenderedCall,
     completion_sampling,
     described,
+    made_by_template,
     prompt_read,
     rendered_call,
     rendered_events,
@@ -215,7 +216,7 @@ class Inference:
             return raw, None
         if request.suffix:
             # Whether the model has markers for the gap only the engine knows for sure, so it is asked (docs/divergences.md).
-            prompt = _infill(model, request, think, self._clock.now().date())
+            prompt = await _infill(model, request, think, self._clock.now().date())
             asked = CompletionCall(prompt=request.prompt, suffix=request.suffix, grammar_schema=schema, sampling=sampling)
             rendered = CompletionCall(prompt=prompt, grammar_schema=schema, sampling=sampling) if prompt else None
             return (rendered, None) if rendered and request.template else (asked, rendered)
@@ -490,12 +491,13 @@ def _default_template(model: Model) -> str:
     return DEFAULT_TEMPLATE if model.weights and not (model.template or model.chat_template) else ""
 
 
-def _infill(model: Model, request: GenerateRequest, think: Think, today: date) -> str:
+async def _infill(model: Model, request: GenerateRequest, think: Think, today: date) -> str:
     """The prompt that a Go template makes of prompt and suffix; empty when there is none that knows of a suffix."""
     template = request.template or model.template
     if not model.weights or (not request.template and "suffix" not in go_fields(template)):
         return ""
-    return go_prompt(template).infill(request.prompt, request.suffix, think, today=today)
+    made = partial(go_prompt(template).infill, request.prompt, request.suffix, think, today=today)
+    return await made_by_template(lambda allowance: made(allowance=allowance))
 
 
 async def _debug_info(runner: Runner, call: Call, images: Sequence[bytes]) -> DebugInfo:

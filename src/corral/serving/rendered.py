@@ -7,7 +7,7 @@ ollama server/routes.go, server/prompt.go, server/images.go, fb30760.
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -19,7 +19,9 @@ import msgspec
 from corral.core.ports import ChatCall, Chunk, CompletionCall, Finish, Runner, Sampling
 from corral.core.records import Capability, Model
 from corral.serving.fitting import fitted_events
+from corral.wire.errors import CorralError
 from corral.wire.goprompt import ANY_OBJECT, GoPrompt, go_prompt, with_places
+from corral.wire.gotemplate import Allowance
 from corral.wire.native import Message
 from corral.wire.options import Think
 from corral.wire.splitting import CallSplitter, ThinkingSplitter
@@ -33,8 +35,9 @@ _SPECIAL = re.compile(r"<[^>]+>|\[[^\]]+\]")
 _THINK_TAGS = ("<think>", "</think>")
 _CALL_TAG = "<tool_call>"
 _HARMONY = ("gptoss", "gpt-oss")
-#: Up to here a prompt is made in less than a few milliseconds.
-_FEW_MESSAGES, _FEW_CHARACTERS = 64, 256 * 1024
+#: Up to here a prompt is made in less than a few milliseconds, by any template that people use: the most elaborate one known
+#: takes 2600 steps for so many messages. Whoever wrote the template may have meant it to take long, so the steps are bounded too.
+_FEW_MESSAGES, _FEW_CHARACTERS, _FEW_STEPS = 64, 256 * 1024, 4000
 #: Ollama's names of parsers whose models think between those tags, and call behind that one, in JSON. What other names stand for,
 #: known or not, is read by the engine, by the template inside the weights (docs/divergences.md).
 _PARSERS_OF_TAGS = frozenset(
@@ -102,11 +105,12 @@ class RenderedCall:
         template does wrong."""
         characters = sum(len(message.content) for message in self.messages)
         if len(self.messages) <= _FEW_MESSAGES and characters <= _FEW_CHARACTERS:
-            return self._rendered()
-        return await asyncio.to_thread(self._rendered)
+            return await made_by_template(self._rendered)
+        return await asyncio.to_thread(self._rendered, Allowance())
 
-    def _rendered(self) -> str:
-        return self.template.chat(with_places(self.messages)[0], self.tools, self.think, today=self.today)
+    def _rendered(self, allowance: Allowance) -> str:
+        messages = with_places(self.messages)[0]
+        return self.template.chat(messages, self.tools, self.think, today=self.today, allowance=allowance)
 
     @property
     def media(self) -> list[bytes]:
@@ -129,6 +133,17 @@ class RenderedCall:
         """The chat without the first so many messages, except those of the system among them."""
         kept = [message for message in self.messages[:count] if message.role == "system"]
         return replace(self, messages=[*kept, *self.messages[count:]])
+
+
+async def made_by_template(make: Callable[[Allowance], str]) -> str:
+    """What a template makes of little: at once where few steps do, else in a thread, from the start. Raises: as `make`."""
+    few = Allowance(steps=_FEW_STEPS)
+    try:
+        return make(few)
+    except CorralError:
+        if few.steps >= 0:
+            raise
+    return await asyncio.to_thread(make, Allowance())
 
 
 def rendered_call(

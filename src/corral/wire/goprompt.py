@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from corral.wire.errors import CorralError
 from corral.wire.gosyntax import parse
-from corral.wire.gotemplate import execute
+from corral.wire.gotemplate import Allowance, execute
 from corral.wire.gotree import (
     Action,
     Branch,
@@ -52,11 +52,20 @@ class GoPrompt:
     thinking_tags: tuple[str, str]
     call_tag: str
 
-    def chat(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None, think: Think, *, today: date) -> str:
-        """The prompt for a chat. tools: None when none were mentioned. Raises: bad_request for what the template does wrong."""
+    def chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None,
+        think: Think,
+        *,
+        today: date,
+        allowance: Allowance | None = None,
+    ) -> str:
+        """The prompt for a chat. tools: None when none were mentioned. allowance: of work, None for as much as there is. Raises:
+        bad_request for what the template does wrong, and when the allowance is used up."""
         system, turns = _collated(messages)
         if "messages" not in self.fields:
-            return self._turns(turns, think, today)
+            return self._turns(turns, think, today, allowance or Allowance())
         data = {
             "System": system,
             "Messages": [_message(turn) for turn in turns],
@@ -64,19 +73,19 @@ class GoPrompt:
             "Response": "",
             **_thinking(think),
         }
-        return execute(self.template, data, today=today)
+        return execute(self.template, data, today=today, allowance=allowance)
 
-    def infill(self, prompt: str, suffix: str, think: Think, *, today: date) -> str:
+    def infill(self, prompt: str, suffix: str, think: Think, *, today: date, allowance: Allowance | None = None) -> str:
         """The prompt for what belongs between two texts. Raises: as chat."""
         data = {"Prompt": prompt, "Suffix": suffix, "Response": "", **_thinking(think)}
-        return execute(self.template, data, today=today)
+        return execute(self.template, data, today=today, allowance=allowance)
 
-    def _turns(self, messages: Sequence[Message], think: Think, today: date) -> str:
+    def _turns(self, messages: Sequence[Message], think: Think, today: date, allowance: Allowance) -> str:
         rendered: list[str] = []
         turn = {"System": "", "Prompt": "", "Response": ""}
 
         def run(template: Template) -> None:
-            rendered.append(execute(template, {**turn, **_thinking(think)}, today=today))
+            rendered.append(execute(template, {**turn, **_thinking(think)}, today=today, allowance=allowance))
             turn.update(System="", Prompt="", Response="")
 
         for message in messages:

@@ -10,6 +10,7 @@ for the four functions it adds.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import lru_cache
 from typing import Any
@@ -53,15 +54,24 @@ NO_VALUE = "<no value>"
 _TYPES = {str: "string", bool: "bool", int: "int", float: "float64"}
 
 
+@dataclass(slots=True)
+class Allowance:
+    """What executions may still do, all that share one taken together. steps: below zero when they wanted more."""
+
+    steps: int = MAX_STEPS
+    characters: int = MAX_CHARACTERS
+
+
 @lru_cache(maxsize=64)
 def parsed(text: str) -> Template:
     """The tree of a template, kept for the next request. Raises: bad_request."""
     return parse(text)
 
 
-def execute(template: Template, data: Mapping[str, Any], *, today: date) -> str:
-    """What a template makes of data. Raises: bad_request with the line for whatever goes wrong in it, limits included."""
-    run = _Run(template.defined, data, today)
+def execute(template: Template, data: Mapping[str, Any], *, today: date, allowance: Allowance | None = None) -> str:
+    """What a template makes of data. allowance: used up as it runs; None for a whole one. Raises: bad_request with the line for
+    whatever goes wrong in it, limits included."""
+    run = _Run(template.defined, data, today, allowance or Allowance())
     try:
         run.walk(template.root, data)
     except RecursionError as error:  # the depth is bounded well below; this is for data that is nested deeply
@@ -72,28 +82,27 @@ def execute(template: Template, data: Mapping[str, Any], *, today: date) -> str:
 class _Run:
     """One execution. out: the pieces of the result. line: of the action that is being run."""
 
-    def __init__(self, defined: Mapping[str, tuple[Node, ...]], data: Any, today: date) -> None:
+    def __init__(self, defined: Mapping[str, tuple[Node, ...]], data: Any, today: date, allowance: Allowance) -> None:
         self.out: list[str] = []
         self._defined = defined
         self._today = today
         self._variables: list[tuple[str, Any]] = [("$", data)]
         self._line = 1
-        self._steps = MAX_STEPS
-        self._characters = MAX_CHARACTERS
+        self._allowance = allowance
         self._depth = 0
 
     # ── Limits ──
 
     def spend(self, steps: int = 1) -> None:
         """Count work."""
-        self._steps -= steps
-        if self._steps < 0:
+        self._allowance.steps -= steps
+        if self._allowance.steps < 0:
             raise self._fault("takes too many steps")
 
     def made(self, text: str) -> str:
         """Count characters that were made."""
-        self._characters -= len(text)
-        if self._characters < 0:
+        self._allowance.characters -= len(text)
+        if self._allowance.characters < 0:
             raise self._fault("makes too much text")
         return text
 
