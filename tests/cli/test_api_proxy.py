@@ -166,8 +166,9 @@ def test_server_at_ollama_host_is_asked_through_the_proxy(tunnel: type[Tunnel], 
 
 
 def test_certificate_is_checked_behind_the_proxy(tunnel: type[Tunnel]) -> None:
-    with pytest.raises(Failed, match=r"TLS certificate of https://other\.example"):
+    with pytest.raises(Failed, match=r"TLS certificate of https://other\.example") as failed:
         ServerApi.of_hub("https://other.example", KEY, rules(tunnel)).get("/x")
+    assert "SSL_CERT_FILE" in failed.value.advice
 
 
 def test_proxy_that_refuses_is_named_without_its_password(tunnel: type[Tunnel]) -> None:

@@ -23,8 +23,17 @@ def test_default_hub_out_of_reach_says_how_to_choose_another(
     assert run([command], {"HOME": str(tmp_path), "OLLAMA_HOST": NOBODY}) == 1
     assert capsys.readouterr().err == (
         f"Error: could not reach the hub http://{NOBODY}: connection refused; no other hub was chosen\n"
-        "→ start one with `corral up`, or name it with --hub URL\n"
+        "→ to use a hub of your own: corral signin --hub URL (corral up starts one)\n"
     )
+
+
+def test_default_hub_of_the_local_server_out_of_reach_says_so_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(settings, "DEFAULT_HUB", f"http://{NOBODY}")
+    with fake_server({"GET /api/status": (200, {"hub": f"http://{NOBODY}"})}) as server:
+        assert run(["whoami"], {"HOME": str(tmp_path), "OLLAMA_HOST": server.host}) == 1
+    assert capsys.readouterr().err.endswith("→ to use a hub of your own: corral signin --hub URL (corral up starts one)\n")
 
 
 def test_chosen_hub_out_of_reach_gets_no_such_advice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -573,7 +573,7 @@ async def test_large_body_travels_whole_and_large_errors_are_cut(session: aiohtt
     ("error", "words"),
     [
         (aiohttp.ClientSSLError(None, OSError(1, "x")), "TLS"),  # type: ignore[arg-type]
-        (ssl.SSLError(1, "x"), "TLS"),
+        (ssl.SSLError(1, "x"), "SSL_CERT_FILE, for the local server too"),
         (TimeoutError(), "in time"),
         (aiohttp.ConnectionTimeoutError(), "in time"),
         (aiohttp.ServerDisconnectedError(), "without an answer"),

@@ -188,7 +188,8 @@ class ServerApi:
             connection.connect()
         except ssl.SSLError as error:
             connection.close()
-            raise Failed(f"the TLS certificate of {self.url} was not accepted: {error.reason}") from error
+            text = f"the TLS certificate of {self.url} was not accepted: {error.reason}"
+            raise Failed(text, "check the address; an authority of your own goes into SSL_CERT_FILE") from error
         except OSError as error:
             connection.close()
             if proxy is not None:

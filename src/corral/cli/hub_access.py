@@ -107,19 +107,20 @@ class HubAccess:
 
 @contextlib.asynccontextmanager
 async def hub_access(environment: Environment, option: str) -> AsyncIterator[HubAccess]:
-    """Requests to the hub that `chosen_hub` finds, else to ollama.com. Raises: Failed when that default cannot be reached."""
+    """Requests to the hub that `chosen_hub` finds, else to ollama.com. Raises: Failed when that default cannot be reached and
+    nobody named it."""
     from corral.main.shared import hub_client, hub_memory
     from corral.settings import DEFAULT_HUB
     from corral.wire.errors import CorralError
 
     settings = environment.settings
-    chosen = chosen_hub(environment, option)
-    hub = chosen or DEFAULT_HUB
+    # A local server that was told of no hub uses the default one as well.
+    hub = chosen_hub(environment, option) or DEFAULT_HUB
     async with hub_client(settings, hub) as client:
         try:
             yield HubAccess(hub, client, hub_memory(settings), settings)
         except CorralError as error:
-            if chosen or error.code != "upstream_failed":
+            if option or settings.hub or hub != DEFAULT_HUB or error.code != "upstream_failed":
                 raise
             message = f"{error.message.partition(' → ')[0]}; no other hub was chosen"
-            raise Failed(message, "start one with `corral up`, or name it with --hub URL") from error
+            raise Failed(message, "to use a hub of your own: corral signin --hub URL (corral up starts one)") from error

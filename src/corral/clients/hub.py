@@ -425,7 +425,11 @@ def reason_of(error: Exception) -> str:
         case aiohttp.ClientConnectorDNSError():
             return "its host name is not known → check the address, or the network"
         case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError() | ssl.SSLError():
-            return "its TLS certificate or handshake was not accepted → check the address and the certificate"
+            # Of two processes, the one that says this is the one whose environment counts.
+            return (
+                "its TLS certificate or handshake was not accepted → check the address; an authority of your own goes into "
+                "SSL_CERT_FILE, for the local server too (start it anew)"
+            )
         case aiohttp.ServerDisconnectedError():
             return "it closed the connection without an answer → look at its log"
         case TimeoutError() | aiohttp.ServerTimeoutError():
