@@ -194,3 +194,20 @@ def test_push_failure_is_told_in_words(error: str, said: str, capsys: pytest.Cap
     with fake_server({"POST /api/push": (200, [PUSHED[0], {"error": error}])}) as server:
         assert run(["push", "x"], env(server)) == 1
     assert said in capsys.readouterr().err
+
+
+class FakeTerminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_push_that_is_refused_leaves_nothing_but_the_reason_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal = '403: {"errors":[{"code":"DENIED","message":"connect SHA256:x at http://h/connect"}]}'
+    terminal = FakeTerminal()
+    monkeypatch.setattr(sys, "stderr", terminal)  # where a command talks; there is no way to hand it another one
+    with fake_server({"POST /api/push": (200, [PUSHED[0], {"error": refusal}])}) as server:
+        assert run(["push", "alice/tiny"], env(server)) == 1
+    said = terminal.getvalue()
+    behind = said.rpartition("retrieving manifest")[2]
+    assert "\x1b[2K\x1b[A\r\x1b[2K" in behind.partition("Error:")[0]
+    assert said.count("http://h/connect") == 1

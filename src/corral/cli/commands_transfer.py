@@ -112,11 +112,16 @@ def push(environment: Environment, model: str, insecure: bool, is_private: bool,
     body: dict[str, Any] = {"model": model, "name": model, "insecure": insecure}
     if is_private or is_public:
         body["visibility"] = "private" if is_private else "public"
+    view = TransferView("pushing", monotonic=time.monotonic)
     try:
         with contextlib.closing(api.stream("/api/push", body)) as events:
-            is_done = follow(events, TransferView("pushing", monotonic=time.monotonic))
+            is_done = follow(events, view)
     except ApiError as error:
-        raise _push_failed(error) from error
+        refusal = _push_failed(error)
+        if refusal is not error:
+            # Nothing was sent, so there is no progress to be seen beside the reason.
+            view.forget()
+        raise refusal from error
     if not is_done:
         raise Failed("the server stopped before the model was sent", "run it again; what was sent is kept")
     _tell_where(api, model)
