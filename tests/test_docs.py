@@ -8,6 +8,9 @@ import click
 import pytest
 
 from corral.cli.app import root
+from corral.cli.scopes import WORDS
+from corral.core.records import Scope
+from corral.edges.pages import SCOPE_LABELS
 from tooling import tool_module
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,6 +21,13 @@ PLANNED = ("corral doctor", "corral hub backup")
 
 def test_reference_is_what_the_code_says() -> None:
     assert (ROOT / "docs/reference.md").read_text() == tool_module("make_reference").page(), "→ make reference"
+
+
+def test_scopes_are_told_once_in_all_their_words() -> None:
+    page = (ROOT / "docs/concepts.md").read_text()
+    for word, name in WORDS.items():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+        assert row.startswith(f"| `{name}` | `{word}` | {SCOPE_LABELS[Scope(name)]} | ")
 
 
 def shown_commands(page: Path) -> list[str]:

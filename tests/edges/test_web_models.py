@@ -1,6 +1,7 @@
 """The front page, listings, search, and the pages of namespaces and models."""
 
 import re
+from html import unescape
 from urllib.parse import quote
 
 import pytest
@@ -55,6 +56,15 @@ async def test_front_page_shows_models_and_commands_that_fit_them(site: Site) ->
     assert "corral signin --hub http://localhost:11435" in page.text
     assert "corral run gemma3:270m-cloud" in page.text
     assert '"model":"gemma3:270m"' in page.text
+
+
+async def test_front_page_shows_programs_that_ask_and_print(site: Site) -> None:
+    page = await Browser(site).get("/")
+    for name in ("python", "openai"):
+        (program,) = re.findall(f'<code id="{name}">(.*?)</code>', page.html, flags=re.DOTALL)
+        compile(unescape(program), name, "exec")
+        assert "gemma3:270m" in program
+        assert program.splitlines()[-1].startswith("print(")
 
 
 async def test_front_page_of_an_empty_hub_says_how_to_fill_it() -> None:
