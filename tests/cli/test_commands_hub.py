@@ -10,6 +10,7 @@ import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import click.termui
 import pytest
 
 from corral.cli.app import run
@@ -209,6 +210,31 @@ def test_quota_of_a_repository_is_set_by_an_existing_name_and_a_size(
     assert "'lots' is no size" in capsys.readouterr().err
     assert run(["hub", "quota", "alice/tiny", "20GB"], env) == 1
     assert "repository unknown" in capsys.readouterr().err
+
+
+def test_quota_without_a_size_shows_it_and_what_is_used(env: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert run(["hub", "quota", "Bob"], env) == 0
+    assert capsys.readouterr().out == "account  bob\nquota    none\nused     0 B\n"
+    assert run(["hub", "quota", "bob", "20GB"], env) == 0
+    assert run(["hub", "quota", "bob"], env) == 0
+    assert capsys.readouterr().out == "account  bob\nquota    20 GB\nused     0 B\n"
+    assert run(["hub", "quota", "bob", ""], env) == 2
+    assert run(["hub", "quota", "carol"], env) == 1
+    assert run(["hub", "quota", "bob/tiny"], env) == 1
+    assert "repository unknown" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["add", "carol"], ["passwd", "bob"]])
+def test_rule_for_passwords_is_told_before_one_is_asked_for(
+    words: list[str], env: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "stdin", _Terminal(""))
+    # click reads a hidden answer from the terminal itself, which a test does not have.
+    monkeypatch.setattr(click.termui, "hidden_prompt_func", lambda prompt: "correct horse battery")
+    assert run(["hub", "user", *words], env) == 0
+    assert capsys.readouterr().err.startswith("A password needs at least 15 characters; several words are a good one.\n")
 
 
 def test_quota_of_an_account_is_set_shown_and_taken_back(env: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,6 +41,13 @@ def test_chosen_hub_out_of_reach_gets_no_such_advice(tmp_path: Path, capsys: pyt
     assert "no other hub" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["signin", "whoami"])
+def test_empty_hub_is_wrong_usage(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([command, "--hub", ""], {"HOME": str(tmp_path), "OLLAMA_HOST": NOBODY}) == 2
+    said = f'Error: invalid argument for "--hub" flag: it is empty; give a hub\'s address\n→ corral {command} --help\n'
+    assert capsys.readouterr().err == said
+
+
 STRANGER = {"error": "unauthorized"}
 
 

@@ -97,6 +97,7 @@ CASES = [
         "corral pull --help",
     ),
     usage("nope", 'unknown command "nope" for "corral"', "corral --help"),
+    usage("version", 'unknown command "version" for "corral"', "corral --version"),
     usage("lis", 'unknown command "lis" for "corral"', "did you mean corral list?"),
     usage("hub use", 'unknown command "use" for "corral hub"', "did you mean corral hub user?"),
     usage("hub user add", "accepts 1 arg(s), received 0", "corral hub user add --help"),

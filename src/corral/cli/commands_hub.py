@@ -72,10 +72,10 @@ async def _active(hub: "HubServices", user: str) -> "Account":
 @pass_environment
 def user_add(environment: Environment, name: str, email: str, admin: bool, password_stdin: bool) -> None:
     """Create an account called NAME. Where there is no hub yet, this sets it up in CORRAL_HOME."""
-    from corral.main.services import has_hub, open_hub_services
+    from corral.main.services import has_hub, open_hub_services, password_rule
 
     is_new = not has_hub(environment.settings)
-    password = secret_from(password_stdin, prompt="Password", option="--password-stdin", confirm=True)
+    password = secret_from(password_stdin, prompt="Password", option="--password-stdin", confirm=True, rule=password_rule())
 
     async def add() -> "Account":
         async with open_hub_services(environment.settings) as hub:
@@ -125,7 +125,10 @@ def user_enable(environment: Environment, name: str) -> None:
 @pass_environment
 def user_passwd(environment: Environment, name: str, password_stdin: bool) -> None:
     """Set an account's password. Its browser sessions end."""
-    password = secret_from(password_stdin, prompt="New password", option="--password-stdin", confirm=True)
+    from corral.main.services import password_rule
+
+    rule = password_rule()
+    password = secret_from(password_stdin, prompt="New password", option="--password-stdin", confirm=True, rule=rule)
     _with_hub(environment, lambda hub: hub.accounts.set_password(name, password))
     render.say(f"Set the password of {render.plain(name)}.")
 
@@ -349,13 +352,21 @@ def unhost(environment: Environment, name: str) -> None:
 
 @command(variables=_HOME)
 @click.argument("name")
-@click.argument("size")
+@click.argument("size", required=False)
 @pass_environment
-def quota(environment: Environment, name: str, size: str) -> None:
-    """Say how much an account, or a repository called NAMESPACE/MODEL, may hold: a SIZE such as 20GB, or none of its own."""
-    from corral.main.services import set_quota
+def quota(environment: Environment, name: str, size: str | None) -> None:
+    """Say how much an account, or a repository called NAMESPACE/MODEL, may hold: a SIZE such as 20GB, or none of its own.
+
+    Without a SIZE, show how much that is and how much of it is used."""
+    from corral.main.services import set_quota, storage_of
     from corral.settings import parse_size
 
+    if size is None:
+        shown, use = wait_for(storage_of(environment.settings, name))
+        limit = "none" if use.quota_bytes is None else render.size(use.quota_bytes)
+        what = "repository" if "/" in shown else "account"
+        sys.stdout.write(render.facts([(what, shown), ("quota", limit), ("used", render.size(use.stored_bytes))]))
+        return
     quota_bytes = None if size == "none" else parse_size(size)
     if quota_bytes is None and size != "none":
         raise Failed(f"{size!r} is no size", "give a size such as 500MB, 20GB or 1.5TB, or none", status=2)

@@ -52,7 +52,14 @@ def json_option(command: Decorated) -> Decorated:
 def hub_option(command: Decorated) -> Decorated:
     """`--hub URL`."""
     text = "The hub to use. [default: CORRAL_HUB, else the local server's hub, else the one saved by signin, else https://ollama.com]"
-    return click.option("--hub", "hub_url", metavar="URL", default="", help=text)(command)
+    return click.option("--hub", "hub_url", metavar="URL", default="", help=text, callback=_named_hub)(command)
+
+
+def _named_hub(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    # `--hub "$HUB"` with an unset variable must not mean some other hub.
+    if not value and ctx.get_parameter_source("hub_url") is click.core.ParameterSource.COMMANDLINE:
+        raise click.BadParameter("it is empty; give a hub's address", ctx, param)
+    return value
 
 
 def wait_for(work: Coroutine[Any, Any, T]) -> T:
@@ -62,9 +69,9 @@ def wait_for(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
-def secret_from(stream_option: bool, *, prompt: str, option: str, confirm: bool = False) -> str:
+def secret_from(stream_option: bool, *, prompt: str, option: str, confirm: bool = False, rule: str = "") -> str:
     """A secret, from standard input when the option says so, else asked for on a terminal without echo. It never comes from the
-    command line, where other users can read it. Raises: Failed without a terminal."""
+    command line, where other users can read it. rule: told to whoever is asked. Raises: Failed without a terminal."""
     if stream_option:
         text = sys.stdin.readline().rstrip("\r\n")
         if not text:
@@ -72,5 +79,7 @@ def secret_from(stream_option: bool, *, prompt: str, option: str, confirm: bool 
         return text
     if not sys.stdin.isatty():
         raise Failed(f"there is no terminal to ask for the {prompt.lower()} on", f"pipe it in with {option}", status=2)
+    if rule:
+        click.echo(f"{rule[:1].upper()}{rule[1:]}.", err=True)
     text = click.prompt(prompt, hide_input=True, confirmation_prompt=confirm, err=True)
     return str(text)

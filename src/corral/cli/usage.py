@@ -3,7 +3,12 @@
 Source: the texts of cobra 1.7 and pflag, seen at ollama cmd/cmd.go, fb30760.
 """
 
+from typing import Final
+
 import click
+
+#: What other programs have a command for, and we an option.
+_OPTIONS: Final = {"version": "corral --version"}
 
 
 def usage_text(error: click.ClickException) -> tuple[str, str]:
@@ -15,7 +20,8 @@ def usage_text(error: click.ClickException) -> tuple[str, str]:
             return _unknown_option(error.option_name), _meant(error.possibilities) or help_of
         case click.exceptions.NoSuchCommand():
             path = context.command_path if context else "corral"
-            return f'unknown command "{error.command_name}" for "{path}"', _meant(_close(error), path) or help_of
+            meant = _OPTIONS.get(error.command_name, "") or _meant(_close(error), path)
+            return f'unknown command "{error.command_name}" for "{path}"', meant or help_of
         case click.BadOptionUsage():
             return f"flag needs an argument: {_as_pflag(error.option_name)}", help_of
         case click.MissingParameter(param=click.Option() as option):

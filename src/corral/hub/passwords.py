@@ -19,6 +19,7 @@ from corral.core.ports import Entropy
 from corral.wire.errors import CorralError
 
 MIN_CHARACTERS = 15
+RULE = f"a password needs at least {MIN_CHARACTERS} characters; several words are a good one"
 MAX_BYTES = 1024
 #: Fewer different characters than this make a password that is found by trying patterns.
 _MIN_DISTINCT = 5
@@ -53,7 +54,7 @@ def check_password(password: str, *, own_words: tuple[str, ...]) -> None:
     """Refuse a password that is easy to guess. own_words: the account's name and e-mail address. Raises: invalid."""
     text = _normalised(password)
     if len(text) < MIN_CHARACTERS:
-        raise _unacceptable(f"a password needs at least {MIN_CHARACTERS} characters; several words are a good one")
+        raise _unacceptable(RULE)
     if _is_easily_guessed(text.casefold(), own_words):
         raise _unacceptable("that password is easy to guess; several words that do not belong together are a good one")
 

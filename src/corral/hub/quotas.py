@@ -12,6 +12,7 @@ from corral.core.ports import AccountStore
 from corral.core.registry import RegistryFiles, RegistryStore, Repository
 from corral.hub.repositories import is_hub_namespace
 from corral.wire.errors import CorralError
+from corral.wire.repositories import RepositoryName
 from corral.wire.units import format_size
 
 #: Kept free for the database, which must still take revocations when the disk is full of blobs.
@@ -54,7 +55,7 @@ class _Limit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageUse:
-    """What a namespace takes up, and how much it may. quota_bytes: None for as much as there is."""
+    """What a namespace or a repository takes up, and how much it may. quota_bytes: None for as much as there is."""
 
     stored_bytes: int
     quota_bytes: int | None
@@ -152,6 +153,14 @@ class Quotas:
         """What is stored under a name now, uploads under way included."""
         quota_bytes = await self._quota_of_namespace(namespace)
         return StorageUse(stored_bytes=await self._store.stored_bytes(namespace), quota_bytes=quota_bytes)
+
+    async def use_of_repository(self, name: RepositoryName) -> tuple[str, StorageUse]:
+        """The repository's path, and the same of it. Raises: name_unknown."""
+        found = await self._store.repository(name.namespace, name.name)
+        if found is None:
+            raise CorralError("name_unknown")
+        stored = await self._store.stored_bytes(found.namespace, repository_id=found.id)
+        return found.path, StorageUse(stored_bytes=stored, quota_bytes=found.quota_bytes)
 
     async def check(self, repository: Repository, count: int) -> None:
         """Refuse what cannot be stored before a byte of it is read. Raises: forbidden, storage_full."""

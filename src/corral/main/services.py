@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from corral.hub.credentials import Credentials
     from corral.hub.describing import Describing
     from corral.hub.mirror import Mirror
-    from corral.hub.quotas import Quotas
+    from corral.hub.quotas import Quotas, StorageUse
     from corral.hub.registry import Registry
     from corral.hub.repositories import Repositories
     from corral.hub.sharing import SharedWork
@@ -69,6 +69,13 @@ def _database_path(settings: Settings) -> Path:
     if not url.startswith("sqlite:///"):
         raise BadSetting("CORRAL_DATABASE_URL: this release keeps its database in SQLite; use sqlite:///path or leave it out")
     return Path(url.removeprefix("sqlite:///"))
+
+
+def password_rule() -> str:
+    """What a new password has to be, in words."""
+    from corral.hub.passwords import RULE
+
+    return RULE
 
 
 def has_hub(settings: Settings) -> bool:
@@ -304,6 +311,18 @@ async def set_quota(settings: Settings, name: str, quota_bytes: int | None) -> s
         repository = parse_repository(name)
         await registry_services(settings, services).repositories.set_quota(repository, quota_bytes)
     return str(repository)
+
+
+async def storage_of(settings: Settings, name: str) -> "tuple[str, StorageUse]":
+    """What an account or one repository takes up and may take up, and its name. Raises: not_found, name_invalid, name_unknown."""
+    from corral.wire.repositories import parse_repository
+
+    async with open_existing_hub(settings) as services:
+        quotas = registry_services(settings, services).quotas
+        if "/" in name:
+            return await quotas.use_of_repository(parse_repository(name))
+        account = await services.accounts.named(name)
+        return account.name, await quotas.use_of(account.name)
 
 
 async def belongings_of(settings: Settings, name: str) -> "tuple[Account, Sequence[Repository]]":
