@@ -121,6 +121,22 @@ def test_bad_value_is_refused_in_one_sentence_that_names_the_variable(variable: 
     assert "\n" not in refused.value.message
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("library/*=https://a.example, friends=https://b.example", "rule 2 (friends=…): a rule is"),
+        ("library/*=https://a.example, hf.co/*=http://b.example", "in rule 2 (hf.co/*=…); only https"),
+        ("https://me:hunter2@r.example/?x=y", "rule 1: a rule is"),
+        ("library", "rule 1: a rule is"),
+    ],
+)
+def test_bad_mirror_rule_is_named(value: str, shown: str) -> None:
+    with pytest.raises(BadSetting) as refused:
+        settings(CORRAL_MIRROR=value)
+    assert shown in refused.value.message
+    assert "hunter2" not in refused.value.message
+
+
 def test_bad_value_that_may_hold_a_password_is_not_repeated() -> None:
     for variable, value in (
         ("CORRAL_HUB", "https://me:hunter2@hub"),

@@ -179,7 +179,7 @@ class Settings:
             quota_bytes=read.size("CORRAL_QUOTA", 0),
             max_repositories=read.count("CORRAL_MAX_REPOSITORIES", 1000),
             scrub_days=_days("CORRAL_SCRUB_DAYS", read.count("CORRAL_SCRUB_DAYS", 30)),
-            mirrors=tuple(_mirror_rule(word) for word in read.words("CORRAL_MIRROR")),
+            mirrors=tuple(_mirror_rule(number, word) for number, word in enumerate(read.words("CORRAL_MIRROR"), 1)),
             search_url=_search_url(read.text("CORRAL_SEARCH_URL")),
             is_web_fetch_on=read.choice("CORRAL_WEB_FETCH", ("off", "on")) == "on",
             web_fetch_networks=_networks("CORRAL_WEB_FETCH_NETWORKS", read.words("CORRAL_WEB_FETCH_NETWORKS")),
@@ -382,15 +382,19 @@ def _trusted_proxies(words: Sequence[str], listen: Address, public_url: str) -> 
     return proxies
 
 
-def _mirror_rule(text: str) -> MirrorRule:
-    """One rule of `CORRAL_MIRROR`, a comma-separated list of `NAMESPACE/PATTERN=URL[/PREFIX]`; see wire.mirrors."""
+def _mirror_rule(number: int, text: str) -> MirrorRule:
+    """One rule of `CORRAL_MIRROR`, a comma-separated list of `NAMESPACE/PATTERN=URL[/PREFIX]`; see wire.mirrors. number: its
+    place there, from 1."""
+    names, equals, _ = text.partition("=")
+    # The address behind it may hold a password, and so may anything that is no rule at all.
+    shown = f"rule {number} ({names.strip()}=…)" if equals and not set("@:?") & set(names) else f"rule {number}"
     try:
         rule = parse_mirror_rule(text)
     except CorralError as error:
-        raise BadSetting(f"CORRAL_MIRROR cannot be read: {error.message}") from error
+        raise BadSetting(f"CORRAL_MIRROR cannot be read at {shown}: {error.message}") from error
     # What a tag points at is only as trustworthy as the line it was asked over, and everybody gets it from us afterwards.
     if rule.base_url.startswith("http://") and not _is_loopback_url(rule.base_url):
-        raise BadSetting("CORRAL_MIRROR names an upstream by http; only https is safe beyond this machine")
+        raise BadSetting(f"CORRAL_MIRROR names an upstream by http in {shown}; only https is safe beyond this machine")
     return rule
 
 
