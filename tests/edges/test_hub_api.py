@@ -176,6 +176,7 @@ async def test_t061_key_cannot_create_one_with_wider_scopes(hub: Hub) -> None:
     _, manager = await hub.api_key(hub.alice, Scope.KEYS)
     answer = await hub.bearer(manager, "POST", "/api/keys", b'{"name":"x","scopes":["models:push"]}')
     assert answer.status == 403
+    assert answer.json()["error"].endswith("does not have: models:push → ask for less, or use one that has it")
 
 
 async def test_t046_session_whose_password_is_old_makes_and_rotates_no_key(hub: Hub) -> None:

@@ -478,7 +478,8 @@ def _check_within(acting: Acting, scopes: frozenset[Scope]) -> None:
     allowed = may_grant(acting.scopes) if isinstance(acting, Principal) else ALL_SCOPES & checks.rights_of(acting)
     if not scopes <= allowed:
         beyond = ", ".join(sorted(scopes - allowed))
-        raise CorralError("forbidden", f"this credential cannot give away what it does not have: {beyond}")
+        text = f"this credential cannot give away what it does not have: {beyond} → ask for less, or use one that has it"
+        raise CorralError("forbidden", text)
 
 
 def _dead_key() -> CorralError:
