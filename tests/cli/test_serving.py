@@ -158,6 +158,7 @@ def test_password_comes_from_standard_input_or_a_terminal_alone(stack: Stack) ->
 
 
 def test_unknown_account_is_told_apart_from_a_fault(stack: Stack) -> None:
+    stack.add_account("alice")
     done = stack.corral("hub", "key", "list", "nobody", status=1)
     assert done.stderr == "Error: there is no account named nobody\n"
 
