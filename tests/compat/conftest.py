@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from compat.report import Client
-from flows.stack import MODEL, Stack
+from flows.stack import BOUNDED, MODEL, Stack
 
 HERE = Path(__file__).parent
 CACHE = HERE.parent.parent / ".cache/compat"
@@ -90,7 +90,7 @@ def clients(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def servers(tmp_path_factory: pytest.TempPathFactory, small_model: Path, clients: Clients) -> Iterator[Stack]:
     """A started installation, its device connected to alice's account, also for pushing."""
     with Stack(tmp_path_factory.mktemp("compat")) as stack:
-        stack.start("--model", f"{MODEL}={small_model}")
+        stack.start("--model", f"{MODEL}={small_model}", *BOUNDED)
         stack.add_account("alice")
         yield stack
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.stack import MODEL, Stack
+from flows.stack import BOUNDED, MODEL, Stack
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def fresh(tmp_path: Path) -> Iterator[Stack]:
 @pytest.fixture
 def running(fresh: Stack, small_model: Path) -> Stack:
     """A started installation with the small model and no account."""
-    fresh.start("--model", f"{MODEL}={small_model}")
+    fresh.start("--model", f"{MODEL}={small_model}", *BOUNDED)
     return fresh
 
 
@@ -26,6 +26,6 @@ def running(fresh: Stack, small_model: Path) -> Stack:
 def shared(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iterator[Stack]:
     """A started installation with the small model and the administrator alice, for the tests of one module."""
     with Stack(tmp_path_factory.mktemp("stack")) as stack:
-        stack.start("--model", f"{MODEL}={small_model}")
+        stack.start("--model", f"{MODEL}={small_model}", *BOUNDED)
         stack.add_account("alice")
         yield stack

@@ -74,9 +74,10 @@ def record(stack: Stack) -> str:
     return f"$ corral run {MODEL}\n{terminal.screen.text.strip()}"
 
 
-def test_page_shows_the_conversation_that_a_terminal_shows(running: Stack) -> None:
-    # An installation of its own: the recording lists what is installed.
-    recorded = record(running)
+def test_page_shows_the_conversation_that_a_terminal_shows(fresh: Stack, small_model: Path) -> None:
+    # An installation of its own: the recording lists what is installed, as it was installed.
+    fresh.start("--model", f"{MODEL}={small_model}")
+    recorded = record(fresh)
     before, _, rest = PAGE.read_text().partition("writes it anew.\n\n```\n")
     shown, _, after = rest.partition("```\n")
     if os.environ.get("CORRAL_TEST_RECORD") == "1":
@@ -218,9 +219,12 @@ def test_server_that_goes_away_ends_no_conversation(fresh: Stack, small_model: P
 
 
 def test_pipes_get_words_and_no_escape_codes(stack: Stack) -> None:
+    (stack.home / "Modelfile").write_text(f"FROM {MODEL}\nPARAMETER num_predict 20\n")
+    stack.corral("create", "brief")
     done = stack.corral(
-        "run", MODEL, "--verbose", "Answer in one word.", given="What is the capital of France?\n", TERM="xterm-256color"
+        "run", "brief", "--verbose", "Answer in one word.", given="What is the capital of France?\n", TERM="xterm-256color"
     )
+    stack.corral("rm", "brief")
     assert "\x1b" not in done.stdout + done.stderr
     assert done.stdout.endswith("\n\n")
     assert done.stdout.strip()
