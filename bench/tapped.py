@@ -17,8 +17,8 @@ def main(file: str, arguments: list[str]) -> int:
     """The server's exit status."""
     make = LlamaRunner.__init__
 
-    def noting(runner: LlamaRunner, process: Any, url: str, key: Any) -> None:
-        make(runner, process, url, key)
+    def noting(runner: LlamaRunner, process: Any, url: str, key: Any, *rest: Any, **named: Any) -> None:
+        make(runner, process, url, key, *rest, **named)
         with os.fdopen(os.open(file, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600), "w") as notes:
             notes.write(json.dumps({"pid": process.pid, "url": url, "key": key.reveal()}) + "\n")
 
