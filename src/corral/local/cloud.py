@@ -304,7 +304,7 @@ class CloudAccess:
             raise await self.not_signed_in(reply.body)
         if reply.status != 200:
             raise CorralError("unavailable", f"account unavailable: {_words_of(reply)}")
-        user = _object(reply.body)
+        user = object_of(reply.body)
         if not user.get("name"):
             raise await self.not_signed_in(b"")
         if self._cache is not None:
@@ -332,20 +332,20 @@ class CloudAccess:
         if self._cache is not None:
             self._cache.forget()
         base = await self._gateway.signin_base()
-        offered = _object(answer).get("signin_url")
+        offered = object_of(answer).get("signin_url")
         if not _is_link_to(offered, base):
             offered = connect_url(base, self._device_name, self._gateway.device_key())
         return CorralError("unauthorized", "unauthorized", detail={"signin_url": offered})
 
 
-async def bounded(answer: RelayedAnswer) -> bytes:
-    """The whole body. Raises: upstream_failed for one that is too large, or breaks off."""
+async def bounded(answer: RelayedAnswer, *, name: str = "answer", max_bytes: int = _MAX_WHOLE_BYTES) -> bytes:
+    """The whole body. name: what the error calls it. Raises: upstream_failed for one that is too large, or breaks off."""
     parts: list[bytes] = []
     size = 0
     async for chunk in answer.chunks():
         size += len(chunk)
-        if size > _MAX_WHOLE_BYTES:
-            raise CorralError("upstream_failed", f"the hub's answer is larger than {_MAX_WHOLE_BYTES} bytes")
+        if size > max_bytes:
+            raise CorralError("upstream_failed", f"the hub's {name} is larger than {max_bytes} bytes")
         parts.append(chunk)
     return b"".join(parts)
 
@@ -357,7 +357,7 @@ def _is_link_to(link: object, base: str) -> bool:
     return origin is not None and origin == origin_of(base)
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def object_of(body: bytes) -> dict[str, Any]:
     """The JSON object in a foreign answer, empty when it is none."""
     try:
         value = msgspec.json.decode(body)
@@ -368,7 +368,7 @@ def _object(body: bytes) -> dict[str, Any]:
 
 def _words_of(reply: HubReply) -> str:
     """The hub's own error text, on one line and not too long, or its status."""
-    text = _object(reply.body).get("error")
+    text = object_of(reply.body).get("error")
     if not isinstance(text, str) or not text:
         return f"the hub answered {reply.status}"
     return "".join(character if character.isprintable() else " " for character in text[:500])

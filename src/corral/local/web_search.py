@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from corral.core.records import Principal
-from corral.local.cloud import CloudAccess, RelayedAnswer
+from corral.local.cloud import CloudAccess, bounded, object_of
 from corral.wire.errors import CorralError
 from corral.wire.text import one_line
 from corral.wire.web_search import RESULTS, plain_results
@@ -35,7 +35,7 @@ class HubSearch:
         body = msgspec.json.encode({"query": query, "max_results": RESULTS})
         answer = await self._cloud.relay("POST", "/api/web_search", headers={}, body=body)
         try:
-            told = _object(await _bounded(answer))
+            told = object_of(await bounded(answer, name="answer to a web search", max_bytes=_MAX_ANSWER_BYTES))
         finally:
             await answer.close()
         if answer.status != HTTPStatus.OK:
@@ -46,24 +46,7 @@ class HubSearch:
         return plain_results(rows)
 
 
-async def _bounded(answer: RelayedAnswer) -> bytes:
-    body = b""
-    async for chunk in answer.chunks():
-        body += chunk
-        if len(body) > _MAX_ANSWER_BYTES:
-            raise CorralError("upstream_failed", f"the hub's answer to a web search is larger than {_MAX_ANSWER_BYTES} bytes")
-    return body
-
-
 def _refusal(status: int, told: dict[str, Any]) -> CorralError:
     text = told.get("error")
     words = one_line(text[:_MAX_ERROR_CHARACTERS]) if isinstance(text, str) else f"the hub answered {status}"
     return CorralError(_CODES.get(status, "upstream_failed"), words)
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return {}
-    return value if isinstance(value, dict) else {}
