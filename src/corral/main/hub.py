@@ -200,18 +200,17 @@ async def _web_tools(settings: Settings, services: HubServices, meter: "UsageMet
     from corral.hub.web_tools import WebTools
 
     user_agent = f"corral/{corral.__version__}"
-    async with (
-        contextlib.AsyncExitStack() as stack,
-        open_page_session(resolver := PublicResolver(settings.web_fetch_networks)) as pages,
-        open_search_session() as searches,
-    ):
-        stack.push_async_callback(resolver.close)
-        yield WebTools(
-            engine=SearxngClient(searches, settings.search_url, user_agent=user_agent) if settings.search_url else None,
-            fetcher=PageClient(pages, resolver, user_agent=user_agent) if settings.is_web_fetch_on else None,
-            usage=meter,
-            clock=services.clock,
-        )
+    resolver = PublicResolver(settings.web_fetch_networks)
+    try:
+        async with open_page_session(resolver) as pages, open_search_session() as searches:
+            yield WebTools(
+                engine=SearxngClient(searches, settings.search_url, user_agent=user_agent) if settings.search_url else None,
+                fetcher=PageClient(pages, resolver, user_agent=user_agent) if settings.is_web_fetch_on else None,
+                usage=meter,
+                clock=services.clock,
+            )
+    finally:
+        await resolver.close()
 
 
 @contextlib.asynccontextmanager
