@@ -7,8 +7,7 @@ import asyncio
 import sys
 
 import aiohttp
-from granian.constants import Interfaces
-from granian.server.embed import Server
+import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -28,7 +27,7 @@ async def main(port: int, upstream: str) -> None:
             return Response(await answer.read(), answer.status, media_type=answer.content_type)
 
         app = Starlette(routes=[Route("/v1/chat/completions", relay, methods=["POST"])])
-        await Server(app, address="127.0.0.1", port=port, interface=Interfaces.ASGI, log_enabled=False).serve()
+        await uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, http="httptools", log_level="error")).serve()
 
 
 asyncio.run(main(int(sys.argv[1]), sys.argv[2]))

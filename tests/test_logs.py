@@ -17,7 +17,7 @@ PRIVATE_KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAA\nc2
 def stream() -> Iterator[io.StringIO]:
     root = logging.getLogger()
     handlers, level, raises = root.handlers[:], root.level, logging.raiseExceptions
-    levels = {name: logging.getLogger(name).level for name in ("corral", "_granian")}
+    levels = {name: logging.getLogger(name).level for name in ("corral", "uvicorn.error")}
     written = io.StringIO()
     set_up_logging(2, stream=written)
     yield written
@@ -99,7 +99,7 @@ def test_quiet_process_writes_warnings_only() -> None:
         set_up_logging(0, stream=written)
         logging.getLogger("corral.access").info("request")
         logging.getLogger("aiohttp.access").info("GET / with headers")
-        logging.getLogger("_granian").warning("Embedded server is experimental!")
+        logging.getLogger("uvicorn.error").error("Exception in ASGI application")
         logging.getLogger("corral.server").warning("hello")
     finally:
         root.handlers[:] = handlers

@@ -92,7 +92,7 @@ def set_up_logging(debug: int, *, stream: TextIO | None = None) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("corral").setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[debug])
-    # Granian's embedded server warns at every start that it is experimental. We know; what we rely on is in tests/edges.
-    logging.getLogger("_granian").setLevel(logging.ERROR)
+    # What the HTTP server says of requests it cannot parse, and of those that we ended ourselves, is for whoever looks closely.
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING if debug > 1 else logging.CRITICAL)
     # A handler that cannot write (a closed pipe) must not print a traceback with the record's arguments.
     logging.raiseExceptions = False

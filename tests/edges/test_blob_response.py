@@ -17,13 +17,11 @@ from fakes_registry import digest_of
 CONTENT = os.urandom(3 * BLOCK_BYTES + 7)
 
 
-def request_for(method: str = "GET", *, extensions: tuple[str, ...] = (), **headers: str) -> Request:
-    """A request for a blob, at a server with those extensions."""
+def request_for(method: str = "GET", **headers: str) -> Request:
+    """A request for a blob."""
     sent = {name.replace("_", "-"): [value] for name, value in headers.items()}
     facts = RequestFacts(method=method, target="/", headers=sent, body=b"", network="")
-    return Request(
-        {"type": "http", "method": method, "corral.facts": facts, "extensions": {key: {} for key in extensions}, "headers": []}
-    )
+    return Request({"type": "http", "method": method, "corral.facts": facts, "headers": []})
 
 
 @pytest.fixture
@@ -38,7 +36,7 @@ def path_of(blob: Blob) -> Path:
     return Path(blob.source)
 
 
-async def sent_by(response: Any, *, read: int | None = None) -> list[dict[str, Any]]:
+async def sent_by(response: Any, *, read: int | None = None, extensions: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     """The messages of a response, to a reader who takes so many of them and then none."""
     messages: list[dict[str, Any]] = []
 
@@ -47,7 +45,7 @@ async def sent_by(response: Any, *, read: int | None = None) -> list[dict[str, A
             await asyncio.Event().wait()
         messages.append(message)
 
-    await response({"type": "http"}, None, send)
+    await response({"type": "http", "extensions": {key: {} for key in extensions}}, None, send)
     return messages
 
 
@@ -68,21 +66,22 @@ async def test_whole_file_is_sent_in_small_blocks_and_closed(blob: Blob) -> None
     assert open_files() == before
 
 
-async def test_file_is_read_by_a_thread_where_the_system_cannot_tell_what_is_in_memory(
-    blob: Blob, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Another operating system cannot be had here.
-    monkeypatch.setattr("corral.edges.blob_response._CAN_TELL", False)
-    assert body_of(await sent_by(await blob_response(request_for(range="bytes=5-"), blob, {}))) == CONTENT[5:]
+@pytest.mark.parametrize(("wanted", "part"), [({}, (0, len(CONTENT))), ({"range": "bytes=5-9"}, (5, 5))])
+async def test_file_is_left_to_a_server_that_can_send_it(blob: Blob, wanted: dict[str, str], part: tuple[int, int]) -> None:
+    before = open_files()
+    messages = await sent_by(await blob_response(request_for(**wanted), blob, {}), extensions=("http.response.zerocopysend",))
+    [only] = messages[1:]
+    assert (only["type"], only["offset"], only["count"]) == ("http.response.zerocopysend", *part)
+    assert not only["more_body"]
+    assert open_files() == before
 
 
-async def test_known_callers_whole_file_is_left_to_a_server_that_can(blob: Blob) -> None:
-    known = Blob(digest=blob.digest, size_bytes=blob.size_bytes, source=blob.source, may_hand_over=True)
-    capable = request_for(extensions=("http.response.pathsend",))
-    messages = await sent_by(await blob_response(capable, known, {}))
-    assert messages[1:] == [{"type": "http.response.pathsend", "path": blob.source}]
-    assert body_of(await sent_by(await blob_response(request_for(), known, {}))) == CONTENT
-    assert body_of(await sent_by(await blob_response(capable, blob, {}))) == CONTENT
+async def test_empty_file_is_sent_as_nothing(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    empty = Blob(digest=digest_of(b""), size_bytes=0, source=str(tmp_path / "empty"))
+    assert (await sent_by(await blob_response(request_for(), empty, {})))[1:] == [
+        {"type": "http.response.body", "body": b"", "more_body": False}
+    ]
 
 
 async def test_r07_reader_who_stops_is_let_go_and_the_file_closed(blob: Blob) -> None:
@@ -106,10 +105,9 @@ async def test_f24_file_that_is_not_the_blob_is_unknown(blob: Blob, method: str,
     path_of(blob).unlink()
     if content is not None:
         path_of(blob).write_bytes(content)
-    for known in (blob, Blob(digest=blob.digest, size_bytes=blob.size_bytes, source=blob.source, may_hand_over=True)):
-        with pytest.raises(CorralError) as caught:
-            await blob_response(request_for(method, extensions=("http.response.pathsend",)), known, {})
-        assert caught.value.code == "blob_unknown"
+    with pytest.raises(CorralError) as caught:
+        await blob_response(request_for(method), blob, {})
+    assert caught.value.code == "blob_unknown"
 
 
 async def test_blob_made_of_bytes_is_sent_whole_and_in_parts() -> None:

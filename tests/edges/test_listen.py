@@ -1,13 +1,11 @@
 """Serving and ending: a taken port, draining, streams that outlast it, requests that hang, and the second signal."""
 
 import asyncio
-import fcntl
 import os
 import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from corral.core.policy import PUBLIC
-from corral.edges import listen
+from corral.edges import connection, listen
 from corral.edges.asgi import App, AppOptions, endpoint, json_response, stream
 from corral.edges.bodies import BodyLimits
 from corral.edges.listen import serve
-from corral.edges.port import check_free, resolve
+from corral.edges.port import check_free, listening_socket, resolve
 from corral.wire.errors import CorralError
 from corral.wire.frames import encode_ndjson, ndjson_error
 
@@ -204,7 +202,7 @@ async def test_t110_missing_host_is_refused_on_the_wire(head: str) -> None:
     "beginning", [b"", b"GET / HTTP/1.1\r\nHost: loc", b"PRI * HTTP/2.0\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
 )
 async def test_t110_connection_that_sends_no_whole_head_is_closed(beginning: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listen, "HEADER_TIMEOUT_MS", 100)
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.1)
     served = Served(app_of(no_events), drain_s=5)
     # Anything but an answer of this application will do; what counts is that the connection ends.
     assert b"200" not in await served.say(beginning)
@@ -258,25 +256,9 @@ def test_name_resolves_to_ipv4_first() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can be told to end what stalls")
-async def test_r07_r08_connections_that_stall_or_are_half_open_are_ended_by_the_system() -> None:
-    served = Served(app_of(no_events), drain_s=0.1)
-    await asyncio.wait_for(served.ready.wait(), 20)
-    (listening,) = listen._listening_sockets(served.port)
-    with listening:
-        assert listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == listen.STALLED_S * 1000
-        assert listening.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-    served.stop.set()
-    await served.task
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only there sockets are looked for")
-async def test_looking_for_the_socket_that_listens_leaves_the_locks_on_files(tmp_path: Path) -> None:
-    # Closing any copy of a descriptor would give up all locks of this process on that file, as SQLite's are.
-    with (tmp_path / "locked").open("w") as file, socket.create_server(("127.0.0.1", 0)) as server:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        for found in listen._listening_sockets(server.getsockname()[1]):
-            found.close()
-        code = f"import fcntl; fcntl.lockf(open({str(tmp_path / 'locked')!r}, 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
-        other = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stderr=asyncio.subprocess.PIPE)
-        _, said = await other.communicate()
-        assert b"BlockingIOError" in said
+def test_r07_r08_connections_that_stall_or_are_half_open_are_ended_by_the_system() -> None:
+    with listening_socket("127.0.0.1", 0) as listening:
+        listen._end_what_stalls(listening)
+        with socket.create_connection(listening.getsockname()), listening.accept()[0] as taken:
+            assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == listen.STALLED_S * 1000
+            assert taken.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)

@@ -437,7 +437,7 @@ async def test_f18_uploads_that_nobody_finishes_are_429_and_given_up_after_a_day
 
 async def test_f18_chunk_that_hardly_arrives_is_given_up_and_taken_back(served: Served) -> None:
     app = served.caller.app
-    app.options = replace(app.options, stream_limits=StreamLimits(stall_s=0.02, drain_s=0.01))
+    app.options = replace(app.options, stream_limits=StreamLimits(stall_s=0.02))
     location = await served.session()
     answer = await streamed(served, "PATCH", location, WEIGHTS[:100], None)
     assert answer.status == 408

@@ -350,8 +350,6 @@ class App:
         if response is not None and not sender.has_started:
             with contextlib.suppress(Disconnected):
                 await response(scope, receive, sender)
-        if "corral.body" in scope:
-            await scope["corral.body"].drain()
         self._log(scope, sender, started)
 
     async def _answer(self, scope: Scope, receive: Receive, sender: "_Sender") -> Response | None:

@@ -20,6 +20,8 @@ _RETRY_AFTER_S = 5
 _LENGTH = re.compile(r"[0-9]{1,18}")
 #: Of each streamed body that is read whole: kept without asking, so that those who hold large ones do not keep out small ones.
 _ALWAYS_KEPT = 64 * 1024
+#: Of a streamed body that shares its memory with no other.
+_KEPT_ALONE = 64 * 1024 * 1024
 
 
 class Disconnected(Exception):
@@ -46,15 +48,12 @@ class StreamLimits:
     sends at all.
 
     stall_s: how long a body may pause. grace_s: how long it may take however little it brings. bytes_per_s: what it must bring on
-    average after that. drain_bytes, drain_s: how much of a refused body is still read, so that its sender gets to see the answer:
-    a socket closed with bytes unread resets the connection, and whoever still writes sees only that.
+    average after that.
     """
 
     stall_s: float = 30
     grace_s: float = 120
     bytes_per_s: int = 2 * 1024
-    drain_bytes: int = 64 * 1024 * 1024
-    drain_s: float = 30
 
 
 class Memory:
@@ -90,11 +89,10 @@ class BodyStream:
         self.declared_bytes = None if is_chunked else int(lengths[0]) if lengths else 0
         self._receive = receive
         self._limits = limits
-        self._memory = memory or Memory(limits.drain_bytes)
+        self._memory = memory or Memory(_KEPT_ALONE)
         self._kept_bytes = 0
         self._received_bytes = 0
         self._is_over = self.declared_bytes == 0
-        self._is_gone = False
         self._started = 0.0
 
     def __aiter__(self) -> "BodyStream":
@@ -131,43 +129,26 @@ class BodyStream:
         self._memory.let_go(self._kept_bytes)
         self._kept_bytes = 0
 
-    async def drain(self) -> None:
-        """Read and drop what is left, within bounds; after the answer was sent."""
-        most = self._received_bytes + self._limits.drain_bytes
-        try:
-            async with asyncio.timeout(self._limits.drain_s):
-                while not self._is_over and not self._is_gone and self._received_bytes <= most:
-                    await self._next()
-        except (TimeoutError, Disconnected):
-            return
-
     async def _timely(self) -> bytes:
         limits, now = self._limits, time.monotonic()
         self._started = self._started or now
         if now - self._started > limits.grace_s + self._received_bytes / limits.bytes_per_s:
-            raise self._too_slow()
+            raise CorralError("too_slow")
         try:
             async with asyncio.timeout(limits.stall_s):
                 return await self._next()
         except TimeoutError:
-            raise self._too_slow() from None
-
-    def _too_slow(self) -> CorralError:
-        # Whoever sends this slowly is not waited for again, to show it the answer.
-        self._is_gone = True
-        return CorralError("too_slow")
+            raise CorralError("too_slow") from None
 
     async def _next(self) -> bytes:
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            self._is_gone = True
             raise Disconnected
         part: bytes = message.get("body", b"")
         self._received_bytes += len(part)
         self._is_over = not message.get("more_body", False)
         # A server may tell of a peer that left as of an orderly end. What was announced and did not come was never sent.
         if self._is_over and self.declared_bytes is not None and self._received_bytes < self.declared_bytes:
-            self._is_gone = True
             raise Disconnected
         return part
 

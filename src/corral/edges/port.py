@@ -17,21 +17,27 @@ def resolve(host: str, port: int) -> str:
     return str(found[0][4][0])
 
 
-def check_free(host: str, port: int) -> None:
-    """Make sure that nothing listens there yet: Granian shares ports, so a second server would silently take half the requests.
-    Raises: conflict for a taken port, invalid for an address that is not ours."""
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A socket that takes connections there. Raises: conflict for a taken port, invalid for an address that is not ours."""
     address = resolve(host, port)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    shown = f"[{address}]:{port}" if family is socket.AF_INET6 else f"{address}:{port}"
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
         if os.name == "posix":
             # Connections that lately ended there do not make a port taken; a listener does, with or without this.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-            probe.listen(1)
-        except OSError as error:
-            raise _listen_error(error, shown) from error
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((address, port))
+        # Not for connections yet: only this tells of another listener.
+        listening.listen(1)
+    except OSError as error:
+        listening.close()
+        raise _listen_error(error, f"[{address}]:{port}" if family is socket.AF_INET6 else f"{address}:{port}") from error
+    return listening
+
+
+def check_free(host: str, port: int) -> None:
+    """Make sure that nothing listens there yet. Raises: see `listening_socket`."""
+    listening_socket(host, port).close()
 
 
 def _listen_error(error: OSError, shown: str) -> CorralError:

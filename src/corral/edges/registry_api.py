@@ -125,7 +125,7 @@ class RegistryApi:
         """
         received = facts_of(request).headers
         if request.method == "HEAD" or "range" in received:
-            return await blob_response(request, _blob(found, caller), {})
+            return await blob_response(request, _blob(found), {})
         base = base_of(request, self._public_url)
         other = other_spelling(base)
         ticket = self._tickets.issue(TicketKind.BLOB, _name(request), found.digest, caller, size_bytes=found.size_bytes)
@@ -136,7 +136,7 @@ class RegistryApi:
             return bare_response(307, {**headers, "Location": other + target})
         if agent.startswith("ollama/"):
             return bare_response(200, headers)
-        return await blob_response(request, _blob(found, caller), headers)
+        return await blob_response(request, _blob(found), headers)
 
     async def _get_by_ticket(self, request: Request, name: RepositoryName, digest: Digest) -> Response:
         """A blob at an address that was given out for it. A refusal has no body: stock clients do not look at the status here,
@@ -144,9 +144,7 @@ class RegistryApi:
         try:
             ticket = request.query_params["t"]
             found = await self._tickets.blob(ticket, self._registry, name, digest)
-            return await blob_response(
-                request, _blob(found, None), {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
-            )
+            return await blob_response(request, _blob(found), {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
         except CorralError as error:
             return bare_response(error.status, error.headers)
 
@@ -357,10 +355,10 @@ def _caller(request: Request) -> Caller:
     return maybe_caller(request) or maybe_visitor(request)
 
 
-def _blob(found: BlobFacts, caller: Caller) -> Blob:
+def _blob(found: BlobFacts) -> Blob:
     source = found.content if found.content is not None else found.path
     assert source is not None
-    return Blob(digest=found.digest, size_bytes=found.size_bytes, source=source, may_hand_over=isinstance(caller, Principal))
+    return Blob(digest=found.digest, size_bytes=found.size_bytes, source=source)
 
 
 def _digest_parameter(request: Request, name: str) -> Digest | None:
