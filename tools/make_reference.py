@@ -96,7 +96,12 @@ SETTINGS = {
     "CORRAL_WEB_FETCH": ("`off`", "`on`: the hub fetches public web pages for its accounts."),
     "CORRAL_WEB_FETCH_NETWORKS": ("", "Internal networks that pages may be fetched from as well, comma-separated."),
     "CORRAL_LLAMA_SERVER": ("the embedded engine", "A `llama-server` program to use as the engine."),
-    "CORRAL_ALLOW_PUBLIC": ("`0`", "Let the local server, which asks for no authentication, listen where others can reach it."),
+    "CORRAL_LOCAL_AUTH": (
+        "`off`",
+        "Whom the local server asks for a credential: nobody; `remote`: all but programs of this machine; `on`: everybody.",
+    ),
+    "CORRAL_AUTHORIZED_KEYS": ("`~/.ollama/authorized_keys`", "Whose credentials a secured local server takes, and for what."),
+    "CORRAL_ALLOW_PUBLIC": ("`0`", "Let a local server that asks for no credential listen where others can reach it."),
     "CORRAL_TRUSTED_PROXIES": (
         "",
         "Networks of reverse proxies whose forwarded headers are believed, comma-separated; needed for a public hub on loopback.",
@@ -254,7 +259,7 @@ def shape_of(path: str) -> str:
 
 def _demands(row: Endpoint) -> str:
     if row.access.is_public:
-        return "anyone"
+        return "anyone" + (f"; secured: `{row.access.right}`" if row.access.right else "")
     scope = f"; scope `{row.access.scope}`" if row.access.scope else ""
     return ", ".join(sorted(row.access.proofs)) + scope + ("; administrators" if row.access.is_admin_only else "")
 

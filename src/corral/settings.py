@@ -86,9 +86,10 @@ class Settings:
     empty for none. kv_cache_type: llama.cpp's name. gpu_overhead_bytes: of each device, to be left alone.
     public_url: without trailing slash. quota_bytes: of each account's repositories; max_repositories: how many those may be.
     scrub_days: how often every blob is read again. mirrors: which repositories the hub fetches from other registries; none by
-    default. search_url: of a SearXNG's JSON. web_fetch_networks: internal ones that pages may be fetched from. search_path: where
-    programs are looked for. engine_environ: all variables, of which an engine gets those that
-    tell where its libraries and devices are. warnings: sentences to show once when a server starts.
+    default. search_url: of a SearXNG's JSON. web_fetch_networks: internal ones that pages may be fetched from. local_auth: who
+    has to show a credential to the local server, `off`, `remote` or `on`; authorized_keys: the file that says which ones count.
+    search_path: where programs are looked for. engine_environ: all variables, of which an engine gets those that tell where its
+    libraries and devices are. warnings: sentences to show once when a server starts.
     """
 
     home: Path
@@ -130,6 +131,8 @@ class Settings:
     web_fetch_networks: tuple[Network, ...] = ()
     llama_server: str = ""
     is_public_allowed: bool = False
+    local_auth: str = "off"
+    authorized_keys: Path
     trusted_proxies: tuple[Network, ...] = ()
     search_path: str = ""
     engine_environ: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -185,6 +188,8 @@ class Settings:
             web_fetch_networks=_networks("CORRAL_WEB_FETCH_NETWORKS", read.words("CORRAL_WEB_FETCH_NETWORKS")),
             llama_server=read.text("CORRAL_LLAMA_SERVER"),
             is_public_allowed=read.truth("CORRAL_ALLOW_PUBLIC"),
+            local_auth=read.choice("CORRAL_LOCAL_AUTH", ("off", "remote", "on")),
+            authorized_keys=_path(read.text("CORRAL_AUTHORIZED_KEYS"), home, default=home / ".ollama" / "authorized_keys"),
             trusted_proxies=_trusted_proxies(read.words("CORRAL_TRUSTED_PROXIES"), hub_listen, public_url),
             search_path=environ.get("PATH", ""),
             engine_environ=dict(environ),

@@ -1,9 +1,11 @@
 """Who may do what. Pure, so that every rule is a row of a test table."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from corral.core.local_rights import check_right
 from corral.core.records import BrowserSession, Principal, Proof, Scope
+from corral.wire.authorized_keys import Right
 from corral.wire.errors import CorralError
 
 #: Proofs that cover enough of a request to change what an account owns. The stock signature covers no body and no host (W1), so
@@ -14,6 +16,8 @@ CLIENT_PROOFS = frozenset({Proof.STOCK_SIGNATURE, Proof.STRONG_SIGNATURE, Proof.
 #: Proofs that add a device without its page. A browser has the page, which shows what it connects and asks for the password.
 HEADLESS_PROOFS = FULL_PROOFS - {Proof.SESSION}
 SESSION_ONLY = frozenset({Proof.SESSION})
+#: What a secured local server takes.
+LOCAL_PROOFS = frozenset({Proof.STOCK_SIGNATURE, Proof.API_KEY})
 
 ALL_SCOPES = frozenset(Scope)
 #: What a device may do unless its owner ticks otherwise. Managing keys needs the strong signature besides.
@@ -35,12 +39,14 @@ class Access:
 
     proofs: accepted ways to prove who one is; empty means that anyone may call. scope: demanded of the credential, or None.
     is_open: whoever shows no credential is let through too; the service behind the route decides what is there for whom.
+    right: what a local server demands of a line of `authorized_keys` once it is secured; None on a hub.
     """
 
     proofs: frozenset[Proof]
     scope: Scope | None = None
     is_admin_only: bool = False
     is_open: bool = False
+    right: Right | None = None
 
     @property
     def is_public(self) -> bool:
@@ -49,10 +55,22 @@ class Access:
 
 
 PUBLIC = Access(frozenset())
+#: Routes of a local server: anybody's until it is secured (`secured`), then of those whose line has the right.
+READS = Access(frozenset(), right=Right.READ)
+USES = Access(frozenset(), right=Right.USE)
+MANAGES = Access(frozenset(), right=Right.MANAGE)
 #: Registry clients: a token, or an API key by itself. Whose content it is decides hub.repositories.
 REGISTRY = Access(frozenset({Proof.REGISTRY_TOKEN, Proof.API_KEY}), is_open=True)
 #: Where a registry token is fetched: by a device's signature, an account and API key, or nothing.
 REGISTRY_TOKENS = Access(frozenset({Proof.STOCK_SIGNATURE, Proof.STRONG_SIGNATURE, Proof.API_KEY}), is_open=True)
+
+
+def secured(access: Access, *, is_open: bool) -> Access:
+    """What a route of a local server demands once the server is secured. is_open: requests without a credential reach the check,
+    which decides by where they come from. Raises: TypeError for a route that declares no right."""
+    if access.right is None:
+        raise TypeError("a route of a secured server declares no right")
+    return replace(access, proofs=LOCAL_PROOFS, is_open=is_open)
 
 
 def check_access(principal: Principal, access: Access) -> None:
@@ -65,6 +83,8 @@ def check_access(principal: Principal, access: Access) -> None:
         raise CorralError("forbidden", "only an administrator may do that")
     if access.scope is not None and access.scope not in principal.scopes:
         raise CorralError("forbidden", f"this credential lacks the scope {access.scope}")
+    if access.right is not None:
+        check_right(principal, access.right)
 
 
 def needs_step_up(session: BrowserSession, now: datetime) -> bool:

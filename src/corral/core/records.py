@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from corral.wire.authorized_keys import AuthorizedKey
 from corral.wire.names import Digest, ModelName
 from corral.wire.signing import DevicePublicKey
 
@@ -120,7 +121,8 @@ class Sighting:
 class Principal:
     """Who sends a request and how that was proven. scopes: what this credential allows, already cut to what the owner may do.
     expires_at: of an API key that has one; what it makes must not outlive it. grants: of a registry token, repository ->
-    actions; None for a credential that is not bound to repositories."""
+    actions; None for a credential that is not bound to repositories. authorized: the line of a local server's `authorized_keys`
+    that lets the caller in; None on a hub."""
 
     account: Account
     proof: Proof
@@ -130,6 +132,7 @@ class Principal:
     session: BrowserSession | None = None
     expires_at: datetime | None = None
     grants: Mapping[str, frozenset[str]] | None = None
+    authorized: AuthorizedKey | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

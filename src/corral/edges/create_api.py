@@ -12,7 +12,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from corral.core.policy import PUBLIC
+from corral.core.policy import MANAGES
 from corral.edges.asgi import Endpoint, body_of, body_stream, endpoint, stream
 from corral.wire.create import CopyRequest, CreateRequest, DeleteRequest, ProgressEvent
 from corral.wire.errors import CorralError
@@ -47,11 +47,11 @@ class CreateApi:
     def endpoints(self) -> list[Endpoint]:
         """Every route."""
         return [
-            endpoint("POST", "/api/create", self.create, PUBLIC, max_body_bytes=_MAX_CREATE_BYTES, cancel_on_disconnect=True),
-            endpoint("POST", "/api/copy", self.copy, PUBLIC),
-            endpoint("DELETE", "/api/delete", self.delete, PUBLIC),
-            endpoint("HEAD", "/api/blobs/{digest}", self.has_blob, PUBLIC),
-            endpoint("POST", "/api/blobs/{digest}", self.put_blob, PUBLIC, streams_body=True),
+            endpoint("POST", "/api/create", self.create, MANAGES, max_body_bytes=_MAX_CREATE_BYTES, cancel_on_disconnect=True),
+            endpoint("POST", "/api/copy", self.copy, MANAGES),
+            endpoint("DELETE", "/api/delete", self.delete, MANAGES),
+            endpoint("HEAD", "/api/blobs/{digest}", self.has_blob, MANAGES),
+            endpoint("POST", "/api/blobs/{digest}", self.put_blob, MANAGES, streams_body=True),
         ]
 
     async def create(self, request: Request) -> Response:

@@ -15,6 +15,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from corral.core.local_rights import may_use_model
 from corral.core.policy import Access
 from corral.core.records import Model, Principal
 from corral.edges.asgi import (
@@ -175,7 +176,8 @@ def ps_endpoint(loaded: Callable[[], Sequence[LoadedLike]], access: Access) -> E
     """GET /api/ps, for a server whose runners are nobody's secret. loaded: serving.runners.Runners.loaded."""
 
     async def ps(request: Request) -> Response:
-        return json_response({"models": [ps_entry(row) for row in loaded()]})
+        caller = maybe_caller(request)
+        return json_response({"models": [ps_entry(row) for row in loaded() if may_use_model(caller, row.model.name)]})
 
     return endpoint("GET", "/api/ps", ps, access)
 

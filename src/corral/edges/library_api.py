@@ -9,7 +9,7 @@ from typing import Protocol
 from starlette.requests import Request
 from starlette.responses import Response
 
-from corral.core.policy import PUBLIC
+from corral.core.policy import MANAGES
 from corral.core.registry import Visibility
 from corral.edges.asgi import Endpoint, body_of, endpoint, stream
 from corral.edges.create_api import last_event
@@ -47,8 +47,8 @@ def transfer_endpoints(transfer: TransferService) -> list[Endpoint]:
         return await _answer(request, events, asked)
 
     return [
-        endpoint("POST", "/api/pull", pull, PUBLIC, cancel_on_disconnect=True),
-        endpoint("POST", "/api/push", push, PUBLIC, cancel_on_disconnect=True),
+        endpoint("POST", "/api/pull", pull, MANAGES, cancel_on_disconnect=True),
+        endpoint("POST", "/api/push", push, MANAGES, cancel_on_disconnect=True),
     ]
 
 

@@ -1,6 +1,8 @@
 """The HTTP surface of the local server: one visible route list, and the branch that sends a request to the hub.
 
-Nobody proves who they are here: every route is public, and the guard (local_guard) is what keeps web pages out. A request whose
+Nobody proves who they are here unless the server is secured: every route is public, and the guard (local_guard) is what keeps web
+pages out. On a secured server each route demands the right it declares, and what this device does at the hub is done for callers
+who may use its account (`check_cloud`) alone. A request whose
 model is asked for with `:cloud`, or is installed as a stub of a model at the hub, is passed on with this device's signature; all
 else runs on this machine. Errors of that branch have Ollama's plain form on the routes of other dialects as well, since that is
 where they look for `signin_url`. Source: ollama server/routes.go, server/cloud_proxy.go.
@@ -18,7 +20,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 import corral
-from corral.core.policy import PUBLIC
+from corral.core.local_rights import check_cloud, may_use_model
+from corral.core.policy import MANAGES, READS, USES, secured
 from corral.edges.asgi import (
     App,
     AppOptions,
@@ -30,17 +33,21 @@ from corral.edges.asgi import (
     endpoint,
     facts_of,
     json_response,
+    maybe_caller,
     server_log,
 )
 from corral.edges.inference_api import WebSearch, inference_endpoints, ps_endpoint
 from corral.local.cloud import Cloud, CloudAccess, HubRefused, RelayedAnswer, bounded, route
+from corral.local.door import LocalDoor
 from corral.local.hub_cache import cacheable
 from corral.local.models import LocalModels, RunsElsewhere
+from corral.wire.authorized_keys import Network
 from corral.wire.discovery import DISCOVERY_PATH
 from corral.wire.errors import CorralError, native_body
 from corral.wire.frames import MAX_FRAME_BYTES, NDJSON, SSE, anthropic_error, ndjson_error, responses_error, sse_error
 from corral.wire.inventory import LoadedLike
-from corral.wire.native import ShowRequest, decode, raw_request
+from corral.wire.names import parse_name
+from corral.wire.native import ShowRequest, decode, model_not_found, raw_request
 
 #: What this server says is data. A browser that is led here shows it as text, and lets it load and run nothing.
 _RESPONSE_HEADERS: Final = (
@@ -91,15 +98,15 @@ class LocalApi:
     def endpoints(self) -> list[Endpoint]:
         """Every route of the local server."""
         return [
-            endpoint("GET,HEAD", "/", self.alive, PUBLIC),
-            endpoint("GET,HEAD", "/api/version", self.version, PUBLIC),
-            endpoint("GET", "/api/status", self.status, PUBLIC),
-            endpoint("GET", DISCOVERY_PATH, self.discovery, PUBLIC),
-            endpoint("POST", "/api/me", self.me, PUBLIC, cancel_on_disconnect=True),
-            endpoint("POST", "/api/signout", self.sign_out, PUBLIC),
-            endpoint("DELETE", "/api/user/keys/{encoded_key}", self.sign_out, PUBLIC),
-            ps_endpoint(self._loaded, PUBLIC),
-            *(self._with_cloud(row) for row in inference_endpoints(self._models, PUBLIC, PUBLIC, web=self._web)),
+            endpoint("GET,HEAD", "/", self.alive, READS),
+            endpoint("GET,HEAD", "/api/version", self.version, READS),
+            endpoint("GET", "/api/status", self.status, READS),
+            endpoint("GET", DISCOVERY_PATH, self.discovery, READS),
+            endpoint("POST", "/api/me", self.me, READS, cancel_on_disconnect=True),
+            endpoint("POST", "/api/signout", self.sign_out, MANAGES),
+            endpoint("DELETE", "/api/user/keys/{encoded_key}", self.sign_out, MANAGES),
+            ps_endpoint(self._loaded, READS),
+            *(self._with_cloud(row) for row in inference_endpoints(self._models, USES, READS, web=self._web)),
         ]
 
     async def alive(self, request: Request) -> Response:
@@ -121,6 +128,7 @@ class LocalApi:
 
     async def me(self, request: Request) -> Response:
         """The account this device is connected to."""
+        check_cloud(maybe_caller(request))
         return json_response(await self._cloud.whoami())
 
     async def sign_out(self, request: Request) -> Response:
@@ -142,6 +150,7 @@ class LocalApi:
                 target = self._explicit_target(request, row)
                 if target is None:
                     return await self._run_here(request, here, row, operation)
+                _check_name(request, target)
                 return await self._relay(request, row, target, operation)
             except _CloudError as failed:
                 response = json_response(native_body(failed.error), failed.error.status)
@@ -174,6 +183,7 @@ class LocalApi:
             raise
 
     async def _relay(self, request: Request, row: Endpoint, model: str, operation: str) -> Response:
+        check_cloud(maybe_caller(request))
         facts = facts_of(request)
         path, body, query, verbose = row.path, b"", facts.target.partition("?")[2], None
         if facts.method == "POST":
@@ -195,13 +205,36 @@ class LocalApi:
 
 
 def local_app(
-    api: LocalApi, guard: Guard, more: Sequence[Endpoint] = (), *, finish: Callable[[Endpoint], Endpoint] = lambda row: row
+    api: LocalApi,
+    guard: Guard,
+    more: Sequence[Endpoint] = (),
+    *,
+    finish: Callable[[Endpoint], Endpoint] = lambda row: row,
+    door: LocalDoor | None = None,
+    trusted_proxies: Sequence[Network] = (),
 ) -> App:
-    """The application of a local server. guard: see local_guard. more: routes beside these. finish: is done to each route."""
+    """The application of a local server. guard: see local_guard. more: routes beside these. finish: is done to each route.
+    door: of a secured server; trusted_proxies: whose word that one takes for where a request comes from. Raises: TypeError for a
+    route of a secured server that declares no right."""
+    rows = [finish(row) for row in (*api.endpoints(), *more)]
+    if door is not None:
+        # Where programs of this machine need no credential, who sends none is known only to the door.
+        rows = [replace(row, access=secured(row.access, is_open=door.admits_this_machine)) for row in rows]
     options = AppOptions(
-        guard=guard, fallback=lambda path: Dialect.TEXT, response_headers=_RESPONSE_HEADERS, redirects_slashes=True
+        authenticate=door.authenticate if door else None,
+        guard=guard,
+        fallback=lambda path: Dialect.TEXT,
+        response_headers=_RESPONSE_HEADERS,
+        redirects_slashes=True,
+        trusted_proxies=trusted_proxies if door else (),
     )
-    return App([finish(row) for row in (*api.endpoints(), *more)], options)
+    return App(rows, options)
+
+
+def _check_name(request: Request, model: str) -> None:
+    """Raises: not_found for a model of the hub that the caller may not know of."""
+    if not may_use_model(maybe_caller(request), parse_name(model)):
+        raise model_not_found(model)
 
 
 class _CloudError(Exception):

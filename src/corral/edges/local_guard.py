@@ -133,14 +133,14 @@ def _origin_pattern(text: str) -> re.Pattern[str]:
     return re.compile(expression if "://" in text or text == "*" else f"https?://{expression}")
 
 
-def require_safe_bind(host: str, *, allow_public: bool) -> None:
+def require_safe_bind(host: str, *, allow_public: bool, is_secured: bool = False) -> None:
     """Refuse to listen where others can reach a server that asks for no credentials. host: a name or an IP literal without
     brackets. Raises: forbidden, with what to do."""
-    if allow_public or is_loopback_host(host):
+    if allow_public or is_secured or is_loopback_host(host):
         return
     raise CorralError(
         "forbidden",
         f"listening on {host or 'every address'} would let anyone who can reach this machine use its models and its signed-in "
-        "account: the local server asks for no credentials. Set OLLAMA_HOST=127.0.0.1, or, if a firewall or a proxy keeps "
-        "strangers out, CORRAL_ALLOW_PUBLIC=1",
+        "account: the local server asks for no credentials. Have it ask, with CORRAL_LOCAL_AUTH=remote, or set "
+        "OLLAMA_HOST=127.0.0.1; CORRAL_ALLOW_PUBLIC=1 lets everybody in all the same",
     )

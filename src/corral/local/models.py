@@ -1,13 +1,14 @@
 """The installed models of this machine, as the inference routes see them: found by name, shown, and run.
 
 The wording for a model that is not there differs from route to route, because clients of Ollama match on it (ollama-surface.md
-1.10); everything else about a request is the business of serving.inference. Nobody proves who they are to a local server, so the
-caller of these verbs is always None.
+1.10); everything else about a request is the business of serving.inference. The caller of these verbs is None unless the server
+is secured; a model that a caller may not know of is not there, in the same words.
 """
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
+from corral.core.local_rights import check_model, may_use_model
 from corral.core.ports import ModelStore
 from corral.core.records import Model, Principal
 from corral.local.stubs import StubModels
@@ -47,7 +48,8 @@ class LocalModels:
 
     async def tags(self, caller: Principal | None) -> list[Model]:
         """What is installed, newest first."""
-        return [self._inference.described(model) for model in await self._store.list()]
+        installed = await self._store.list()
+        return [self._inference.described(model) for model in installed if may_use_model(caller, model.name)]
 
     async def show(self, name: str, caller: Principal | None) -> Model:
         """One model; a stub too, unless `:local` is asked for. Raises: bad_request, not_found; cloud_disabled for a stub."""
@@ -56,7 +58,7 @@ class LocalModels:
         reference = parse_reference(name)
         parsed = parse_name(reference.base)
         model = await self._store.get(parsed)
-        if model is None:
+        if model is None or not may_use_model(caller, model.name):
             raise model_not_found(parsed.short)
         if model.is_stub:
             self._stubs.require_shown()
@@ -68,7 +70,7 @@ class LocalModels:
         """Raises: bad_request, not_found, whatever Inference.generate raises."""
         if not request.model:
             raise model_not_found("")
-        model = await self._found(request.model, model_not_found)
+        model = await self._found(request.model, model_not_found, caller)
         answering = self._stubs.generate if model.is_stub else self._inference.generate
         async with aclosing(answering(model, request)) as events:
             async for event in events:
@@ -78,7 +80,7 @@ class LocalModels:
         """Raises: bad_request, not_found, whatever Inference.chat raises."""
         if not request.model:
             raise model_required()
-        model = await self._found(request.model, model_not_found)
+        model = await self._found(request.model, model_not_found, caller)
         answering = self._stubs.chat if model.is_stub else self._inference.chat
         async with aclosing(answering(model, request)) as events:
             async for event in events:
@@ -88,32 +90,32 @@ class LocalModels:
         """Raises: as chat."""
         if not request.model:
             raise model_required()
-        return await self._inference.count_tokens(await self._installed(request.model, model_not_found), request)
+        return await self._inference.count_tokens(await self._installed(request.model, model_not_found, caller), request)
 
     async def embed(self, request: EmbedRequest, caller: Principal | None) -> EmbedResponse:
         """Raises: bad_request, not_found, whatever Inference.embed raises."""
         if not request.model:
             raise model_not_found("")
-        return await self._inference.embed(await self._installed(request.model, model_not_pulled), request)
+        return await self._inference.embed(await self._installed(request.model, model_not_pulled, caller), request)
 
     async def embeddings(self, request: EmbeddingsRequest, caller: Principal | None) -> EmbeddingsResponse:
         """Raises: bad_request, not_found, whatever Inference.embeddings raises."""
         if not request.model:
             raise model_required()
-        return await self._inference.embeddings(await self._installed(request.model, model_not_pulled), request)
+        return await self._inference.embeddings(await self._installed(request.model, model_not_pulled, caller), request)
 
-    async def _installed(self, name: str, absent: Callable[[str], CorralError]) -> Model:
+    async def _installed(self, name: str, absent: Callable[[str], CorralError], caller: Principal | None) -> Model:
         """The model that runs here under a requested name. Raises: what `absent` makes; bad_request for a malformed name and a
         stub of a server that may not be asked; RunsElsewhere for one of the hub."""
-        model = await self._found(name, absent)
+        model = await self._found(name, absent, caller)
         if model.is_stub:
             self._stubs.require_at_hub(model)
             raise RunsElsewhere(model)
         return model
 
-    async def _found(self, name: str, absent: Callable[[str], CorralError]) -> Model:
+    async def _found(self, name: str, absent: Callable[[str], CorralError], caller: Principal | None) -> Model:
         """The model, or the stub, that is installed under a requested name; for `:local` there are no stubs. Raises: what
-        `absent` makes; bad_request."""
+        `absent` makes; bad_request; forbidden for a stub that the caller may not use."""
         reference = parse_reference(name)
         if reference.source is Source.CLOUD:
             # Every route but one hands these on before they come here.
@@ -121,6 +123,7 @@ class LocalModels:
         model = await self._store.get(parse_name(reference.base))
         if model is None:
             raise absent(name)
+        check_model(caller, model, name, absent)
         if model.is_stub and reference.source is Source.LOCAL:
             raise absent(name)
         return model

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
+from corral.core.local_rights import check_cloud
 from corral.core.records import Principal
 from corral.local.cloud import CloudAccess, bounded, object_of
 from corral.wire.errors import CorralError
@@ -29,8 +30,9 @@ class HubSearch:
         self._cloud = cloud
 
     async def search_for(self, caller: Principal | None, query: str) -> Sequence[SearchResult]:
-        """What is found. caller: nobody proves who they are to a local server. Raises: cloud_disabled, unauthorized with a link
-        to sign in at, upstream_failed, and what the hub answers."""
+        """What is found. Raises: forbidden for a caller who may not use the hub, cloud_disabled, unauthorized with a link to sign
+        in at, upstream_failed, and what the hub answers."""
+        check_cloud(caller)
         self._cloud.require_on("web search is unavailable")
         body = msgspec.json.encode({"query": query, "max_results": RESULTS})
         answer = await self._cloud.relay("POST", "/api/web_search", headers={}, body=body)

@@ -30,10 +30,14 @@ if TYPE_CHECKING:
     from corral.edges.asgi import Endpoint
     from corral.engines.upstream import UpstreamEngine
     from corral.local.creating import Pull
+    from corral.local.door import LocalDoor
     from corral.local.library import Library
     from corral.serving.runners import Runners
     from corral.storage.home import HomeModels
     from corral.storage.partials import BlobInbox
+
+#: A minute, from one network; more are answered 429 for a while. Right ones are not counted.
+_WRONG_CREDENTIALS = 30
 
 _log = logging.getLogger("corral.server")
 
@@ -57,7 +61,10 @@ async def build_local(settings: Settings) -> AsyncIterator[Built]:
     from corral.storage.hubstate import is_cloud_off
     from corral.wire.discovery import OLLAMA_VERSION
 
-    require_safe_bind(settings.local.host, allow_public=settings.is_public_allowed)
+    is_secured = settings.local_auth != "off"
+    require_safe_bind(settings.local.host, allow_public=settings.is_public_allowed, is_secured=is_secured)
+    if not (is_secured or settings.local.is_loopback):
+        _log.warning("whoever reaches %s may do everything here → CORRAL_LOCAL_AUTH=remote", settings.local.bind)
     memory, ollama_home = hub_memory(settings), settings.home / ".ollama"
 
     def hub_url() -> str:
@@ -106,8 +113,38 @@ async def build_local(settings: Settings) -> AsyncIterator[Built]:
         _prepare_device_key(gateway)
         changes = CreateApi(_library(settings, store, runners, hub_url, transfer.pull_name))
         rows = [*changes.endpoints(), *transfer_endpoints(transfer), *LocalCloudApi(cloud).endpoints()]
-        app = local_app(api, guard, rows, finish=_finishing(settings))
+        door = _door(settings) if is_secured else None
+        app = local_app(api, guard, rows, finish=_finishing(settings), door=door, trusted_proxies=settings.trusted_proxies)
         yield Built(app=app, facts=tell, release=release)
+
+
+def _door(settings: Settings) -> "LocalDoor":
+    """What asks callers for a credential. What is wrong with the file is told now, not when the first of them fails."""
+    from corral.hub.networks import network_of
+    from corral.hub.replay import Alarms, ReplayGuard
+    from corral.hub.throttle import Throttle, per_minutes
+    from corral.local.door import LocalDoor
+    from corral.storage.authorized_keys import AuthorizedKeysFile
+
+    clock = SystemClock()
+    guesses, limit = Throttle(clock), per_minutes(_WRONG_CREDENTIALS, 1)
+    door = LocalDoor(
+        AuthorizedKeysFile(settings.authorized_keys, clock).current,
+        where=shortened(settings.authorized_keys, settings.home),
+        admits_this_machine=settings.local_auth == "remote",
+        clock=clock,
+        replay=ReplayGuard(clock),
+        guess=lambda network: guesses.attempt((limit, ("guess", network_of(network)))),
+        is_news=Alarms(clock).is_news,
+    )
+    door.keys()
+    if settings.local_auth == "remote" and settings.local.is_loopback:
+        _log.warning(
+            "%s is reached from this machine alone, whose programs need no credential; behind a proxy or a tunnel "
+            "→ CORRAL_LOCAL_AUTH=on",
+            settings.local.bind,
+        )
+    return door
 
 
 def _finishing(settings: Settings) -> "Callable[[Endpoint], Endpoint]":

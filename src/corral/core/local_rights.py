@@ -1,0 +1,133 @@
+"""What a line of `authorized_keys` lets its holder do at a secured local server. Pure: every rule is a row of a test table.
+
+A caller of None is nobody who had to prove anything: any caller of a server that is not secured, or a program on the machine
+itself. Such a caller may do everything, as with Ollama.
+"""
+
+import hmac
+import ipaddress
+from collections.abc import Callable
+from datetime import datetime
+from fnmatch import fnmatchcase
+
+from corral.core.records import Model, Principal
+from corral.wire.authorized_keys import AuthorizedKey, AuthorizedKeys, Right
+from corral.wire.errors import CorralError
+from corral.wire.names import ModelName
+from corral.wire.signing import DevicePublicKey
+
+#: Headers by which a proxy says that it passes a request on for somebody else. Many names, since one that is missing here makes a
+#: stranger look like a program of this machine.
+_FORWARDING = frozenset(
+    {
+        "client-ip",
+        "forwarded",
+        "forwarded-for",
+        "true-client-ip",
+        "via",
+        "x-client-ip",
+        "x-cluster-client-ip",
+        "x-envoy-external-address",
+        "x-forwarded",
+        "x-real-ip",
+        "x-remote-addr",
+        "x-remote-ip",
+    }
+)
+_FORWARDING_PREFIXES = ("cf-", "fly-", "tailscale-", "x-forwarded-", "x-original-", "x-proxy")
+
+#: Makes an error of its own for a name, as each route words it.
+Absent = Callable[[str], CorralError]
+
+
+# ── Who is let in ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def comes_from_here(network: str, headers: dict[str, list[str]]) -> bool:
+    """Whether a program of this machine sends a request for itself. network: the address that the connection comes from. What a
+    proxy on this machine passes on for others comes from loopback, too; one that says so is not taken for its neighbours."""
+    if any(name in _FORWARDING or name.startswith(_FORWARDING_PREFIXES) for name in headers):
+        return False
+    address = _address(network)
+    return address is not None and address.is_loopback
+
+
+def line_of_device(keys: AuthorizedKeys, key: DevicePublicKey, *, network: str, now: datetime) -> AuthorizedKey | None:
+    """The first line with this key whose terms fit."""
+    found = [entry for entry in keys.entries if entry.key == key]
+    return next((entry for entry in found if is_in_force(entry, network=network, now=now)), None)
+
+
+def line_of_digest(keys: AuthorizedKeys, digest: bytes, *, network: str, now: datetime) -> AuthorizedKey | None:
+    """The first line of an API key whose terms fit. All are compared, each in constant time (T56)."""
+    found = [entry for entry in keys.entries if hmac.compare_digest(entry.digest, digest)]
+    return next((entry for entry in found if is_in_force(entry, network=network, now=now)), None)
+
+
+def is_in_force(entry: AuthorizedKey, *, network: str, now: datetime) -> bool:
+    """Whether the line counts now, for a caller from there."""
+    if entry.terms.expires_at is not None and now >= entry.terms.expires_at:
+        return False
+    if not entry.terms.networks:
+        return True
+    address = _address(network)
+    return address is not None and any(address in allowed for allowed in entry.terms.networks)
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An IPv4 address that came over a socket of IPv6 as what it is."""
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+# ── What they may do ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_right(caller: Principal, right: Right) -> None:
+    """Raises: forbidden, with what the line lacks."""
+    if caller.authorized is None or not caller.authorized.terms.right.covers(right):
+        raise CorralError("forbidden", f"this key may not do that here: it takes rights={right} in the server's authorized_keys")
+
+
+def may_use_cloud(caller: Principal | None) -> bool:
+    """Whether the caller may act as this machine's account at its hub: whoever pays for that account says so in the line."""
+    if caller is None:
+        return True
+    terms = caller.authorized.terms if caller.authorized else None
+    return terms is not None and (terms.has_cloud or terms.right is Right.MANAGE)
+
+
+def check_cloud(caller: Principal | None) -> None:
+    """Raises: forbidden."""
+    if not may_use_cloud(caller):
+        raise CorralError("forbidden", "this key may not use hosted models here: it takes cloud in the server's authorized_keys")
+
+
+def may_use_model(caller: Principal | None, name: ModelName) -> bool:
+    """Whether the caller may know of a model. Names compare as listings show them, without regard to case; a pattern without a
+    tag stands for every tag, and `*` for nothing that holds a slash."""
+    if caller is None:
+        return True
+    terms = caller.authorized.terms if caller.authorized else None
+    if terms is None or terms.right is Right.MANAGE or not terms.models:
+        return terms is not None
+    return any(_matches(pattern, name.key.short) for pattern in terms.models)
+
+
+def check_model(caller: Principal | None, model: Model, requested: str, absent: Absent) -> None:
+    """One that the caller may not know of is absent, in the same words. A model that runs elsewhere takes `cloud`.
+    Raises: what `absent` makes, forbidden."""
+    if not may_use_model(caller, model.name):
+        raise absent(requested)
+    if model.is_stub:
+        check_cloud(caller)
+
+
+def _matches(pattern: str, short: str) -> bool:
+    if ":" not in pattern.rpartition("/")[2]:
+        pattern += ":*"
+    wanted, parts = pattern.split("/"), short.split("/")
+    return len(wanted) == len(parts) and all(map(fnmatchcase, parts, wanted))

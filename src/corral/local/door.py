@@ -1,0 +1,165 @@
+"""The one place where a secured local server finds out who sends a request.
+
+Accepted are the stock signature, as `ollama` sends it with OLLAMA_AUTH, and an API key as Bearer; in `x-api-key`, too, where
+Anthropic's SDK sends it. Both are looked up in `authorized_keys`, which is read anew whenever it changed. The order for a
+signature is the hub's: form → time → signature → only then the look-up, so that a stranger cannot find out which keys are known;
+whatever is wrong about a credential has the one answer `unauthorized`, and the reason stands in the log.
+
+The stock signature covers neither body nor host (W1, W6): on a line that others can read, the marks and counters here leave a
+thief a minute, and docs/share-a-box.md says what closes that. Source: security.md 1.3; hub.door.
+"""
+
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final, Protocol
+
+from corral.core.local_rights import comes_from_here, line_of_device, line_of_digest
+from corral.core.ports import Clock
+from corral.core.records import Account, Principal, Proof, RequestFacts
+from corral.wire import signing
+from corral.wire.apikeys import parse_api_key
+from corral.wire.authorized_keys import AuthorizedKey, AuthorizedKeys, key_digest, short_digest
+from corral.wire.errors import CorralError
+from corral.wire.signing import DevicePublicKey
+
+#: Where Anthropic's SDK puts its key into a header of its own.
+_ANTHROPIC: Final = "/v1/messages"
+_MAX_COMPLAINTS: Final = 20
+
+_log = logging.getLogger("corral.server")
+
+
+class Replay(Protocol):
+    """hub.replay.ReplayGuard."""
+
+    def check_mark(self, key: bytes, ts: int) -> None: ...
+
+    def count(self, key: bytes, message: bytes) -> int: ...
+
+    @property
+    def uses_per_minute(self) -> int: ...
+
+
+class LocalDoor:
+    """Authenticates requests to a secured local server.
+
+    keys: the file as it is now; quick, asked for every request. where: what the log calls it. admits_this_machine: requests of
+    programs on this machine need no credential. guess: called with a network for every wrong credential; raises rate_limited.
+    is_news: (what, about whom) -> whether that was not logged lately.
+    """
+
+    def __init__(
+        self,
+        keys: Callable[[], AuthorizedKeys],
+        *,
+        where: str,
+        admits_this_machine: bool,
+        clock: Clock,
+        replay: Replay,
+        guess: Callable[[str], None],
+        is_news: Callable[[str, str], bool],
+    ) -> None:
+        self._keys = keys
+        self._where = where
+        self.admits_this_machine = admits_this_machine
+        self._clock = clock
+        self._replay = replay
+        self._guess = guess
+        self._is_news = is_news
+        self._told: AuthorizedKeys | None = None
+
+    def keys(self) -> AuthorizedKeys:
+        """The file as it is now. What is wrong with it is logged once for each state of it."""
+        keys = self._keys()
+        if keys is not self._told:
+            self._told = keys
+            for complaint in keys.complaints[:_MAX_COMPLAINTS]:
+                _log.warning("%s: %s", self._where, complaint)
+            if len(keys.complaints) > _MAX_COMPLAINTS:
+                _log.warning("%s: %d more lines grant nothing", self._where, len(keys.complaints) - _MAX_COMPLAINTS)
+        return keys
+
+    async def authenticate(self, facts: RequestFacts) -> Principal | None:
+        """Who sends this; None for a program of this machine where those need not say. What such a one shows is not looked at:
+        SDKs send a key because they must. Raises: unauthorized, clock_skew, stale_signature, two_credentials, rate_limited."""
+        if self.admits_this_machine and comes_from_here(facts.network, facts.headers):
+            return None
+        proof, presented = _presented(facts)
+        entry = self._by_key(presented, facts) if proof is Proof.API_KEY else self._by_signature(presented, facts)
+        return Principal(
+            account=_account(entry, self._clock.now()),
+            proof=proof,
+            credential_id=entry.fingerprint,
+            scopes=frozenset(),
+            authorized=entry,
+        )
+
+    def _by_key(self, text: str, facts: RequestFacts) -> AuthorizedKey:
+        key = parse_api_key(text)
+        if key is None:
+            raise self._refused("what is no API key of ours", facts)
+        digest = key_digest(key)
+        entry = line_of_digest(self.keys(), digest, network=facts.network, now=self._clock.now())
+        if entry is None:
+            raise self._refused(f"the API key {short_digest(digest)}", facts)
+        return entry
+
+    def _by_signature(self, header: str, facts: RequestFacts) -> AuthorizedKey:
+        message, now = signing.request_challenge(facts.method, facts.target), self._clock.now()
+        try:
+            proof = signing.parse_authorization(header)
+            ts = signing.parse_ts(facts.target.partition("?")[2])
+            signing.check_window(ts, now.timestamp())
+            signing.verify(proof, message)
+        except CorralError as error:
+            if error.code != "unauthorized":
+                raise
+            raise self._refused("a signature that is none of this request", facts) from error
+        entry = line_of_device(self.keys(), proof.key, network=facts.network, now=now)
+        if entry is None:
+            raise self._refused(f"the device {proof.key.fingerprint}", facts)
+        self._check_replay(proof.key, ts, message)
+        return entry
+
+    def _check_replay(self, key: DevicePublicKey, ts: int, message: bytes) -> None:
+        self._replay.check_mark(key.raw, ts)
+        if self._replay.count(key.raw, message) > self._replay.uses_per_minute:
+            text = "this signed request was sent too often; sign again with the current time"
+            raise CorralError("rate_limited", text, retry_after_s=1)
+
+    def _refused(self, who: str, facts: RequestFacts) -> CorralError:
+        """The one answer, and a line in the log that tells an administrator what to add or to mend. Raises: rate_limited."""
+        self._guess(facts.network)
+        if self._is_news(who, facts.network):
+            _log.warning("refused: %s, from %s; no line of %s lets it in now", who, facts.network, self._where)
+        return CorralError("unauthorized")
+
+
+def _presented(facts: RequestFacts) -> tuple[Proof, str]:
+    """The one credential of a request. Raises: unauthorized for none and for a scheme that is not ours, two_credentials."""
+    authorizations = facts.headers.get("authorization", [])
+    # SDKs send an empty x-api-key when they were given a bearer token instead.
+    keys = [value for value in facts.headers.get("x-api-key", []) if value] if _is_anthropic(facts.target) else []
+    if len(authorizations) + len(keys) > 1:
+        raise CorralError("two_credentials")
+    if keys:
+        return Proof.API_KEY, keys[0]
+    if not authorizations:
+        raise CorralError("unauthorized")
+    if signing.looks_like_device_header(authorizations[0]):
+        return Proof.STOCK_SIGNATURE, authorizations[0]
+    scheme, _, rest = authorizations[0].partition(" ")
+    if scheme.lower() != "bearer":
+        raise CorralError("unauthorized")
+    return Proof.API_KEY, rest.strip()
+
+
+def _is_anthropic(target: str) -> bool:
+    path = target.partition("?")[0]
+    return path == _ANTHROPIC or path.startswith(f"{_ANTHROPIC}/")
+
+
+def _account(entry: AuthorizedKey, now: datetime) -> Account:
+    """Whoever holds the line. A local server has no accounts; the name is what logs call the caller."""
+    return Account(id=entry.fingerprint, name=entry.name, email="", is_admin=False, created_at=now)
