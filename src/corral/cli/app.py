@@ -32,6 +32,7 @@ _ROOT = {
     "up": ("commands_serve", "up", "Run hub and local server"),
     "serve": ("commands_serve", "serve", "Run the local server"),
     "hub": ("app", "hub", "Run and manage a hub"),
+    "authorize": ("app", "authorize", "Say who may use the server"),
     "signin": ("commands_account", "signin", "Connect this device to a hub"),
     "signout": ("commands_account", "signout", "Disconnect this device"),
     "whoami": ("commands_account", "whoami", "Show who you are there"),
@@ -80,6 +81,12 @@ _KEYS = {
     "create": ("commands_keys", "keys_create", "Create an API key; prints its secret once"),
     "rotate": ("commands_keys", "keys_rotate", "Replace an API key by a new one"),
     "revoke": ("commands_keys", "keys_revoke", "Revoke an API key"),
+}
+_AUTHORIZE = {
+    "add": ("commands_authorize", "add", "Let a device in by its public key"),
+    "key": ("commands_authorize", "key", "Make an API key; prints it once"),
+    "list": ("commands_authorize", "list_keys", "List who may use the server"),
+    "remove": ("commands_authorize", "remove", "Refuse a key from now on"),
 }
 _DEVICES = {
     "list": ("commands_keys", "devices_list", "List your devices"),
@@ -157,6 +164,7 @@ hub_user = LazyGroup("user", _HUB_USER, help="Manage the hub's accounts.")
 hub_key = LazyGroup("key", _HUB_KEY, help="Manage an account's API keys.")
 hub_device = LazyGroup("device", _HUB_DEVICE, help="Manage an account's devices.")
 keys = LazyGroup("keys", _KEYS, help="Manage the API keys of your account on the hub.")
+authorize = LazyGroup("authorize", _AUTHORIZE, help="Say who may use this machine's local server when others can reach it.")
 devices = LazyGroup("devices", _DEVICES, help="Manage the devices connected to your account on the hub.")
 click.option("-v", "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help=_VERSION)(root)
 

@@ -1,0 +1,175 @@
+"""authorize: who may use this machine's local server, in the file that it reads. No server and no hub is asked.
+
+A new API key is printed alone on standard output, once; everything said about it goes to standard error.
+"""
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from corral.cli import render
+from corral.cli.command import command
+from corral.cli.commands_keys import DEFAULT_EXPIRY, key_name, parse_expiry
+from corral.cli.context import Decorated, Environment, Failed, json_option, pass_environment
+
+if TYPE_CHECKING:
+    from corral.settings import Settings
+    from corral.wire.authorized_keys import AuthorizedKey, Terms
+
+_VARIABLES = ("CORRAL_AUTHORIZED_KEYS", "CORRAL_LOCAL_AUTH")
+_HEADINGS = ("NAME", "RIGHTS", "MODELS", "FROM", "EXPIRES", "FINGERPRINT")
+_RIGHTS = ("read", "use", "manage")
+
+
+def terms_options(add: Decorated) -> Decorated:
+    """What a key may do, alike for devices and API keys."""
+    options = (
+        click.option(
+            "--rights", type=click.Choice(_RIGHTS), default="use", help="read: list and show; use: run, too; manage: all."
+        ),
+        click.option("--models", default="", metavar="PATTERNS", help='Only these, as "llama*,qwen3:*". [default: every model]'),
+        click.option("--cloud", is_flag=True, help="Let it use hosted models with this machine's account."),
+        click.option("--from", "networks", default="", metavar="NETWORKS", help="Only from there, as 192.168.0.0/16."),
+        click.option(
+            "--expires", default=DEFAULT_EXPIRY, metavar="WHEN", help="12h, 30d, 2w, a date, or never. [default: never]"
+        ),
+    )
+    for option in reversed(options):
+        add = option(add)
+    return add
+
+
+@command("add", variables=_VARIABLES)
+@click.argument("key", nargs=-1, required=True)
+@click.option("--name", default="", metavar="NAME", help="Who that is. [default: the key's comment]")
+@terms_options
+@pass_environment
+def add(environment: Environment, /, key: tuple[str, ...], name: str, **wanted: Any) -> None:
+    """Let a device in by its public KEY: "ssh-ed25519 AAAA…", or the file that holds it, such as id_ed25519.pub.
+
+    On the device it is in ~/.ollama/id_ed25519.pub. There, OLLAMA_AUTH=1 makes corral and ollama sign with it.
+    """
+    from corral.main.authorizing import authorize_device
+
+    settings = environment.settings
+    entry = authorize_device(settings, _public_key(" ".join(key)), name=name, terms=_terms(wanted))
+    render.say(f"Added {_sentence(entry)}")
+    _say_whether_it_counts(settings)
+
+
+@command("key", variables=_VARIABLES)
+@click.argument("name", required=False, default="")
+@click.option("--name", "name_option", default="", metavar="NAME", help="What uses the key, if it is not said before.")
+@terms_options
+@pass_environment
+def key(environment: Environment, /, name: str, name_option: str, **wanted: Any) -> None:
+    """Make an API key called NAME and print it, once and alone, on standard output. Programs send it from OLLAMA_API_KEY."""
+    from corral.main.authorizing import authorize_new_key
+
+    settings, terms = environment.settings, _terms(wanted)
+    entry, secret = authorize_new_key(settings, name=key_name(name, name_option, example="corral authorize key ci"), terms=terms)
+    _say_whether_it_counts(settings)
+    render.say(f"Key {_sentence(entry)} It is shown once:")
+    print(secret.reveal(), flush=True)
+
+
+@command("list", variables=_VARIABLES)
+@json_option
+@pass_environment
+def list_keys(environment: Environment, as_json: bool) -> None:
+    """List who may use this machine's local server, and say which lines of the file grant nothing."""
+    from corral.main.authorizing import authorized_keys
+
+    settings = environment.settings
+    keys = authorized_keys(settings)
+    for complaint in keys.complaints:
+        render.say(f"Warning: {settings.authorized_keys}: {complaint}")
+    if as_json:
+        sys.stdout.write(render.as_json([_object(entry) for entry in keys.entries]))
+        return
+    now = datetime.now(UTC)
+    rows = [_row(entry, entry.fingerprint, now) for entry in keys.entries]
+    short = [_row(entry, f"{entry.fingerprint[:11]}…{entry.fingerprint[-4:]}", now) for entry in keys.entries]
+    sys.stdout.write(render.fitting_table(_HEADINGS, rows, short, width=render.terminal_width()))
+
+
+@command("remove", variables=_VARIABLES)
+@click.argument("key")
+@pass_environment
+def remove(environment: Environment, key: str) -> None:
+    """Remove a KEY (its name or fingerprint): the next request with it is refused."""
+    from corral.main.authorizing import withdraw
+
+    entry = withdraw(environment.settings, key)
+    render.say(f'Removed "{render.plain(entry.name)}" ({entry.fingerprint}).')
+
+
+def _public_key(text: str) -> str:
+    """The key itself, or what the file of that name holds. Raises: Failed."""
+    path = Path(text)
+    if text.startswith(("ssh-", "key-")) or not path.is_file():
+        return text
+    lines = [line for line in path.read_text(errors="replace")[:10_000].splitlines() if line and not line.startswith("#")]
+    if lines and lines[0].startswith("-----BEGIN"):
+        raise Failed(f"{text} is a private key, which belongs to nobody else", f"give the public one: {text}.pub")
+    if len(lines) != 1:
+        raise Failed(f"{text} does not hold one public key", "give the line of one, in quotes")
+    return lines[0]
+
+
+def _terms(wanted: dict[str, Any]) -> "Terms":
+    """Raises: Failed, BadRequest."""
+    from corral.wire.authorized_keys import parse_terms
+
+    return parse_terms(
+        right=wanted["rights"],
+        models=wanted["models"],
+        networks=wanted["networks"],
+        expires_at=parse_expiry(wanted["expires"], datetime.now(UTC)),
+        has_cloud=wanted["cloud"],
+    )
+
+
+def _sentence(entry: "AuthorizedKey") -> str:
+    """`"ada" · use · llama* · expires 2027-01-31.`"""
+    terms = entry.terms
+    parts = [f'"{render.plain(entry.name)}"', _rights(entry), ", ".join(terms.models) or "every model"]
+    parts += [f"from {', '.join(map(str, terms.networks))}"] if terms.networks else []
+    parts.append(f"expires {terms.expires_at:%Y-%m-%d %H:%M} UTC" if terms.expires_at else "does not expire")
+    return f"{' · '.join(parts)}."
+
+
+def _rights(entry: "AuthorizedKey") -> str:
+    return f"{entry.terms.right}, cloud" if entry.terms.has_cloud else str(entry.terms.right)
+
+
+def _row(entry: "AuthorizedKey", fingerprint: str, now: datetime) -> tuple[str, ...]:
+    terms = entry.terms
+    life = render.relative_time(terms.expires_at, now) if terms.expires_at else "Never"
+    if terms.expires_at and terms.expires_at <= now:
+        life = f"expired {life}"
+    networks = ", ".join(map(str, terms.networks)) or "anywhere"
+    return entry.name, _rights(entry), ", ".join(terms.models) or "all", networks, life, fingerprint
+
+
+def _object(entry: "AuthorizedKey") -> dict[str, Any]:
+    terms = entry.terms
+    return {
+        "name": entry.name,
+        "fingerprint": entry.fingerprint,
+        "kind": "device" if entry.key else "api-key",
+        "rights": str(terms.right),
+        "cloud": terms.has_cloud,
+        "models": list(terms.models),
+        "from": [str(network) for network in terms.networks],
+        "expires_at": terms.expires_at.isoformat() if terms.expires_at else None,
+        "line": entry.number,
+    }
+
+
+def _say_whether_it_counts(settings: "Settings") -> None:
+    if settings.local_auth == "off":
+        render.say("The server asks for keys when it runs with CORRAL_LOCAL_AUTH=remote; here that is not set.")
