@@ -144,6 +144,11 @@ JSON_SHAPES = {
         "id, name, fingerprint, key, scopes, created_at, last_used_at, last_network, current",
         "as `devices list`",
     ),
+    "doctor": (
+        "array",
+        "check, status (`ok`, `problem`, `skipped`), detail, fix (null unless there is a problem)",
+        "one object for each line of the report",
+    ),
     "hub gc": ("object", "blobs, size_bytes, links, uploads, files and whatever else was counted; dry_run", ""),
     "hub scrub": (
         "object",

@@ -108,7 +108,7 @@ def test_aliases_are_understood_and_not_listed(alias: str, name: str) -> None:
 
 
 def test_unbuilt_commands_are_not_listed() -> None:
-    assert not {"doctor", "install"} & set(root.list_commands(click.Context(root)))
+    assert "install" not in root.list_commands(click.Context(root))
 
 
 def test_group_without_a_command_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:

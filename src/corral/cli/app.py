@@ -38,6 +38,7 @@ _ROOT = {
     "whoami": ("commands_account", "whoami", "Show who you are there"),
     "keys": ("app", "keys", "Manage your API keys"),
     "devices": ("app", "devices", "Manage your devices"),
+    "doctor": ("commands_doctor", "doctor", "Say what does not work"),
     "completion": ("completion", "completion", "Print a shell's completion"),
     "install": ("commands_hub", "install", ""),
     "__complete": ("completion", "complete", ""),

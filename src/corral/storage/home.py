@@ -303,7 +303,7 @@ class FileDeviceKeys:
         passphrase, of another kind, readable by others, not ours, or no regular file."""
         if self._path.is_symlink():
             # Refused below in any case; said here because the system's own words for it are about "too many levels".
-            raise CorralError("invalid", f"{self._path} is a symbolic link; put the key file itself there")
+            raise CorralError("invalid", f"{self._path} is a symbolic link → put the key file itself there")
         content = read_private(self._path)
         if content is None:
             return None
@@ -348,9 +348,9 @@ def _parse_private_key(content: bytes, path: Path) -> DevicePrivateKey:
     try:
         key = load_ssh_private_key(content, password=None)
     except TypeError as error:
-        raise CorralError("invalid", f"{path} has a passphrase; remove it with: ssh-keygen -p -N '' -f {path}") from error
+        raise CorralError("invalid", f"{path} has a passphrase → remove it with: ssh-keygen -p -N '' -f {path}") from error
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise CorralError("invalid", f"{path} is damaged; move it away, and sign in again with the new key") from error
+        raise CorralError("invalid", f"{path} is damaged → move it away, and sign in again with the new key") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise CorralError("invalid", f"{path} is not an Ed25519 key; move it away, and sign in again with the new key")
+        raise CorralError("invalid", f"{path} is not an Ed25519 key → move it away, and sign in again with the new key")
     return DevicePrivateKey(key.private_bytes_raw())

@@ -20,7 +20,7 @@ from corral.core.ports import HubTerms
 from corral.storage.secretfile import read_private, write_private
 from corral.wire.errors import CorralError
 
-_DAMAGED = "~/.ollama/{} is damaged: {}; repair it, or remove it and run `corral signin` again"
+_DAMAGED = "~/.ollama/{} is damaged: {} → repair it, or remove it and run `corral signin` again"
 _MAX_BYTES = 1024 * 1024
 
 
@@ -110,7 +110,7 @@ def is_cloud_off(path: Path) -> bool:
     try:
         return _read_object(path).get("disable_ollama_cloud") is True
     except ValueError as error:
-        raise CorralError("invalid", f"~/.ollama/{path.name} is damaged: {error}; repair or remove it") from error
+        raise CorralError("invalid", f"~/.ollama/{path.name} is damaged: {error} → repair or remove it") from error
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -47,9 +47,9 @@ def _open_dir(path: Path, *, is_closed: bool = False) -> int:
         found = os.fstat(descriptor)
         _refuse_foreign(path, found)
         if found.st_mode & 0o022:
-            raise CorralError("invalid", f"{path} can be changed by other users; close it with: chmod go-w {path}")
+            raise CorralError("invalid", f"{path} can be changed by other users → close it with: chmod go-w {path}")
         if is_closed and found.st_mode & 0o077:
-            raise CorralError("invalid", f"{path} is open to other users; close it with: chmod 700 {path}")
+            raise CorralError("invalid", f"{path} is open to other users → close it with: chmod 700 {path}")
     except CorralError:
         os.close(descriptor)
         raise
@@ -87,16 +87,16 @@ def _open_in_closed_dir(path: Path) -> int:
 
 def _refuse_foreign(path: Path, found: os.stat_result) -> None:
     if found.st_uid not in (os.geteuid(), 0):
-        raise CorralError("invalid", f"{path} belongs to another user; take it over with: sudo chown $(id -un) {path}")
+        raise CorralError("invalid", f"{path} belongs to another user → take it over with: sudo chown $(id -un) {path}")
 
 
 def refuse_exposed(path: Path, found: os.stat_result) -> None:
     """Raises: invalid for a file that is no regular file, belongs to somebody else, or is open to others."""
     if not stat.S_ISREG(found.st_mode):
-        raise CorralError("invalid", f"{path} is not a regular file; move it away and start again")
+        raise CorralError("invalid", f"{path} is not a regular file → move it away and start again")
     _refuse_foreign(path, found)
     if found.st_mode & 0o077:
-        raise CorralError("invalid", f"{path} can be read by other users; close it with: chmod 600 {path}")
+        raise CorralError("invalid", f"{path} can be read by other users → close it with: chmod 600 {path}")
 
 
 def create_private(path: Path, content: bytes) -> bool:

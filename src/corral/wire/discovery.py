@@ -123,7 +123,7 @@ def parse_discovery(body: bytes, hub: HubAddress) -> str | None:
     if not public.is_same_place(hub):
         raise CorralError(
             "invalid",
-            f"the hub at {hub} says that its address is {public}; use that one (corral signin --hub {public}), "
+            f"the hub at {hub} says that its address is {public} → use that one (corral signin --hub {public}), "
             f"or set CORRAL_PUBLIC_URL={hub} on the hub",
         )
     return document.public_url.rstrip("/")

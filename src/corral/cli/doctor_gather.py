@@ -1,0 +1,496 @@
+"""Looks at this machine, its local server and the hub for `corral doctor`, and changes nothing.
+
+Every step has a few seconds; what takes longer is a fact like any other. Steps that block (the resolver above all, which knows
+no time limit) run in threads that nobody waits for. A credential goes only where it could be of use: the API key of a Corral hub
+to a Corral hub, any other to a hub that is none; over plain http to this machine alone.
+"""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import parse_qs, urlsplit
+
+import corral
+from corral.cli import render
+from corral.cli.api import ApiError, ServerApi
+from corral.cli.context import Failed
+from corral.core.checkup import ApiKeySeen, HubSeen, HubSource, Seen, ServerSeen, Standing, Trouble
+from corral.wire.errors import CorralError
+
+if TYPE_CHECKING:
+    import aiohttp
+
+    from corral.clients.hub import HubClient
+    from corral.settings import Settings
+    from corral.wire.signing import DevicePrivateKey
+
+T = TypeVar("T")
+
+#: Of one step, on this machine and beyond it.
+_HERE_S: Final = 3.0
+_AWAY_S: Final = 5.0
+#: The local server itself asks the hub.
+_RELAYED_S: Final = 8.0
+_MAX_BYTES: Final = 64 * 1024
+#: Longest text of somebody else's in a finding.
+_MAX_TEXT: Final = 200
+_LOOPBACK_WORDS: Final = frozenset({"*", "localhost", "127.0.0.1", "127.0.0.0/8"})
+
+
+async def look(settings: "Settings", hub_option: str, *, is_identity_only: bool) -> Seen:
+    """All facts. hub_option: `--hub`, parsed, or empty. is_identity_only: leave engine and models alone."""
+    from corral.main import checkup
+
+    key_file, key = checkup.device_key(settings)
+    saved, memory_trouble = checkup.saved_hub(settings)
+    async with asyncio.TaskGroup() as group:
+        is_whole = not is_identity_only and settings.local.is_loopback
+        engine = group.create_task(checkup.engine(settings)) if is_whole else None
+        server = await _server(settings, key)
+        hub = _chosen(settings, hub_option, server, saved)
+        is_off = checkup.is_cloud_off(settings)
+        hub = replace(hub, is_asked=not (hub.source == "default" and (server.cloud_off_by or is_off)))
+        at_hub = await _AtHub.look(settings, hub, key)
+        server = replace(server, standing=await _relayed(settings, key, server, at_hub))
+    return Seen(
+        now=datetime.now(UTC),
+        platform=checkup.platform(),
+        version=corral.__version__,
+        user=checkup.own_user(),
+        key=key_file,
+        server=server,
+        hub=at_hub.hub,
+        saved_hub=saved,
+        memory_trouble=memory_trouble,
+        is_cloud_off_here=is_off,
+        device=at_hub.device,
+        api_key=at_hub.api_key,
+        models=checkup.models_folder(settings) if is_whole else None,
+        engine=engine.result() if engine else None,
+        is_loopback_proxied=bool(settings.proxies.http) and not _LOOPBACK_WORDS & set(settings.proxies.exceptions),
+        warnings=settings.warnings,
+    )
+
+
+async def in_time(work: Callable[[], T], *, limit_s: float) -> T:
+    """What work returns or raises, unless it takes too long. Raises: TimeoutError; the thread is then left to itself."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[T] = loop.create_future()
+
+    def finish(put: Callable[[], None]) -> None:
+        # The loop may be gone, and whoever waited may have left.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(lambda: None if ended.done() else put())
+
+    def run() -> None:
+        try:
+            result = work()
+        except (Failed, CorralError, OSError, ValueError, TypeError, KeyError) as error:
+            # A name of `except` ends with its block.
+            failure: BaseException = error
+            finish(lambda: ended.set_exception(failure))
+        else:
+            finish(lambda: ended.set_result(result))
+
+    threading.Thread(target=run, daemon=True).start()
+    async with asyncio.timeout(limit_s):
+        return await ended
+
+
+# ── The local server ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Asking(ServerApi):
+    """The server at OLLAMA_HOST, asked without any credential; after a 401 of its own, with whatever commands would prove
+    themselves by. Unlike them it makes no device key for that."""
+
+    def __init__(self, settings: "Settings", key: "DevicePrivateKey | None", *, limit_s: float) -> None:
+        super().__init__(
+            settings.local,
+            None,
+            advice="check OLLAMA_HOST",
+            kind="an Ollama server",
+            timeout_s=limit_s,
+            proxies=settings.proxies,
+        )
+        self._settings = settings
+        self._own_key = key
+        self._is_proving = False
+
+    def ask(self, method: str, path: str) -> Any:
+        """The answer's JSON. Raises: ApiError, Failed when nobody answers."""
+        try:
+            return self.request(method, path)
+        except ApiError as error:
+            # A 401 with a link is a hub's, about the server's own key. Over plain http others could read what we show.
+            if error.code != 401 or "signin_url" in error.body or self._is_proving or not self._may_carry_key:
+                raise
+        self._is_proving = True
+        self._api_key = self._settings.api_key
+        return self.request(method, path)
+
+    def _proven(self, method: str, path: str) -> tuple[str, dict[str, str]]:
+        from corral.wire.signing import authorization_header, request_challenge, signed_target
+
+        key = self._own_key
+        if key is None or not (self._is_proving and self._settings.is_signing):
+            return super()._proven(method, path)
+        route, _, query = path.partition("?")
+        target = signed_target(route, query, int(time.time()))
+        return target, {**self._headers(), "Authorization": authorization_header(key, request_challenge(method, target))}
+
+
+async def _server(settings: "Settings", key: "DevicePrivateKey | None") -> ServerSeen:
+    from corral.main.checkup import listening_user
+
+    seen = ServerSeen(url=settings.local.url, is_here=settings.local.is_loopback)
+    try:
+        seen = await in_time(lambda: _asked_server(_Asking(settings, key, limit_s=_HERE_S), seen), limit_s=2 * _HERE_S)
+    except TimeoutError:
+        return replace(seen, trouble=Trouble(f"{seen.url} does not answer within {2 * _HERE_S:.0f} s"))
+    return replace(seen, user=listening_user(settings.local.port)) if seen.is_here and seen.is_answering else seen
+
+
+def _asked_server(api: _Asking, seen: ServerSeen) -> ServerSeen:
+    try:
+        version = api.ask("GET", "/api/version")
+    except ApiError as error:
+        return replace(seen, status=error.code, trouble=Trouble(f"{seen.url} answered {error.code}: {_text(error.message)}"))
+    except Failed as error:
+        is_absent = isinstance(error.__cause__, ConnectionRefusedError)
+        return replace(seen, is_absent=is_absent, trouble=Trouble(error.message, error.advice))
+    told = _object(version)
+    seen = replace(seen, corral=_text(told.get("corral")), ollama=_text(told.get("version")))
+    document, status = _object(_maybe(api, "/.well-known/corral")), _object(_maybe(api, "/api/status"))
+    cloud = _object(status.get("cloud"))
+    return replace(
+        seen,
+        is_hub="public_url" in document,
+        hub=_text(status.get("hub")),
+        cloud_off_by=_text(cloud.get("source")) if cloud.get("disabled") is True else "",
+    )
+
+
+def _maybe(api: _Asking, path: str) -> Any:
+    try:
+        return api.ask("GET", path)
+    except Failed:
+        return None
+
+
+async def _relayed(settings: "Settings", key: "DevicePrivateKey | None", server: ServerSeen, at_hub: "_AtHub") -> Standing | None:
+    """Who the local server is at the hub; not asked where that is another hub, or none that answers."""
+    from corral.main import checkup
+
+    hub = at_hub.hub
+    is_same_hub = not server.hub or _is_same_place(server.hub, hub.url)
+    if not server.is_answering or server.is_hub or server.cloud_off_by or not hub.is_well or not is_same_hub:
+        return None
+    is_connected = at_hub.device is not None and bool(at_hub.device.account)
+    # It would note down what it agrees with the hub, in this very home, and say what is known already.
+    if server.user in ("", checkup.own_user()) and not is_connected and not checkup.knows_hub(settings, hub.url):
+        return None
+
+    def ask() -> Standing:
+        try:
+            return _standing(200, _Asking(settings, key, limit_s=_RELAYED_S).ask("POST", "/api/me"))
+        except ApiError as error:
+            seen = _standing(error.code, error.body)
+            # Our own servers put what to do behind an arrow.
+            return replace(seen, message=_text(error.said)) if seen.status in (200, 401) else _failed(error.message, error.advice)
+        except Failed as error:
+            return _failed(error.message, error.advice)
+
+    try:
+        return await in_time(ask, limit_s=_RELAYED_S)
+    except TimeoutError:
+        return _failed(f"the local server does not answer within {_RELAYED_S:.0f} s when asked who it is", "")
+
+
+# ── The hub ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _chosen(settings: "Settings", option: str, server: ServerSeen, saved: str) -> HubSeen:
+    """The hub that every other command would use, and who says so; see cli.hub_access.chosen_hub."""
+    from corral.settings import DEFAULT_HUB
+    from corral.wire.discovery import parse_hub_address
+
+    # A server elsewhere must not choose where this device's signature goes.
+    of_server = server.hub if server.is_here else ""
+    # A server that follows the last sign-in, or was told of no hub at all, did not choose.
+    if of_server and _is_same_place(of_server, saved or DEFAULT_HUB):
+        of_server = ""
+    choices: tuple[tuple[str, HubSource], ...] = (
+        (option, "--hub"),
+        (settings.hub, "CORRAL_HUB"),
+        (of_server, "the local server"),
+        (saved, "the last sign-in"),
+        (DEFAULT_HUB, "default"),
+    )
+    url, source = next(choice for choice in choices if choice[0])
+    try:
+        return HubSeen(url=url, source=source, is_private_line=parse_hub_address(url).is_private_line)
+    except CorralError as error:
+        return HubSeen(url=url, source=source, trouble=Trouble(error.message))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _AtHub:
+    """What the hub told."""
+
+    hub: HubSeen
+    device: Standing | None = None
+    api_key: ApiKeySeen | None = None
+
+    @classmethod
+    async def look(cls, settings: "Settings", hub: HubSeen, key: "DevicePrivateKey | None") -> "_AtHub":
+        """Ask the hub who it is, then who this device is, then who the API key is."""
+        from corral.clients.hub import open_session
+        from corral.main.checkup import looking_client
+        from corral.wire.signing import WINDOW_S
+
+        api_key = _presented(settings)
+        if not hub.is_well:
+            return cls(hub=hub, api_key=api_key)
+        async with open_session() as session:
+            hub = await _reached(settings, hub, session)
+            if not hub.is_well:
+                return cls(hub=hub, api_key=api_key)
+            offset_s = hub.clock_offset_s or 0.0
+            device, keys = None, None
+            if key is not None and (hub.is_corral or abs(offset_s) <= WINDOW_S):
+                client = looking_client(settings, hub.url, key, session=session, offset_s=offset_s if hub.is_corral else 0.0)
+                device = await _device(client, hub)
+                keys = await _listed(client, "/api/keys") if device.account and api_key and hub.is_corral else None
+        return cls(hub=hub, device=device, api_key=await _api_key(settings, hub, api_key, keys))
+
+
+async def _reached(settings: "Settings", hub: HubSeen, session: "aiohttp.ClientSession") -> HubSeen:
+    """The hub with what its discovery document and its clock say."""
+    import aiohttp
+
+    from corral.clients.hub import reason_of, user_agent
+    from corral.wire.discovery import DISCOVERY_PATH, parse_discovery, parse_hub_address, refuse_local_server
+
+    proxy = settings.proxies.proxy_of(hub.url)
+    hub = replace(hub, proxy=urlsplit(proxy).netloc.rpartition("@")[2] if proxy else "")
+    try:
+        await _resolve(proxy or hub.url)
+        headers = {"User-Agent": user_agent(corral.__version__), "Accept": "application/json", "Accept-Encoding": "identity"}
+        begun_ns = time.monotonic_ns()
+        async with asyncio.timeout(_AWAY_S):
+            async with session.get(f"{hub.url}{DISCOVERY_PATH}", headers=headers, allow_redirects=False, proxy=proxy) as reply:
+                took_ms = (time.monotonic_ns() - begun_ns) // 1_000_000
+                offset_s = _offset_s(reply.headers.get("Date", ""), datetime.now(UTC))
+                body = await reply.content.read(_MAX_BYTES)
+        address = parse_hub_address(hub.url)
+        public_url = parse_discovery(body, address) if reply.status == 200 else None
+        if reply.status == 200 and public_url is None:
+            refuse_local_server(body, address)
+    except CorralError as error:
+        message, _, advice = error.message.partition(" → ")
+        return replace(hub, trouble=Trouble(message, advice))
+    except (aiohttp.ClientError, OSError) as error:
+        message, _, advice = reason_of(error).partition(" → ")
+        is_absent = isinstance(getattr(error, "os_error", error), ConnectionRefusedError) and not proxy
+        return replace(hub, is_absent=is_absent, trouble=Trouble(f"{hub.url} cannot be reached: {message}", advice))
+    if reply.status >= 500 or reply.status in (407, 408, 429):
+        return replace(hub, trouble=Trouble(f"{hub.url} answered {reply.status}", "ask whoever runs it; its log says why"))
+    return replace(hub, is_corral=public_url is not None, took_ms=took_ms, clock_offset_s=offset_s)
+
+
+async def _resolve(url: str) -> None:
+    """Look a host's name up once, in a thread that can be left: the library's own look-up is waited for at the end of the
+    program. Raises: upstream_failed when it takes too long; what it says otherwise, the library will say as well."""
+    parts = urlsplit(url)
+    try:
+        with suppress(OSError, UnicodeError):
+            await in_time(lambda: socket.getaddrinfo(parts.hostname, parts.port), limit_s=_HERE_S)
+    except TimeoutError:
+        text = f"the name {parts.hostname} was not resolved within {_HERE_S:.0f} s → check the network and its name server"
+        raise CorralError("upstream_failed", text) from None
+
+
+def _offset_s(date: str, now: datetime) -> float | None:
+    """How far `now` is behind a `Date` header; None when that says nothing."""
+    try:
+        theirs = parsedate_to_datetime(date)
+    except ValueError:
+        return None
+    return (theirs.replace(tzinfo=theirs.tzinfo or UTC) - now).total_seconds()
+
+
+async def _device(client: "HubClient", hub: HubSeen) -> Standing:
+    """Who this device is, since when, and what it may do."""
+    standing = await _signed(client, "POST", "/api/me")
+    if not standing.account or not hub.is_corral:
+        return standing
+    own = next((entry for entry in await _listed(client, "/api/user/keys") or () if entry.get("current") is True), None)
+    if own is not None:
+        scopes = _texts(own.get("scopes"))
+        since = render.parse_time(_text(own.get("created_at")))
+        return replace(standing, since=since, scopes=scopes, may_run="inference" in scopes)
+    # A device without the scope `keys` is told no list.
+    return replace(standing, may_run=(await _signed(client, "POST", "/api/generate")).status != 403)
+
+
+async def _signed(client: "HubClient", method: str, path: str) -> Standing:
+    try:
+        async with asyncio.timeout(_AWAY_S):
+            status, _, body = await client.request(method, path)
+    except TimeoutError:
+        return _failed(f"the hub does not answer within {_AWAY_S:.0f} s when asked who this is", "is it overloaded?")
+    except CorralError as error:
+        message, _, advice = error.message.partition(" → ")
+        return _failed(message, advice)
+    return _standing(status, _json(body))
+
+
+async def _listed(client: "HubClient", path: str) -> list[Mapping[str, Any]] | None:
+    """The objects of a list; None where the hub does not tell."""
+    try:
+        async with asyncio.timeout(_AWAY_S):
+            status, _, body = await client.request("GET", path)
+    except (TimeoutError, CorralError):
+        return None
+    return _objects(_json(body)) if status == 200 else None
+
+
+# ── The API key ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _presented(settings: "Settings") -> ApiKeySeen | None:
+    from corral.wire.apikeys import parse_api_key
+
+    if settings.api_key is None:
+        return None
+    own = parse_api_key(settings.api_key.reveal())
+    return ApiKeySeen(prefix=own.prefix if own else "")
+
+
+async def _api_key(
+    settings: "Settings", hub: HubSeen, seen: ApiKeySeen | None, listed: list[Mapping[str, Any]] | None
+) -> ApiKeySeen | None:
+    """The key, tried at the hub. listed: the keys of the account that this device is connected to, where the hub told. One that
+    cannot be the hub's is not sent there: it would be told to a stranger."""
+    from corral.wire.apikeys import parse_api_key
+
+    if seen is None or settings.api_key is None or bool(seen.prefix) != hub.is_corral:
+        return seen
+    api = ServerApi.of_hub(hub.url, settings.api_key, settings.proxies)
+    try:
+        standing, own_list = await in_time(lambda: _asked_with_key(api, is_corral=hub.is_corral), limit_s=_AWAY_S)
+    except TimeoutError:
+        text = f"{hub.url} does not answer a request with this key within {_AWAY_S:.0f} s"
+        return replace(seen, standing=_failed(text, "is it overloaded?"))
+    except Failed as error:
+        return replace(seen, standing=_failed(error.message, error.advice))
+    keys = own_list if own_list is not None else listed
+    own = parse_api_key(settings.api_key.reveal())
+    entry = next((key for key in keys or () if own is not None and key.get("id") == own.public_id), None)
+    if entry is None:
+        return replace(seen, standing=standing, is_listed=None if keys is None else False)
+    scopes = _texts(entry.get("scopes"))
+    return replace(
+        seen,
+        standing=replace(standing, may_run="inference" in scopes),
+        is_listed=True,
+        scopes=scopes,
+        expires_at=render.parse_time(_text(entry.get("expires_at"))),
+        revoked_at=render.parse_time(_text(entry.get("revoked_at"))),
+    )
+
+
+def _asked_with_key(api: ServerApi, *, is_corral: bool) -> tuple[Standing, list[Mapping[str, Any]] | None]:
+    """(who the key is, the keys of its account where it may list them)."""
+    try:
+        standing = _standing(200, api.post("/api/me"))
+    except ApiError as error:
+        return _standing(error.code, error.body), None
+    if not is_corral:
+        return standing, None
+    try:
+        return standing, _objects(api.get("/api/keys"))
+    except ApiError:
+        return replace(standing, may_run=_may_run(api)), None
+
+
+def _may_run(api: ServerApi) -> bool | None:
+    """Whether a request that runs nothing, since it names no model, is refused for what it is or for who asks."""
+    try:
+        api.post("/api/generate", {})
+    except ApiError as error:
+        return {403: False, 400: True, 404: True, 422: True}.get(error.code)
+    return True
+
+
+# ── Foreign answers ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _standing(status: int, answer: Any) -> Standing:
+    """What an answer to `/api/me` says."""
+    body = _object(answer)
+    link = _text(body.get("signin_url"), most=2048)
+    device = _object(body.get("device"))
+    return Standing(
+        status=status,
+        account=_text(body.get("name")) if status == 200 else "",
+        device_id=_text(device.get("id")),
+        device_name=_text(device.get("name")),
+        has_link=bool(link),
+        fingerprint=_fingerprint_in(link),
+        message=_text(body.get("error")),
+    )
+
+
+def _fingerprint_in(link: str) -> str:
+    """Of the key that a link to sign in at would connect, empty when there is none."""
+    from corral.wire.signing import parse_encoded_key
+
+    try:
+        encoded = parse_qs(urlsplit(link).query).get("key", [""])[0]
+        return parse_encoded_key(encoded).fingerprint if encoded else ""
+    except (CorralError, ValueError):
+        return ""
+
+
+def _failed(message: str, advice: str) -> Standing:
+    return Standing(trouble=Trouble(_text(message), advice))
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _objects(value: Any) -> list[Mapping[str, Any]]:
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(_text(entry) for entry in value) if isinstance(value, list) else ()
+
+
+def _text(value: Any, *, most: int = _MAX_TEXT) -> str:
+    return value[:most] if isinstance(value, str) else ""
+
+
+def _is_same_place(one: str, other: str) -> bool:
+    from corral.wire.discovery import origin_of
+
+    first, second = origin_of(one), origin_of(other)
+    return first is not None and second is not None and first.is_same_place(second)
