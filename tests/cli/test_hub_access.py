@@ -91,7 +91,7 @@ def test_key_that_a_hub_refuses_is_named(words: list[str], tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        ("", "asks for an API key\n→ put one into OLLAMA_API_KEY\n"),
+        ("", "asks for an API key\n→ put one into OLLAMA_API_KEY, or sign: OLLAMA_AUTH=1\n"),
         ("crlk_x", "refused the API key in OLLAMA_API_KEY: it is wrong, expired or revoked\n"),
     ],
 )

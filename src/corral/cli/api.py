@@ -281,14 +281,20 @@ class LocalApi(ServerApi):
     def _refusal(self, status: int, body: Mapping[str, Any], reason: str) -> ApiError:
         """A 401 without a link to sign in at is no hub's that the server passes on, but its own: it wants an API key."""
         error = super()._refusal(status, body, reason)
-        if status == 401 and "signin_url" not in body and not self._settings.is_signing:
-            error.message, error.advice = self._about_key()
+        if status == 401 and "signin_url" not in body:
+            error.message, error.advice = self._about_device() if self._settings.is_signing else self._about_key()
         return error
+
+    def _about_device(self) -> tuple[str, str]:
+        from corral.main.shared import device_public_key
+
+        advice = f'there: corral authorize add --name NAME "{device_public_key(self._settings).authorized_key}"'
+        return f"{urlsplit(self.url).netloc} does not let this device in", advice
 
     def _about_key(self) -> tuple[str, str]:
         place = urlsplit(self.url).netloc
         if self._api_key is None:
-            return f"{place} asks for an API key", "put one into OLLAMA_API_KEY"
+            return f"{place} asks for an API key", "put one into OLLAMA_API_KEY, or sign: OLLAMA_AUTH=1"
         if not self._may_carry_key:
             return f"{place} asks for an API key, and over plain http it gets none", "give OLLAMA_HOST its https address"
         return refused_key(place, "the page where you made it")

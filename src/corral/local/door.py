@@ -98,7 +98,7 @@ class LocalDoor:
     def _by_key(self, text: str, facts: RequestFacts) -> AuthorizedKey:
         key = parse_api_key(text)
         if key is None:
-            raise self._refused("what is no API key of ours", facts)
+            raise self._refused("a Bearer text that is no API key of this kind", facts)
         digest = key_digest(key)
         entry = line_of_digest(self.keys(), digest, network=facts.network, now=self._clock.now())
         if entry is None:
@@ -115,7 +115,7 @@ class LocalDoor:
         except CorralError as error:
             if error.code != "unauthorized":
                 raise
-            raise self._refused("a signature that is none of this request", facts) from error
+            raise self._refused("a signature that is wrong", facts) from error
         entry = line_of_device(self.keys(), proof.key, network=facts.network, now=now)
         if entry is None:
             raise self._refused(f"the device {proof.key.fingerprint}", facts)
@@ -132,7 +132,7 @@ class LocalDoor:
         """The one answer, and a line in the log that tells an administrator what to add or to mend. Raises: rate_limited."""
         self._guess(facts.network)
         if self._is_news(who, facts.network):
-            _log.warning("refused: %s, from %s; no line of %s lets it in now", who, facts.network, self._where)
+            _log.warning("refused %s from %s: no line of %s lets it in now", who, facts.network, self._where)
         return CorralError("unauthorized")
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from corral.core.ports import HubMemory
     from corral.edges.asgi import App
     from corral.serving.runners import Runners
+    from corral.wire.signing import DevicePublicKey
 
 #: What 0 stands for; models per accelerator. Ollama answers one request at a time by default; slots share the weights, so four
 #: cost little.
@@ -114,6 +115,13 @@ def signed_request(settings: Settings, method: str, path: str) -> tuple[str, str
     route, _, query = path.partition("?")
     target = signed_target(route, query, int(SystemClock().now().timestamp()))
     return target, authorization_header(key, request_challenge(method, target))
+
+
+def device_public_key(settings: Settings) -> "DevicePublicKey":
+    """What this device is known by. Raises: invalid for a key that cannot be used."""
+    from corral.storage.home import FileDeviceKeys
+
+    return FileDeviceKeys(settings.home / ".ollama", SystemEntropy()).load_or_create().public
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

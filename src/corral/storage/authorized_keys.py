@@ -53,19 +53,13 @@ class AuthorizedKeysFile:
         try:
             path = self._path.resolve(strict=True)
             _refuse_changeable(path.parent, path.parent.stat())
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+            content = _content_of(path)
         except FileNotFoundError:
             return b""
         except (OSError, RuntimeError) as error:
             # RuntimeError: a link that leads to itself.
             reason = getattr(error, "strerror", None) or "it is a link that leads nowhere"
             raise CorralError("invalid", f"{self._path} cannot be read: {reason}") from error
-        with os.fdopen(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise CorralError("invalid", f"{path} is not a regular file; move it away")
-            _refuse_changeable(path, found)
-            content = file.read(_MAX_BYTES + 1)
         if len(content) > _MAX_BYTES:
             raise CorralError("invalid", f"{path} is too long to be what belongs there")
         return content
@@ -120,8 +114,23 @@ class Edit:
         self.content = content
 
 
+def _content_of(path: Path) -> bytes:
+    """One byte more than there may be, at most. Raises: invalid, OSError."""
+    # O_NONBLOCK: opening a FIFO that somebody put here must not wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        # Asked of the open file and not of its path, which could point elsewhere a moment later.
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise CorralError("invalid", f"{path} is not a regular file → move it away")
+        _refuse_changeable(path, found)
+        return os.read(descriptor, _MAX_BYTES + 1)
+    finally:
+        os.close(descriptor)
+
+
 def _refuse_changeable(path: Path, found: os.stat_result) -> None:
     if found.st_uid not in (os.geteuid(), 0):
-        raise CorralError("invalid", f"{path} belongs to another user; take it over with: sudo chown $(id -un) {path}")
+        raise CorralError("invalid", f"{path} belongs to another user → take it over with: sudo chown $(id -un) {path}")
     if found.st_mode & 0o022:
-        raise CorralError("invalid", f"{path} can be changed by other users; close it with: chmod go-w {path}")
+        raise CorralError("invalid", f"{path} can be changed by other users → close it with: chmod go-w {path}")
