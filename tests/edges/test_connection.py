@@ -196,6 +196,12 @@ async def test_requests_sent_at_once_are_answered_in_order(served: Served) -> No
     ]
 
 
+async def test_r14_requests_sent_at_once_are_bounded(served: Served) -> None:
+    with contextlib.suppress(ConnectionError):
+        await served.say(request("POST", "/echo", b"x", keep=True) * 10_000)
+    assert len(served.seen) <= 2 * (connection.MAX_WAITING + 1)
+
+
 async def test_nothing_is_done_of_what_follows_the_last_request(served: Served) -> None:
     answer = await served.say(request("POST", "/echo", b"x"), request("POST", "/echo", b"xx"))
     assert bodies(answer) == [b'{"length":1}']

@@ -5,7 +5,7 @@ spaces before a colon). It bounds neither how long nor how large a head may be, 
 closes on whoever is still sending, which then sees a reset instead of the answer. What is added here, and nothing else:
 
     head        at most `MAX_HEAD_BYTES` and `HEAD_TIMEOUT_S`, and so everything that is parsed and not handed on: chunk
-                extensions, trailers, empty lines between requests
+                extensions, trailers, empty lines between requests; at most `MAX_WAITING` requests at once
     upgrades    are not offered here, and an offer is passed over instead of ending what the request was about
     target      `raw_path` and `query_string` are the bytes that were sent, whatever form they have; edges/asgi.py judges them
     answer      its head leaves together with the first bytes of its body; who has left is told by `Disconnected`
@@ -34,6 +34,8 @@ Application = Callable[[Any, Any, Any], Awaitable[None]]
 HEAD_TIMEOUT_S = 10.0
 #: Of a head as it is read: edges/asgi.py refuses far smaller ones, in words.
 MAX_HEAD_BYTES = 64 * 1024
+#: Requests that were sent before the first of them was answered.
+MAX_WAITING = 32
 #: Longer than the minute for which proxies keep a connection to use again, so that it is they who end it.
 IDLE_S = 120
 #: After an answer that did not wait for its request's body: how long in all, how long without a byte, and how much is read. A
@@ -92,6 +94,10 @@ def connection_factory(app: Application, state: State) -> Callable[[], "Connecti
     return lambda: Connection(config, state)
 
 
+class _TooManyAtOnce(Exception):
+    """Tells the parser to stop."""
+
+
 class Connection(HttpToolsProtocol):
     """One of a server's connections. See the module."""
 
@@ -123,8 +129,6 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse, within bounds."""
-        if not self._is_in_message:
-            self._await_head()
         if self._lingering is not None:
             self._lingering.bytes += len(data)
         self._pending_bytes += len(data)
@@ -137,6 +141,8 @@ class Connection(HttpToolsProtocol):
             self.send_400_response("Invalid HTTP request received.")
         if self._pending_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response("The head of the request is too large.")
+        elif not self._is_in_body and (self._is_in_message or self._pending_bytes):
+            self._await_head()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what cannot be parsed; without a word when that would land inside of another answer."""
@@ -164,12 +170,14 @@ class Connection(HttpToolsProtocol):
         """The first byte of a request."""
         super().on_message_begin()
         self._is_in_message = True
-        self._await_head()
 
     def on_headers_complete(self) -> None:
         """Start the request. Its target is kept from uvicorn, which would read it as a URL and lose what does not fit."""
         if self.parser.should_upgrade():
             return
+        if len(self.pipeline) >= MAX_WAITING:
+            # Thousands fit into what is read at once, and each takes a hundred times what it took on the wire.
+            raise _TooManyAtOnce
         self._stop_timer()
         self._pending_bytes = 0
         self._is_in_body = True

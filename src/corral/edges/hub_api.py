@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Annotated, Any
 from uuid import NAMESPACE_OID, uuid5
 
@@ -32,8 +33,9 @@ _KEYS = Access(FULL_PROOFS, Scope.KEYS)
 _HEADLESS = Access(HEADLESS_PROOFS, Scope.KEYS)
 
 
+@lru_cache(maxsize=4096)
 def _uuid_of(account_id: str) -> str:
-    # Ollama's own command reads a UUID here and refuses the whole answer over anything else.
+    # Ollama's own command reads a UUID here and refuses the whole answer over anything else. Kept, since it asks often.
     return str(uuid5(NAMESPACE_OID, f"corral account {account_id}"))
 
 
