@@ -86,8 +86,11 @@ def server_row(seen: Seen) -> Verdict:
         return _ok(f"{server.url}  a hub")
     if server.status == 401:
         return _ok(f"{server.url}  asks for a credential")
-    if server.status == 403:
+    if server.status == 403 and not server.message:
         return _problem(f"{server.url} refuses requests under that name", "have OLLAMA_HOST name it by its IP address")
+    if server.status:
+        said = f": {server.message}" if server.message else ""
+        return _problem(f"{server.url} answered {server.status}{said}", "check OLLAMA_HOST; the server's log says why")
     if server.trouble is not None or not server.is_answering:
         trouble = server.trouble or Trouble(f"{server.url} does not answer like an Ollama server")
         return _trouble(trouble, "check OLLAMA_HOST; another program may have that port")
@@ -300,8 +303,7 @@ def relay_row(seen: Seen) -> Verdict:
     if server.is_hub:
         return _server_is_hub(seen)
     if server.status == 401:
-        what = "does not take OLLAMA_API_KEY" if seen.api_key else "asks for a credential"
-        return _problem(f"{server.url} {what}", "put a key that it takes into OLLAMA_API_KEY")
+        return _server_wants_credential(seen)
     if not server.is_answering:
         return _skipped("no local server answers")
     if not server.corral and not _is_same(hub.url, _OLLAMA_HUB):
@@ -315,6 +317,15 @@ def relay_row(seen: Seen) -> Verdict:
     if clock_row(seen)[0] == "problem":
         return _skipped("not known until the clock is right")
     return _standing_of_server(seen, server.standing)
+
+
+def _server_wants_credential(seen: Seen) -> Verdict:
+    url = seen.server.url
+    if seen.is_signing:
+        return _problem(f"{url} does not know this device's key", f"let it in there: corral authorize add {seen.key.path}.pub")
+    if seen.api_key is not None:
+        return _problem(f"{url} does not take OLLAMA_API_KEY", "make one there: corral authorize key NAME")
+    return _problem(f"{url} asks for a credential", "put its key into OLLAMA_API_KEY, or set OLLAMA_AUTH=1 to sign")
 
 
 def _server_is_hub(seen: Seen) -> Verdict:
@@ -346,6 +357,8 @@ def _standing_of_server(seen: Seen, standing: Standing) -> Verdict:
         return _trouble(standing.trouble, "restart the local server")
     if standing.account:
         return _server_account(seen, standing)
+    if standing.status == 403:
+        return _skipped(f"not told: {standing.message or 'this credential may not use its account'}")
     if standing.status not in (200, 401):
         said = standing.message or f"it answered {standing.status}"
         return _problem(f"the local server cannot tell who it is: {said}", "restart the local server")
@@ -394,6 +407,8 @@ def api_key_row(seen: Seen) -> Verdict:
     if key is None:
         return _skipped("not set")
     shown = f"{key.prefix}…" if key.prefix else "set"
+    if seen.server.took_key:
+        return _ok(f"{shown}  taken by {seen.server.url}")
     if not seen.hub.is_well:
         return _skipped(f"{shown}  not tried")
     if key.standing is None:

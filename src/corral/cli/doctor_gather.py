@@ -58,7 +58,7 @@ async def look(settings: "Settings", hub_option: str, *, is_identity_only: bool)
         hub = _chosen(settings, hub_option, server, saved)
         is_off = checkup.is_cloud_off(settings)
         hub = replace(hub, is_asked=not (hub.source == "default" and (server.cloud_off_by or is_off)))
-        at_hub = await _AtHub.look(settings, hub, key)
+        at_hub = await _AtHub.look(settings, hub, key, takes_key=not server.took_key)
         server = replace(server, standing=await _relayed(settings, key, server, at_hub))
     return Seen(
         now=datetime.now(UTC),
@@ -71,6 +71,7 @@ async def look(settings: "Settings", hub_option: str, *, is_identity_only: bool)
         saved_hub=saved,
         memory_trouble=memory_trouble,
         is_cloud_off_here=is_off,
+        is_signing=settings.is_signing,
         device=at_hub.device,
         api_key=at_hub.api_key,
         models=checkup.models_folder(settings) if is_whole else None,
@@ -134,8 +135,13 @@ class _Asking(ServerApi):
             if error.code != 401 or "signin_url" in error.body or self._is_proving or not self._may_carry_key:
                 raise
         self._is_proving = True
-        self._api_key = self._settings.api_key
+        self._api_key = None if self._settings.is_signing else self._settings.api_key
         return self.request(method, path)
+
+    @property
+    def is_using_key(self) -> bool:
+        """Whether OLLAMA_API_KEY was asked for."""
+        return self._api_key is not None
 
     def _proven(self, method: str, path: str) -> tuple[str, dict[str, str]]:
         from corral.wire.signing import authorization_header, request_challenge, signed_target
@@ -163,7 +169,7 @@ def _asked_server(api: _Asking, seen: ServerSeen) -> ServerSeen:
     try:
         version = api.ask("GET", "/api/version")
     except ApiError as error:
-        return replace(seen, status=error.code, trouble=Trouble(f"{seen.url} answered {error.code}: {_text(error.message)}"))
+        return replace(seen, status=error.code, message=_text(error.body.get("error")))
     except Failed as error:
         is_absent = isinstance(error.__cause__, ConnectionRefusedError)
         return replace(seen, is_absent=is_absent, trouble=Trouble(error.message, error.advice))
@@ -173,6 +179,7 @@ def _asked_server(api: _Asking, seen: ServerSeen) -> ServerSeen:
     cloud = _object(status.get("cloud"))
     return replace(
         seen,
+        took_key=api.is_using_key,
         is_hub="public_url" in document,
         hub=_text(status.get("hub")),
         cloud_off_by=_text(cloud.get("source")) if cloud.get("disabled") is True else "",
@@ -203,9 +210,8 @@ async def _relayed(settings: "Settings", key: "DevicePrivateKey | None", server:
         try:
             return _standing(200, _Asking(settings, key, limit_s=_RELAYED_S).ask("POST", "/api/me"))
         except ApiError as error:
-            seen = _standing(error.code, error.body)
-            # Our own servers put what to do behind an arrow.
-            return replace(seen, message=_text(error.said)) if seen.status in (200, 401) else _failed(error.message, error.advice)
+            # A server that cannot reach its hub passes on why, with what to do behind the arrow.
+            return _failed(error.message, error.advice) if error.code >= 500 else _standing(error.code, error.body)
         except Failed as error:
             return _failed(error.message, error.advice)
 
@@ -251,8 +257,9 @@ class _AtHub:
     api_key: ApiKeySeen | None = None
 
     @classmethod
-    async def look(cls, settings: "Settings", hub: HubSeen, key: "DevicePrivateKey | None") -> "_AtHub":
-        """Ask the hub who it is, then who this device is, then who the API key is."""
+    async def look(cls, settings: "Settings", hub: HubSeen, key: "DevicePrivateKey | None", *, takes_key: bool) -> "_AtHub":
+        """Ask the hub who it is, then who this device is, then who the API key is. takes_key: False for a key that opens the
+        local server, and is nothing to show to a hub."""
         from corral.clients.hub import open_session
         from corral.main.checkup import looking_client
         from corral.wire.signing import WINDOW_S
@@ -270,7 +277,9 @@ class _AtHub:
                 client = looking_client(settings, hub.url, key, session=session, offset_s=offset_s if hub.is_corral else 0.0)
                 device = await _device(client, hub)
                 keys = await _listed(client, "/api/keys") if device.account and api_key and hub.is_corral else None
-        return cls(hub=hub, device=device, api_key=await _api_key(settings, hub, api_key, keys))
+        if takes_key:
+            api_key = await _api_key(settings, hub, api_key, keys)
+        return cls(hub=hub, device=device, api_key=api_key)
 
 
 async def _reached(settings: "Settings", hub: HubSeen, session: "aiohttp.ClientSession") -> HubSeen:

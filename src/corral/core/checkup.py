@@ -77,15 +77,18 @@ class Standing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSeen:
-    """What is at OLLAMA_HOST. is_here: on this machine. is_absent: nothing listens there. status: of HTTP when it refused.
-    is_hub: a hub answers there. corral, ollama: versions it told. hub: the one it uses, empty where it does not say.
-    cloud_off_by: `env`, `config`, `both`, or empty when it passes requests on. user: the OS user who runs it, empty where
-    unknown. standing: who it is at its hub; None when it was not asked."""
+    """What is at OLLAMA_HOST. is_here: on this machine. is_absent: nothing listens there. status, message: of HTTP when it
+    refused. took_key: whether it wanted a credential, and OLLAMA_API_KEY was one. is_hub: a hub answers there. corral, ollama:
+    versions it told. hub: the one it uses, empty where it does not say. cloud_off_by: `env`, `config`, `both`, or empty when it
+    passes requests on. user: the OS user who runs it, empty where unknown. standing: who it is at its hub; None when it was not
+    asked."""
 
     url: str
     is_here: bool = True
     is_absent: bool = False
     status: int = 0
+    message: str = ""
+    took_key: bool = False
     trouble: Trouble | None = None
     is_hub: bool = False
     corral: str = ""
@@ -144,7 +147,7 @@ class Seen:
     """All of it. platform: as sys.platform. version: of this command. user: the OS user. saved_hub: of the last sign-in.
     memory_trouble: why what is remembered of hubs cannot be read. device: None when no signed request was made. api_key: None
     when none is set. models, engine: None when they were not looked at. is_loopback_proxied: whether other programs than ours
-    would reach this machine by a proxy. warnings: of settings."""
+    would reach this machine by a proxy. is_signing: OLLAMA_AUTH. warnings: of settings."""
 
     now: datetime
     platform: str
@@ -156,6 +159,7 @@ class Seen:
     saved_hub: str = ""
     memory_trouble: Trouble | None = None
     is_cloud_off_here: bool = False
+    is_signing: bool = False
     device: Standing | None = None
     api_key: ApiKeySeen | None = None
     models: ModelsFolder | None = None
