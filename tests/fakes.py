@@ -114,8 +114,12 @@ class MemoryAccounts(_Failing):
         self._called("password_hash")
         return self._hashes.get(account_id, "")
 
-    async def set_password_hash(self, account_id: str, password_hash: str) -> None:
+    async def set_password_hash(self, account_id: str, password_hash: str, *, now: datetime) -> None:
         self._called("set_password_hash")
+        await self.renew_password_hash(account_id, password_hash)
+
+    async def renew_password_hash(self, account_id: str, password_hash: str) -> None:
+        self._called("renew_password_hash")
         if account_id in self._accounts:
             self._hashes[account_id] = password_hash
 
@@ -123,7 +127,7 @@ class MemoryAccounts(_Failing):
         self._called("set_disabled")
         self._change(account_id, disabled_at=disabled_at)
 
-    async def set_admin(self, account_id: str, is_admin: bool) -> None:
+    async def set_admin(self, account_id: str, is_admin: bool, *, now: datetime) -> None:
         self._called("set_admin")
         self._change(account_id, is_admin=is_admin)
 
@@ -274,7 +278,9 @@ class MemoryCredentials(_Failing):
         self._called("rename_device")
         return self._change_device(account_id, device_id, name=name)
 
-    async def set_device_scopes(self, account_id: str, device_id: str, scopes: frozenset[Scope]) -> bool:
+    async def set_device_scopes(
+        self, account_id: str, device_id: str, scopes: frozenset[Scope], *, now: datetime
+    ) -> bool:
         self._called("set_device_scopes")
         return self._change_device(account_id, device_id, scopes=scopes)
 

@@ -150,6 +150,16 @@ JSON_SHAPES = {
         "one object for each line of the report",
     ),
     "hub gc": ("object", "blobs, size_bytes, links, uploads, files and whatever else was counted; dry_run", ""),
+    "hub backup": (
+        "object",
+        "file, created_at, version, revision, accounts, has_blobs, blobs, blob_bytes, database_bytes, size_bytes, damaged",
+        "the archive that was written",
+    ),
+    "hub restore": (
+        "object",
+        "created_at, version, accounts, administrators, blobs, blob_bytes, missing_blobs, former, taken_again (kind, subject, name)",
+        "what became of the backup",
+    ),
     "hub scrub": (
         "object",
         "blobs, size_bytes, damaged, healed; hurt: digest, since, models of each blob that is damaged now",

@@ -58,14 +58,14 @@ async def test_accounts_are_listed_oldest_first(stores: Stores) -> None:
 
 
 async def test_account_role_and_disabling_are_changed_and_changed_back(stores: Stores, ada: Account, bob: Account) -> None:
-    await stores.accounts.set_admin(bob.id, True)
-    await stores.accounts.set_admin(ada.id, True)
+    await stores.accounts.set_admin(bob.id, True, now=NOON)
+    await stores.accounts.set_admin(ada.id, True, now=NOON)
     await stores.accounts.set_disabled(ada.id, NOON)
     changed = replace(ada, is_admin=True, disabled_at=NOON)
     assert await stores.accounts.by_id(ada.id) == changed
     assert changed in await stores.accounts.list()
     await stores.accounts.set_disabled(ada.id, None)
-    await stores.accounts.set_admin(ada.id, False)
+    await stores.accounts.set_admin(ada.id, False, now=NOON)
     assert await stores.accounts.by_id(ada.id) == ada
 
 
@@ -79,14 +79,14 @@ async def test_account_quota_is_set_and_taken_back(stores: Stores, ada: Account)
 
 
 async def test_t062_account_disabled_and_promoted_at_once_is_both(stores: Stores, ada: Account) -> None:
-    await asyncio.gather(stores.accounts.set_disabled(ada.id, NOON), stores.accounts.set_admin(ada.id, True))
+    await asyncio.gather(stores.accounts.set_disabled(ada.id, NOON), stores.accounts.set_admin(ada.id, True, now=NOON))
     assert await stores.accounts.by_id(ada.id) == replace(ada, is_admin=True, disabled_at=NOON)
 
 
 @pytest.mark.parametrize("doing", ["demote", "disable", "remove"])
 async def test_last_administrator_stays_one_whoever_acts_at_once(stores: Stores, ada: Account, doing: str) -> None:
     act = {
-        "demote": lambda account_id: stores.accounts.set_admin(account_id, False),
+        "demote": lambda account_id: stores.accounts.set_admin(account_id, False, now=NOON),
         "disable": lambda account_id: stores.accounts.set_disabled(account_id, NOON),
         "remove": lambda account_id: stores.accounts.remove(account_id, now=NOON),
     }[doing]
@@ -102,7 +102,7 @@ async def test_last_administrator_stays_one_whoever_acts_at_once(stores: Stores,
 
 
 async def test_account_password_hash_is_replaced(stores: Stores, ada: Account) -> None:
-    await stores.accounts.set_password_hash(ada.id, "new")
+    await stores.accounts.set_password_hash(ada.id, "new", now=NOON)
     assert await stores.accounts.password_hash(ada.id) == "new"
 
 
@@ -126,7 +126,7 @@ async def test_account_removed_frees_its_email_and_cannot_be_changed(stores: Sto
     await stores.accounts.remove(ada.id, now=NOON)
     assert not await stores.accounts.remove(ada.id, now=NOON)
     await stores.accounts.set_disabled(ada.id, None)
-    await stores.accounts.set_admin(ada.id, True)
-    await stores.accounts.set_password_hash(ada.id, "hash")
+    await stores.accounts.set_admin(ada.id, True, now=NOON)
+    await stores.accounts.set_password_hash(ada.id, "hash", now=NOON)
     assert await stores.accounts.by_id(ada.id) is None
     await stores.accounts.add(account("Bob", email="a@example.org"), "hash")

@@ -103,8 +103,8 @@ async def test_device_is_renamed(stores: Stores, ada: Account) -> None:
 
 async def test_device_gets_other_scopes(stores: Stores, ada: Account, bob: Account) -> None:
     await stores.credentials.add_device(device(ada))
-    assert await stores.credentials.set_device_scopes(ada.id, "d1", frozenset({Scope.PUSH}))
-    assert not await stores.credentials.set_device_scopes(bob.id, "d1", frozenset(Scope))
+    assert await stores.credentials.set_device_scopes(ada.id, "d1", frozenset({Scope.PUSH}), now=LATER)
+    assert not await stores.credentials.set_device_scopes(bob.id, "d1", frozenset(Scope), now=LATER)
     assert await stores.credentials.devices_of(ada.id) == [device(ada, scopes=frozenset({Scope.PUSH}))]
 
 

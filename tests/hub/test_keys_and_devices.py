@@ -373,7 +373,7 @@ async def test_t061_credential_takes_any_scope_of_a_device_back_and_gives_only_i
 async def test_device_revoked_while_its_scopes_change_is_not_found(hub: IdentityHub, ada: Account) -> None:
     device = await hub.link(ada)
 
-    async def gone(*_: object) -> bool:
+    async def gone(*_: object, **__: object) -> bool:
         return False
 
     hub.store.set_device_scopes = gone  # type: ignore[assignment,method-assign]

@@ -258,7 +258,7 @@ async def test_r004_database_locked_by_another_process_is_unavailable(
         other.execute("BEGIN IMMEDIATE")
         writing = {
             "credentials": lambda: SqlCredentials(database).revoke_api_key("a1", "k1", now=NOON),
-            "accounts": lambda: SqlAccounts(database).set_password_hash("a1", "x"),
+            "accounts": lambda: SqlAccounts(database).set_password_hash("a1", "x", now=NOON),
             "sessions": lambda: SqlSessions(database).add(session),
             "audit": lambda: SqlAudit(database).append(AuditEvent(at=NOON, actor="a", action="b", subject="c")),
             "nonce": lambda: SqlCredentials(database).use_nonce("n", now=NOON, expires_at=NOON),

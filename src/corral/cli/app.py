@@ -55,6 +55,8 @@ _HUB = {
     "quota": ("commands_hub", "quota", "Say how much an account or a repository may hold"),
     "gc": ("commands_hub", "collect", "Remove content that nobody needs any more"),
     "scrub": ("commands_scrub", "scrub", "Read all content again and name what is damaged"),
+    "backup": ("commands_backup", "backup", "Write all that the hub is into one archive"),
+    "restore": ("commands_backup", "restore", "Make a hub of a backup"),
     "rotate-keys": ("commands_hub", "rotate", "Give the hub new secrets of its own"),
 }
 _HUB_USER = {

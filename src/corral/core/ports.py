@@ -68,14 +68,20 @@ class AccountStore(Protocol):
         """Empty for an account that does not exist."""
         ...
 
-    async def set_password_hash(self, account_id: str, password_hash: str) -> None: ...
+    async def set_password_hash(self, account_id: str, password_hash: str, *, now: datetime) -> None:
+        """Of a new password; the former one is refused for good."""
+        ...
+
+    async def renew_password_hash(self, account_id: str, password_hash: str) -> None:
+        """Of the same password."""
+        ...
 
     async def set_disabled(self, account_id: str, disabled_at: datetime | None) -> None:
         """Change this and nothing else, so that two changes at once do not undo each other. Raises: conflict when nobody would
         be left who is an administrator and not disabled."""
         ...
 
-    async def set_admin(self, account_id: str, is_admin: bool) -> None:
+    async def set_admin(self, account_id: str, is_admin: bool, *, now: datetime) -> None:
         """As `set_disabled`."""
         ...
 
@@ -149,7 +155,7 @@ class CredentialStore(Protocol):
 
     async def rename_device(self, account_id: str, device_id: str, name: str) -> bool: ...
 
-    async def set_device_scopes(self, account_id: str, device_id: str, scopes: frozenset[Scope]) -> bool:
+    async def set_device_scopes(self, account_id: str, device_id: str, scopes: frozenset[Scope], *, now: datetime) -> bool:
         """False when the account has no such live device."""
         ...
 

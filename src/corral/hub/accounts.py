@@ -159,7 +159,7 @@ class Accounts:
         # Counted under the account and not under what was typed: a name and an address must not give two sets of guesses.
         account = await self._check(account, name_or_email.lower(), password, kept, network=network)
         if self._passwords.is_outdated(kept):
-            await self._accounts.set_password_hash(account.id, await self._passwords.hash(password))
+            await self._accounts.renew_password_hash(account.id, await self._passwords.hash(password))
         return account
 
     async def _find(self, name_or_email: str) -> Account | None:
@@ -336,9 +336,8 @@ class Accounts:
         account = await self.named(name)
         if account.is_admin:
             return account
-        return await self._change(
-            account, "account.promote", partial(self._accounts.set_admin, account.id, True), actor=actor, network=network
-        )
+        promote = partial(self._accounts.set_admin, account.id, True, now=self._clock.now())
+        return await self._change(account, "account.promote", promote, actor=actor, network=network)
 
     async def demote(self, name: str, *, actor: str = CONSOLE, network: str = "") -> Account:
         """Make an administrator an ordinary account. Raises: not_found, conflict for the last administrator."""
@@ -346,9 +345,8 @@ class Accounts:
         if not account.is_admin:
             return account
         await self._keep_an_administrator(account)
-        return await self._change(
-            account, "account.demote", partial(self._accounts.set_admin, account.id, False), actor=actor, network=network
-        )
+        demote = partial(self._accounts.set_admin, account.id, False, now=self._clock.now())
+        return await self._change(account, "account.demote", demote, actor=actor, network=network)
 
     async def set_quota(self, name: str, quota_bytes: int | None, *, actor: str = CONSOLE) -> Account:
         """How many bytes its repositories may hold; None leaves that to the hub's default. Raises: not_found, invalid."""
@@ -395,7 +393,7 @@ class Accounts:
         check_password(password, own_words=(account.name, account.email))
         password_hash = await self._passwords.hash(password)
         await self._record(actor, "account.password", account.id, network=network)
-        await self._accounts.set_password_hash(account.id, password_hash)
+        await self._accounts.set_password_hash(account.id, password_hash, now=self._clock.now())
         await self._sessions.remove_all(account.id)
 
     # ── Making records ───────────────────────────────────────────────────────────────────────────────────────────────

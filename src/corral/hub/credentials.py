@@ -234,7 +234,7 @@ class Credentials:
             return device
         note = _scopes_note(device.name, wider)
         await self._record(acting, "device.scopes", device.id, network=network, note=note, actor=actor)
-        await self._store.set_device_scopes(device.account_id, device.id, wider)
+        await self._store.set_device_scopes(device.account_id, device.id, wider, now=self._clock.now())
         return replace(device, scopes=wider)
 
     def _new_device(self, account: Account, name: str, key: DevicePublicKey, scopes: frozenset[Scope]) -> Device:
@@ -279,7 +279,7 @@ class Credentials:
         await self._record(
             acting, "device.scopes", device.id, network=network, note=_scopes_note(device.name, wanted), actor=actor
         )
-        if not await self._store.set_device_scopes(device.account_id, device.id, wanted):
+        if not await self._store.set_device_scopes(device.account_id, device.id, wanted, now=self._clock.now()):
             raise CorralError("not_found", "no such device")
         return replace(device, scopes=wanted)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,6 +41,13 @@ if TYPE_CHECKING:
     from corral.wire.tokens import TokenKeys
 
 
+#: In CORRAL_HOME: held by everything that works on the data, alone by whoever puts other data in their place; what was taken
+#: away for good; and what is there from the first to the last step of putting a backup in place.
+HUB_LOCK, REVOCATION_LOG, UNFINISHED = "hub.lock", "revocations.log", "restore.unfinished"
+
+_log = logging.getLogger("corral.server")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubServices:
     """The hub without its HTTP: what pages, API and administration commands share."""
@@ -62,7 +70,8 @@ class HubServices:
             return False
 
 
-def _database_path(settings: Settings) -> Path:
+def database_path(settings: Settings) -> Path:
+    """Where the hub's database is. Raises: BadSetting."""
     url = settings.database_url
     if not url:
         return settings.corral_home / "hub.db"
@@ -80,7 +89,7 @@ def password_rule() -> str:
 
 def has_hub(settings: Settings) -> bool:
     """Whether a hub was ever set up where the settings say."""
-    return _database_path(settings).exists()
+    return database_path(settings).exists()
 
 
 @contextlib.asynccontextmanager
@@ -88,7 +97,7 @@ async def open_existing_hub(settings: Settings) -> AsyncIterator[HubServices]:
     """As open_hub_services, of a hub that was set up before: a command for its administrator must not make an empty one out of a
     CORRAL_HOME that is misspelt. Raises: not_found."""
     if not has_hub(settings):
-        where = _database_path(settings) if settings.database_url else settings.corral_home
+        where = database_path(settings) if settings.database_url else settings.corral_home
         raise CorralError("not_found", f"there is no hub in {where} → start it with `corral hub serve`, or set CORRAL_HOME")
     async with open_hub_services(settings) as services:
         yield services
@@ -102,21 +111,32 @@ async def open_hub_services(settings: Settings) -> AsyncIterator[HubServices]:
     from corral.hub.sightings import MemorySightings
     from corral.hub.tokens import RegistryTokens
     from corral.storage.describe import BoundedReader
+    from corral.storage.locks import held_together
     from corral.storage.secretfile import ensure_private_dir, load_or_create_peppers, load_or_create_token_keys
     from corral.storage.sql.accounts import SqlAccounts
     from corral.storage.sql.audit import SqlAudit
     from corral.storage.sql.credentials import SqlCredentials
     from corral.storage.sql.engine import open_database
     from corral.storage.sql.hosting import SqlHosting
+    from corral.storage.sql.revocations import catch_up
     from corral.storage.sql.sessions import SqlSessions
     from corral.storage.sql.usage import SqlUsage
 
     clock, entropy, home = SystemClock(), SystemEntropy(), settings.corral_home
     ensure_private_dir(home)
-    database = await asyncio.to_thread(open_database, _database_path(settings))
-    # What is made below CORRAL_HOME is for its owner alone, also by code that asks for no mode.
-    umask = os.umask(0o077)
-    try:
+    working = held_together(home / HUB_LOCK, otherwise=f"a backup is being restored in {home} → wait until that is done")
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(working)
+        if (home / UNFINISHED).exists():
+            text = f"a backup was being restored in {home} and that was not finished → run `corral hub restore` again"
+            raise CorralError("unavailable", text)
+        database = await asyncio.to_thread(open_database, database_path(settings), log=home / REVOCATION_LOG)
+        stack.push_async_callback(database.close)
+        # What is made below CORRAL_HOME is for its owner alone, also by code that asks for no mode.
+        stack.callback(os.umask, os.umask(0o077))
+        taken = await catch_up(database, now=clock.now())
+        if taken:
+            _log.warning("the database was older than revocations.log: took away %d things again", len(taken))
         audit = SqlAudit(database)
         accounts = Accounts(
             accounts=SqlAccounts(database),
@@ -153,9 +173,6 @@ async def open_hub_services(settings: Settings) -> AsyncIterator[HubServices]:
             database=database,
             clock=clock,
         )
-    finally:
-        os.umask(umask)
-        await database.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

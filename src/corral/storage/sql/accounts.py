@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from corral.core.records import Account
+from corral.storage.revocations import Kind, Revocation
 from corral.storage.sql import content
 from corral.storage.sql.engine import Database, is_conflict
 from corral.storage.sql.schema import accounts, from_micros
@@ -92,44 +92,69 @@ class SqlAccounts:
         row = self._database.row("SELECT password_hash FROM accounts WHERE id = ? AND deleted_at IS NULL", account_id)
         return str(row[0]) if row else ""
 
-    async def set_password_hash(self, account_id: str, password_hash: str) -> None:
-        """Replace it."""
-        change = accounts.update().where(accounts.c.id == account_id, _LIVE).values(password_hash=password_hash)
-        await self._database.write(lambda connection: connection.execute(change))
+    async def set_password_hash(self, account_id: str, password_hash: str, *, now: datetime) -> None:
+        """One column."""
+        await self._change(account_id, Revocation(at=now, kind=Kind.PASSWORD, subject=account_id), password_hash=password_hash)
+
+    async def renew_password_hash(self, account_id: str, password_hash: str) -> None:
+        """One column."""
+        await self._change(account_id, password_hash=password_hash)
 
     async def set_disabled(self, account_id: str, disabled_at: datetime | None) -> None:
         """One column."""
-        await self._change(account_id, disabled_at=disabled_at)
+        taken = Revocation(at=disabled_at, kind=Kind.ACCOUNT, subject=account_id) if disabled_at else None
+        await self._change(account_id, taken, disabled_at=disabled_at)
 
-    async def set_admin(self, account_id: str, is_admin: bool) -> None:
+    async def set_admin(self, account_id: str, is_admin: bool, *, now: datetime) -> None:
         """One column."""
-        await self._change(account_id, is_admin=is_admin)
+        taken = None if is_admin else Revocation(at=now, kind=Kind.ADMINISTRATOR, subject=account_id)
+        await self._change(account_id, taken, is_admin=is_admin)
 
     async def set_quota(self, account_id: str, quota_bytes: int | None) -> None:
         """One column."""
         await self._change(account_id, quota_bytes=quota_bytes)
 
-    async def _change(self, account_id: str, **values: object) -> None:
-        await self._database.write(partial(_change, account_id=account_id, values=values))
+    async def _change(self, account_id: str, taken: Revocation | None = None, **values: object) -> None:
+        def work(connection: sa.Connection) -> None:
+            if _change(connection, account_id=account_id, values=values) and taken is not None:
+                self._database.revoke(connection, taken)
+
+        await self._database.write(work)
 
     async def remove(self, account_id: str, *, now: datetime) -> bool:
         """Keep the row with nothing in it but the name: credentials point to it, and the name stays taken (T62, T119). What the
         account had in the registry goes with it."""
-        gone = {"deleted_at": now, "email": "", "email_key": None, "password_hash": "", "is_admin": False}
 
         def work(connection: sa.Connection) -> bool:
-            removed = _change(connection, account_id=account_id, values=gone) == 1
+            removed = _change(connection, account_id=account_id, values=_nothing_left(now)) == 1
             if removed:
                 content.remove_belongings(connection, account_id)
+                self._database.revoke(connection, Revocation(at=now, kind=Kind.ACCOUNT_DELETED, subject=account_id))
             return removed
 
         return await self._database.write(work)
 
 
+def delete_account(connection: sa.Connection, account_id: str, *, now: datetime) -> bool:
+    """As `SqlAccounts.remove`, of one that was deleted before: also of the last administrator. False when it is not there."""
+    removed = connection.execute(_live(account_id).values(**_nothing_left(now))).rowcount == 1
+    if removed:
+        content.remove_belongings(connection, account_id)
+    return removed
+
+
+def _nothing_left(now: datetime) -> Mapping[str, object]:
+    return {"deleted_at": now, "email": "", "email_key": None, "password_hash": "", "is_admin": False}
+
+
+def _live(account_id: str) -> sa.Update:
+    return accounts.update().where(accounts.c.id == account_id, _LIVE)
+
+
 def _change(connection: sa.Connection, *, account_id: str, values: Mapping[str, object]) -> int:
     """Change one account; how many that were. Raises: conflict when the last administrator would go."""
     had_one = _has_administrator(connection)
-    changed = connection.execute(accounts.update().where(accounts.c.id == account_id, _LIVE).values(**values)).rowcount
+    changed = connection.execute(_live(account_id).values(**values)).rowcount
     # Looked at behind the change and in its transaction, where nobody else can take the last one away meanwhile.
     if had_one and not _has_administrator(connection):
         raise CorralError("conflict", "that is the only administrator; make another one first")

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from corral.core.records import Account, ApiKey, Device, Scope, StoredApiKey
+from corral.storage.revocations import Kind, Revocation
 from corral.storage.sql.accounts import ACCOUNT_COLUMNS, ACCOUNT_WIDTH, account_of
 from corral.storage.sql.engine import Database, is_conflict
 from corral.storage.sql.schema import api_keys, devices, from_micros, nonces, to_micros
@@ -99,15 +100,27 @@ class SqlCredentials:
 
     async def revoke_device(self, account_id: str, device_id: str, *, now: datetime) -> bool:
         """Durable before it returns."""
-        return await self._change(_live_device(account_id, device_id).values(revoked_at=now))
+        change = _live_device(account_id, device_id).values(revoked_at=now)
+        return await self._take_away(change, Revocation(at=now, kind=Kind.DEVICE, subject=device_id))
 
     async def rename_device(self, account_id: str, device_id: str, name: str) -> bool:
         """False when the account has no such live device."""
         return await self._change(_live_device(account_id, device_id).values(name=name))
 
-    async def set_device_scopes(self, account_id: str, device_id: str, scopes: frozenset[Scope]) -> bool:
+    async def set_device_scopes(self, account_id: str, device_id: str, scopes: frozenset[Scope], *, now: datetime) -> bool:
         """False when the account has no such live device."""
-        return await self._change(_live_device(account_id, device_id).values(scopes=format_scopes(scopes)))
+        had = sa.select(devices.c.scopes).where(devices.c.id == device_id)
+        change = _live_device(account_id, device_id).values(scopes=format_scopes(scopes))
+
+        def work(connection: sa.Connection) -> bool:
+            before = parse_scopes(connection.execute(had).scalar_one_or_none() or "")
+            is_changed = connection.execute(change).rowcount == 1
+            if is_changed and before - scopes:
+                narrowed = Revocation(at=now, kind=Kind.DEVICE_SCOPES, subject=device_id, value=format_scopes(scopes))
+                self._database.revoke(connection, narrowed)
+            return is_changed
+
+        return await self._database.write(work)
 
     async def api_keys_of(self, account_id: str) -> Sequence[ApiKey]:
         """All of them, revoked ones included, oldest first."""
@@ -135,8 +148,11 @@ class SqlCredentials:
         )
         if old_ends_at <= new.created_at:
             end = as_read.values(successor_id=new.id, revoked_at=old_ends_at)
+            ended = Revocation(at=old_ends_at, kind=Kind.KEY, subject=old.id)
         else:
-            end = as_read.values(successor_id=new.id, expires_at=min(old_ends_at, old.expires_at or old_ends_at))
+            ends_at = min(old_ends_at, old.expires_at or old_ends_at)
+            end = as_read.values(successor_id=new.id, expires_at=ends_at)
+            ended = Revocation(at=new.created_at, kind=Kind.KEY, subject=old.id, value=ends_at.isoformat())
         row = _new_api_key(new, hmac, pepper_id)
 
         def work(connection: sa.Connection) -> bool:
@@ -144,17 +160,28 @@ class SqlCredentials:
                 return False
             _check_room(connection, new, max_live)
             connection.execute(row)
+            self._database.revoke(connection, ended)
             return True
 
         return await self._database.write(work)
 
     async def revoke_api_key(self, account_id: str, key_id: str, *, now: datetime) -> bool:
         """Durable before it returns: whoever was told that a key is revoked can rely on it, whatever happens to the machine."""
-        return await self._change(_live_api_key(account_id, key_id).values(revoked_at=now))
+        change = _live_api_key(account_id, key_id).values(revoked_at=now)
+        return await self._take_away(change, Revocation(at=now, kind=Kind.KEY, subject=key_id))
 
     async def set_api_key_expiry(self, account_id: str, key_id: str, *, expires_at: datetime) -> bool:
         """Durable as well. False when the account has no such live key."""
         return await self._change(_live_api_key(account_id, key_id).values(expires_at=expires_at))
+
+    async def _take_away(self, change: sa.Update, revocation: Revocation) -> bool:
+        def work(connection: sa.Connection) -> bool:
+            is_changed = connection.execute(change).rowcount == 1
+            if is_changed:
+                self._database.revoke(connection, revocation)
+            return is_changed
+
+        return await self._database.write(work)
 
     async def _change(self, change: sa.Update) -> bool:
         return await self._database.write(lambda connection: connection.execute(change).rowcount) == 1

@@ -21,6 +21,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from corral.storage.revocations import Revocation, RevocationLog
 from corral.storage.secretfile import ensure_private_dir, refuse_exposed
 from corral.storage.sql import schema
 from corral.wire.errors import CorralError
@@ -39,9 +41,10 @@ _READER_THREADS = 2
 
 
 class Database:
-    """One open database. Made by `open_database`; whoever opened it calls `close`."""
+    """One open database. Made by `open_database`; whoever opened it calls `close`. log: what was taken away for good."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, log: RevocationLog) -> None:
+        self.log = log
         self._durable = _write_engine(path, "FULL")
         self._relaxed = _write_engine(path, "NORMAL")
         self._readers = _read_engine(path)
@@ -51,7 +54,8 @@ class Database:
 
     async def write(self, work: Callable[[sa.Connection], T]) -> T:
         """Run work in a transaction that is on the disk when this returns. Raises: unavailable; IntegrityError passes through."""
-        return await self._run(self._writer_thread, self._durable, work)
+
+        return await self._run(self._writer_thread, self._durable, work, around=self.log.transaction)
 
     async def write_relaxed(self, work: Callable[[sa.Connection], T]) -> T:
         """Run work in a transaction that may be lost in a power cut, though not when the process is killed."""
@@ -60,6 +64,12 @@ class Database:
     async def read(self, work: Callable[[sa.Connection], T]) -> T:
         """Run work on one consistent snapshot."""
         return await self._run(self._reader_threads, self._readers, work)
+
+    def revoke(self, connection: sa.Connection, revocation: Revocation) -> None:
+        """The last thing that work given to `write` does when it takes something away: have that in the log, where no older
+        database can undo it. Raises: storage_full, unavailable; nothing is taken away then."""
+        connection.execute(schema.revocations.insert().prefix_with("OR IGNORE").values(line=revocation.line))
+        self.log.append(revocation.line)
 
     def row(self, sql: str, *parameters: object) -> tuple[Any, ...] | None:
         """The row of one indexed look-up, read inline: never for anything that may walk a table.
@@ -88,13 +98,25 @@ class Database:
         for engine in (self._readers, self._relaxed, self._durable):
             engine.dispose()
 
-    async def _run(self, threads: ThreadPoolExecutor, engine: sa.Engine, work: Callable[[sa.Connection], T]) -> T:
+    async def _run(
+        self,
+        threads: ThreadPoolExecutor,
+        engine: sa.Engine,
+        work: Callable[[sa.Connection], T],
+        *,
+        around: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> T:
         # Counted from here and not from its turn: else whoever stands behind others that wait for a lock waits for each of them.
         deadline = monotonic() + BUSY_TIMEOUT_S
-        return await asyncio.get_running_loop().run_in_executor(threads, _in_transaction, engine, work, deadline)
+        return await asyncio.get_running_loop().run_in_executor(threads, _in_transaction, engine, work, deadline, around)
 
 
-def _in_transaction(engine: sa.Engine, work: Callable[[sa.Connection], T], deadline: float) -> T:
+def _in_transaction(
+    engine: sa.Engine,
+    work: Callable[[sa.Connection], T],
+    deadline: float,
+    around: Callable[[], AbstractContextManager[None]],
+) -> T:
     left_ms = int((deadline - monotonic()) * 1000)
     if left_ms <= 0:
         raise _unavailable()
@@ -102,7 +124,7 @@ def _in_transaction(engine: sa.Engine, work: Callable[[sa.Connection], T], deadl
         with engine.connect() as connection:
             # Past SQLAlchemy, which would begin the transaction, and with it wait for the lock, before the first statement.
             connection.connection.cursor().execute(f"PRAGMA busy_timeout={left_ms}")
-            with connection.begin():
+            with around(), connection.begin():
                 return work(connection)
     except IntegrityError:
         raise  # the store knows which rule was broken and says so
@@ -123,8 +145,9 @@ def is_conflict(error: IntegrityError) -> bool:
 # ── Opening ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def open_database(path: Path) -> Database:
-    """Open the file, creating it (0600, in a 0700 directory) and bringing its tables up to date.
+def open_database(path: Path, *, log: Path | None = None) -> Database:
+    """Open the file, creating it (0600, in a 0700 directory) and bringing its tables up to date. log: of revocations, beside it
+    unless said otherwise.
 
     Two processes that start at once take turns: one migrates, the other finds the work done. Raises: invalid when a newer Corral
     wrote the file, when it is no database, or when it or its directory is open to other users; unavailable when another process
@@ -141,7 +164,7 @@ def open_database(path: Path) -> Database:
             if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
                 raise CorralError("invalid", f"{path.name} is not a database; move it away and start again") from error
             raise _unavailable() from error
-        return Database(path)
+        return Database(path, RevocationLog(log or path.with_name("revocations.log")))
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from corral.core.registry import (
     Upload,
     Visibility,
 )
+from corral.storage.revocations import Kind, Revocation
 from corral.storage.sql import content
 from corral.storage.sql.accounts import ACCOUNT_FIELDS
 from corral.storage.sql.engine import Database
@@ -105,18 +106,25 @@ class SqlRegistry:
     async def change_repository(
         self, repository_id: str, *, visibility: Visibility | None = None, readme: str | None = None
     ) -> None:
-        """One statement."""
+        """One transaction."""
         changes = {"visibility": visibility, "readme": readme}
-        await self._change(repository_id, **{name: value for name, value in changes.items() if value is not None})
+        values = {name: value for name, value in changes.items() if value is not None}
+        was_public = (repositories.c.id == repository_id) & (repositories.c.visibility == Visibility.PUBLIC)
+        hidden = Revocation(at=self._clock.now(), kind=Kind.PUBLIC, subject=repository_id)
+
+        def work(connection: sa.Connection) -> None:
+            hides = visibility is Visibility.PRIVATE and connection.execute(sa.select(sa.literal(1)).where(was_public)).first()
+            connection.execute(sa.update(repositories).where(repositories.c.id == repository_id).values(**values))
+            if hides:
+                self._database.revoke(connection, hidden)
+
+        if values:
+            await self._database.write(work)
 
     async def set_repository_quota(self, repository_id: str, quota_bytes: int | None) -> None:
         """One column."""
-        await self._change(repository_id, quota_bytes=quota_bytes)
-
-    async def _change(self, repository_id: str, **values: object) -> None:
-        if values:
-            change = sa.update(repositories).where(repositories.c.id == repository_id).values(**values)
-            await self._database.write(lambda connection: connection.execute(change))
+        change = sa.update(repositories).where(repositories.c.id == repository_id).values(quota_bytes=quota_bytes)
+        await self._database.write(lambda connection: connection.execute(change))
 
     async def remove_repository(self, repository_id: str) -> None:
         """One transaction."""
@@ -150,13 +158,18 @@ class SqlRegistry:
     async def set_collaborator(self, repository_id: str, account_id: str, right: Right | None) -> None:
         """One transaction, which also sees that the repository is still there."""
         key = {"repository_id": repository_id, "account_id": account_id}
+        left = f"{repository_id} {right or ''}".strip()
+        narrowed = Revocation(at=self._clock.now(), kind=Kind.COLLABORATOR, subject=account_id, value=left)
 
         def work(connection: sa.Connection) -> None:
             content.require_repository(connection, repository_id)
+            had = connection.execute(sa.select(collaborators.c.right).filter_by(**key)).scalar_one_or_none()
             if right is None:
                 connection.execute(sa.delete(collaborators).filter_by(**key))
             else:
                 content.put_row(connection, collaborators, key, {"right": right})
+            if had is not None and right != had and right is not Right.PUSH:
+                self._database.revoke(connection, narrowed)
 
         await self._database.write(work)
 

@@ -7,6 +7,7 @@ accounts ─┬─ sessions        browser sessions; id = SHA-256 of the cookie
           └─ (usage, audit_log hold ids without a foreign key: they outlive what they tell of)
 codes                        one-time codes, one per purpose
 nonces                       strong signatures already used
+revocations                  what was taken away for good, as the log beside the database has it (storage/revocations.py)
 repositories ─┬─ repository_blobs ─── blobs          content is global, the right to it is per repository
               ├─ repository_manifests ─── manifests ─┬─ manifest_blobs   what each manifest refers to
               │                                      └─ descriptions     what it turned out to be
@@ -29,7 +30,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 
 #: The newest migration. Read at start without loading Alembic when there is nothing to migrate; a test holds it to the scripts.
-HEAD = "0005"
+HEAD = "0006"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -196,6 +197,9 @@ audit_log = sa.Table(
     sa.Column("network", sa.Text, nullable=False),
     sa.Column("note", sa.Text, nullable=False),
 )
+
+# line: of the log. The columns' own rows say what became of it; this says that they do.
+revocations = sa.Table("revocations", metadata, sa.Column("line", sa.Text, primary_key=True), sqlite_with_rowid=False)
 
 # ── Models ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 # namespace and name as first written; visibility: `private` or `public`. quota_bytes: NULL where only the account's counts.
