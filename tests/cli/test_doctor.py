@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -13,8 +14,8 @@ import pytest
 
 from corral.cli.app import run
 from corral.cli.commands_doctor import report
-from corral.cli.doctor_findings import Finding
-from corral.cli.doctor_gather import in_time
+from corral.cli.doctor_findings import IDENTITY, Finding, findings
+from corral.cli.doctor_gather import in_time, look
 from corral.main import checkup
 from corral.main.shared import SystemEntropy
 from corral.settings import Settings
@@ -96,7 +97,7 @@ def test_home_in_use_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixt
 # ── Where credentials go ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_t030_api_key_of_a_corral_hub_is_not_shown_to_another_hub(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_t090_api_key_of_a_corral_hub_is_not_shown_to_another_hub(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with fake_server({}) as stranger:
         environ = {"HOME": str(tmp_path), "OLLAMA_HOST": NOBODY, "CORRAL_HUB": stranger.url, "OLLAMA_API_KEY": SECRET}
         status, rows = doctor(environ, capsys)
@@ -105,7 +106,7 @@ def test_t030_api_key_of_a_corral_hub_is_not_shown_to_another_hub(tmp_path: Path
         assert not [seen for seen in stranger.seen if "authorization" in seen.headers]
 
 
-def test_t030_text_that_is_no_api_key_is_neither_sent_nor_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_t053_text_that_is_no_api_key_is_neither_sent_nor_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with corral_hub() as hub:
         environ = {"HOME": str(tmp_path), "OLLAMA_HOST": NOBODY, "CORRAL_HUB": hub.url, "OLLAMA_API_KEY": "hunter2-hunter2"}
         assert run(["doctor", "auth"], environ) == 1
@@ -215,49 +216,44 @@ def test_another_users_key_is_recognised_by_the_link_that_the_local_server_gives
 # ── Clocks ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(("offset_s", "status"), [(412, "problem"), (-412, "problem"), (100, "ok")])
-def test_hub_of_another_time_is_told_of_and_signed_for_by_its_own_clock(
-    offset_s: int, status: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+class WrongClock:
+    """A machine's clock that is so far behind."""
+
+    def __init__(self, behind_s: float) -> None:
+        self._behind = timedelta(seconds=behind_s)
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) - self._behind
+
+    def monotonic_ns(self) -> int:
+        return time.monotonic_ns()
+
+
+async def rows_of(home: Path, hub: FakeServer, *, behind_s: float) -> dict[str, Finding]:
+    seen = await look(settings(home, OLLAMA_HOST=NOBODY), hub.url, clock=WrongClock(behind_s), is_identity_only=True)
+    return {finding.check: finding for finding in findings(seen, checks=IDENTITY)}
+
+
+@pytest.mark.parametrize(("behind_s", "status"), [(-412, "problem"), (100, "ok"), (412, "problem")])
+async def test_hub_of_another_time_is_told_of_and_signed_for_by_its_own_clock(behind_s: int, status: str, tmp_path: Path) -> None:
     with_key(tmp_path)
-
-    class Later(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> datetime:
-            return datetime.now(tz) - timedelta(seconds=offset_s)
-
     with corral_hub(me=(200, {"name": "alice"}), devices=(200, [[]])) as hub:
-        # The hub tells the right time; this process has another. There is no clock to hand to a command.
-        monkeypatch.setattr("corral.cli.doctor_gather.datetime", Later)
-        monkeypatch.setattr("corral.main.shared.datetime", Later)
-        _, rows = doctor({"HOME": str(tmp_path), "OLLAMA_HOST": NOBODY, "CORRAL_HUB": hub.url}, capsys)
-        created = [
-            int(seen.headers["signature-input"].partition("created=")[2].split(";")[0])
-            for seen in hub.seen
-            if "signature-input" in seen.headers
-        ]
-    assert rows["clock"]["status"] == status
-    assert str(abs(offset_s)) in rows["clock"]["detail"] or str(abs(offset_s) - 1) in rows["clock"]["detail"]
-    assert rows["device"]["status"] == "ok"
-    assert abs(created[0] - datetime.now(UTC).timestamp()) < 60
+        rows = await rows_of(tmp_path, hub, behind_s=behind_s)
+        inputs = [seen.headers["signature-input"] for seen in hub.seen if "signature-input" in seen.headers]
+    assert rows["clock"].status == status
+    # `Date` has whole seconds.
+    assert int(rows["clock"].detail.partition(" ")[0]) == pytest.approx(abs(behind_s), abs=5)
+    assert rows["device"].status == "ok"
+    created = int(inputs[0].partition("created=")[2].partition(";")[0])
+    assert created == pytest.approx(datetime.now(UTC).timestamp(), abs=60)
 
 
-def test_t018_stock_hub_that_claims_another_time_gets_no_signature_of_that_time(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_t018_stock_hub_that_claims_another_time_gets_no_signature_of_that_time(tmp_path: Path) -> None:
     with_key(tmp_path)
-
-    class Earlier(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> datetime:
-            return datetime.now(tz) - timedelta(seconds=412)
-
     with fake_server({"POST /api/me": (200, {"name": "alice"})}) as hub:
-        monkeypatch.setattr("corral.cli.doctor_gather.datetime", Earlier)
-        _, rows = doctor({"HOME": str(tmp_path), "OLLAMA_HOST": NOBODY, "CORRAL_HUB": hub.url}, capsys)
+        rows = await rows_of(tmp_path, hub, behind_s=412)
         assert not [seen for seen in hub.seen if "authorization" in seen.headers]
-    assert rows["clock"]["status"] == "problem"
-    assert rows["device"]["status"] == "skipped"
+    assert (rows["clock"].status, rows["device"].status) == ("problem", "skipped")
 
 
 # ── What it prints ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -276,7 +272,7 @@ def test_report_has_a_row_for_each_check_and_below_a_problem_what_to_do() -> Non
     assert report(rows[1:2] * 2).endswith("\n2 problems.\n")
 
 
-def test_t096_what_servers_say_moves_no_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_t114_what_servers_say_moves_no_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with_key(tmp_path)
     nasty = "al\x1b[2Jice\r\n\x9b1m" + "x" * 5000
     answers: dict[str, tuple[int, Any]] = {"GET /api/version": (200, {"version": nasty, "corral": nasty})}

@@ -31,11 +31,12 @@ def doctor(environment: Environment, ctx: click.Context, auth: str | None, hub_u
     Looks, and changes nothing. The exit status is 1 when there is a problem."""
     from corral.cli.doctor_findings import EVERYTHING, IDENTITY, findings
     from corral.cli.doctor_gather import look
+    from corral.main.shared import SystemClock
     from corral.settings import parse_hub_url
 
     hub = parse_hub_url(hub_url, where="--hub") if hub_url else ""
     with Waiting():
-        seen = wait_for(look(environment.settings, hub, is_identity_only=auth is not None))
+        seen = wait_for(look(environment.settings, hub, clock=SystemClock(), is_identity_only=auth is not None))
     found = findings(seen, checks=IDENTITY if auth else EVERYTHING)
     sys.stdout.write(render.as_json([finding.as_object() for finding in found]) if as_json else report(found))
     if any(finding.status == "problem" for finding in found):

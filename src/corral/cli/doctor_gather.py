@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import aiohttp
 
     from corral.clients.hub import HubClient
+    from corral.core.ports import Clock
     from corral.settings import Settings
     from corral.wire.signing import DevicePrivateKey
 
@@ -45,23 +46,33 @@ _MAX_TEXT: Final = 200
 _LOOPBACK_WORDS: Final = frozenset({"*", "localhost", "127.0.0.1", "127.0.0.0/8"})
 
 
-async def look(settings: "Settings", hub_option: str, *, is_identity_only: bool) -> Seen:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Own:
+    """What is looked with: this machine's settings, key and clock."""
+
+    settings: "Settings"
+    key: "DevicePrivateKey | None"
+    clock: "Clock"
+
+
+async def look(settings: "Settings", hub_option: str, *, clock: "Clock", is_identity_only: bool) -> Seen:
     """All facts. hub_option: `--hub`, parsed, or empty. is_identity_only: leave engine and models alone."""
     from corral.main import checkup
 
     key_file, key = checkup.device_key(settings)
+    own = _Own(settings=settings, key=key, clock=clock)
     saved, memory_trouble = checkup.saved_hub(settings)
     async with asyncio.TaskGroup() as group:
         is_whole = not is_identity_only and settings.local.is_loopback
         engine = group.create_task(checkup.engine(settings)) if is_whole else None
-        server = await _server(settings, key)
+        server = await _server(own)
         hub = _chosen(settings, hub_option, server, saved)
         is_off = checkup.is_cloud_off(settings)
         hub = replace(hub, is_asked=not (hub.source == "default" and (server.cloud_off_by or is_off)))
-        at_hub = await _AtHub.look(settings, hub, key, takes_key=not server.took_key)
-        server = replace(server, standing=await _relayed(settings, key, server, at_hub))
+        at_hub = await _AtHub.look(own, hub, takes_key=not server.took_key)
+        server = replace(server, standing=await _relayed(own, server, at_hub))
     return Seen(
-        now=datetime.now(UTC),
+        now=clock.now(),
         platform=checkup.platform(),
         version=corral.__version__,
         user=checkup.own_user(),
@@ -113,17 +124,16 @@ class _Asking(ServerApi):
     """The server at OLLAMA_HOST, asked without any credential; after a 401 of its own, with whatever commands would prove
     themselves by. Unlike them it makes no device key for that."""
 
-    def __init__(self, settings: "Settings", key: "DevicePrivateKey | None", *, limit_s: float) -> None:
+    def __init__(self, own: _Own, *, limit_s: float) -> None:
         super().__init__(
-            settings.local,
+            own.settings.local,
             None,
             advice="check OLLAMA_HOST",
             kind="an Ollama server",
             timeout_s=limit_s,
-            proxies=settings.proxies,
+            proxies=own.settings.proxies,
         )
-        self._settings = settings
-        self._own_key = key
+        self._own = own
         self._is_proving = False
 
     def ask(self, method: str, path: str) -> Any:
@@ -135,7 +145,7 @@ class _Asking(ServerApi):
             if error.code != 401 or "signin_url" in error.body or self._is_proving or not self._may_carry_key:
                 raise
         self._is_proving = True
-        self._api_key = None if self._settings.is_signing else self._settings.api_key
+        self._api_key = None if self._own.settings.is_signing else self._own.settings.api_key
         return self.request(method, path)
 
     @property
@@ -146,23 +156,24 @@ class _Asking(ServerApi):
     def _proven(self, method: str, path: str) -> tuple[str, dict[str, str]]:
         from corral.wire.signing import authorization_header, request_challenge, signed_target
 
-        key = self._own_key
-        if key is None or not (self._is_proving and self._settings.is_signing):
+        key = self._own.key
+        if key is None or not (self._is_proving and self._own.settings.is_signing):
             return super()._proven(method, path)
         route, _, query = path.partition("?")
-        target = signed_target(route, query, int(time.time()))
+        target = signed_target(route, query, int(self._own.clock.now().timestamp()))
         return target, {**self._headers(), "Authorization": authorization_header(key, request_challenge(method, target))}
 
 
-async def _server(settings: "Settings", key: "DevicePrivateKey | None") -> ServerSeen:
+async def _server(own: _Own) -> ServerSeen:
     from corral.main.checkup import listening_user
 
-    seen = ServerSeen(url=settings.local.url, is_here=settings.local.is_loopback)
+    address = own.settings.local
+    seen = ServerSeen(url=address.url, is_here=address.is_loopback)
     try:
-        seen = await in_time(lambda: _asked_server(_Asking(settings, key, limit_s=_HERE_S), seen), limit_s=2 * _HERE_S)
+        seen = await in_time(lambda: _asked_server(_Asking(own, limit_s=_HERE_S), seen), limit_s=2 * _HERE_S)
     except TimeoutError:
         return replace(seen, trouble=Trouble(f"{seen.url} does not answer within {2 * _HERE_S:.0f} s"))
-    return replace(seen, user=listening_user(settings.local.port)) if seen.is_here and seen.is_answering else seen
+    return replace(seen, user=listening_user(address.port)) if seen.is_here and seen.is_answering else seen
 
 
 def _asked_server(api: _Asking, seen: ServerSeen) -> ServerSeen:
@@ -193,7 +204,7 @@ def _maybe(api: _Asking, path: str) -> Any:
         return None
 
 
-async def _relayed(settings: "Settings", key: "DevicePrivateKey | None", server: ServerSeen, at_hub: "_AtHub") -> Standing | None:
+async def _relayed(own: _Own, server: ServerSeen, at_hub: "_AtHub") -> Standing | None:
     """Who the local server is at the hub; not asked where that is another hub, or none that answers."""
     from corral.main import checkup
 
@@ -203,12 +214,12 @@ async def _relayed(settings: "Settings", key: "DevicePrivateKey | None", server:
         return None
     is_connected = at_hub.device is not None and bool(at_hub.device.account)
     # It would note down what it agrees with the hub, in this very home, and say what is known already.
-    if server.user in ("", checkup.own_user()) and not is_connected and not checkup.knows_hub(settings, hub.url):
+    if server.user in ("", checkup.own_user()) and not is_connected and not checkup.knows_hub(own.settings, hub.url):
         return None
 
     def ask() -> Standing:
         try:
-            return _standing(200, _Asking(settings, key, limit_s=_RELAYED_S).ask("POST", "/api/me"))
+            return _standing(200, _Asking(own, limit_s=_RELAYED_S).ask("POST", "/api/me"))
         except ApiError as error:
             # A server that cannot reach its hub passes on why, with what to do behind the arrow.
             return _failed(error.message, error.advice) if error.code >= 500 else _standing(error.code, error.body)
@@ -257,39 +268,46 @@ class _AtHub:
     api_key: ApiKeySeen | None = None
 
     @classmethod
-    async def look(cls, settings: "Settings", hub: HubSeen, key: "DevicePrivateKey | None", *, takes_key: bool) -> "_AtHub":
+    async def look(cls, own: _Own, hub: HubSeen, *, takes_key: bool) -> "_AtHub":
         """Ask the hub who it is, then who this device is, then who the API key is. takes_key: False for a key that opens the
         local server, and is nothing to show to a hub."""
         from corral.clients.hub import open_session
         from corral.main.checkup import looking_client
         from corral.wire.signing import WINDOW_S
 
-        api_key = _presented(settings)
+        api_key = _presented(own.settings)
         if not hub.is_well:
             return cls(hub=hub, api_key=api_key)
         async with open_session() as session:
-            hub = await _reached(settings, hub, session)
+            hub = await _reached(own, hub, session)
             if not hub.is_well:
                 return cls(hub=hub, api_key=api_key)
             offset_s = hub.clock_offset_s or 0.0
             device, keys = None, None
-            if key is not None and (hub.is_corral or abs(offset_s) <= WINDOW_S):
-                client = looking_client(settings, hub.url, key, session=session, offset_s=offset_s if hub.is_corral else 0.0)
+            if own.key is not None and (hub.is_corral or abs(offset_s) <= WINDOW_S):
+                client = looking_client(
+                    own.settings,
+                    hub.url,
+                    own.key,
+                    session=session,
+                    clock=own.clock,
+                    offset_s=offset_s if hub.is_corral else 0.0,
+                )
                 device = await _device(client, hub)
                 keys = await _listed(client, "/api/keys") if device.account and api_key and hub.is_corral else None
         if takes_key:
-            api_key = await _api_key(settings, hub, api_key, keys)
+            api_key = await _api_key(own.settings, hub, api_key, keys)
         return cls(hub=hub, device=device, api_key=api_key)
 
 
-async def _reached(settings: "Settings", hub: HubSeen, session: "aiohttp.ClientSession") -> HubSeen:
+async def _reached(own: _Own, hub: HubSeen, session: "aiohttp.ClientSession") -> HubSeen:
     """The hub with what its discovery document and its clock say."""
     import aiohttp
 
     from corral.clients.hub import reason_of, user_agent
     from corral.wire.discovery import DISCOVERY_PATH, parse_discovery, parse_hub_address, refuse_local_server
 
-    proxy = settings.proxies.proxy_of(hub.url)
+    proxy = own.settings.proxies.proxy_of(hub.url)
     hub = replace(hub, proxy=urlsplit(proxy).netloc.rpartition("@")[2] if proxy else "")
     try:
         await _resolve(proxy or hub.url)
@@ -298,7 +316,7 @@ async def _reached(settings: "Settings", hub: HubSeen, session: "aiohttp.ClientS
         async with asyncio.timeout(_AWAY_S):
             async with session.get(f"{hub.url}{DISCOVERY_PATH}", headers=headers, allow_redirects=False, proxy=proxy) as reply:
                 took_ms = (time.monotonic_ns() - begun_ns) // 1_000_000
-                offset_s = _offset_s(reply.headers.get("Date", ""), datetime.now(UTC))
+                offset_s = _offset_s(reply.headers.get("Date", ""), own.clock.now())
                 body = await reply.content.read(_MAX_BYTES)
         address = parse_hub_address(hub.url)
         public_url = parse_discovery(body, address) if reply.status == 200 else None

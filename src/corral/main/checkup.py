@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 import corral
 from corral.core.checkup import EngineSeen, KeyFile, ModelsFolder, Trouble
-from corral.main.shared import SystemClock, SystemEntropy, device_name, hub_memory, shortened
+from corral.main.shared import SystemEntropy, device_name, hub_memory, shortened
 from corral.wire.errors import CorralError
 
 if TYPE_CHECKING:
     import aiohttp
 
     from corral.clients.hub import HubClient
-    from corral.core.ports import HubMemory, HubTerms
+    from corral.core.ports import Clock, HubMemory, HubTerms
     from corral.settings import Settings
     from corral.wire.signing import DevicePrivateKey
 
@@ -200,18 +200,28 @@ class _Unwritten:
         self._new[hub] = terms
 
 
-class _HubsClock(SystemClock):
-    """The machine's clock, put right by the hub's."""
+class _HubsClock:
+    """A `Clock`, put right by the hub's."""
 
-    def __init__(self, offset_s: float) -> None:
+    def __init__(self, clock: "Clock", offset_s: float) -> None:
+        self._clock = clock
         self._offset = timedelta(seconds=offset_s)
 
     def now(self) -> datetime:
-        return super().now() + self._offset
+        return self._clock.now() + self._offset
+
+    def monotonic_ns(self) -> int:
+        return self._clock.monotonic_ns()
 
 
 def looking_client(
-    settings: "Settings", hub: str, key: "DevicePrivateKey", *, session: "aiohttp.ClientSession", offset_s: float
+    settings: "Settings",
+    hub: str,
+    key: "DevicePrivateKey",
+    *,
+    session: "aiohttp.ClientSession",
+    clock: "Clock",
+    offset_s: float,
 ) -> "HubClient":
     """Signed requests as `shared.hub_client` makes them, that leave no trace on this machine. offset_s: how far this machine's
     clock is behind the hub's: for a hub of the strong signature, which is good at that hub and nowhere else. A stock signature of
@@ -222,7 +232,7 @@ def looking_client(
         lambda: hub,
         _OneKey(key),
         memory=_Unwritten(hub_memory(settings)),
-        clock=_HubsClock(offset_s),
+        clock=_HubsClock(clock, offset_s),
         entropy=SystemEntropy(),
         session=session,
         device_name=device_name(),
