@@ -90,9 +90,7 @@ class AuthorizedKeysFile:
         else:
             found = parse_authorized_keys(content)
             if not found.entries:
-                found = AuthorizedKeys(
-                    complaints=(*found.complaints, "nobody is let in yet; add somebody → corral authorize add")
-                )
+                found = AuthorizedKeys(complaints=(*found.complaints, _EMPTY))
         # Whoever tells of complaints tells of each object's once.
         if found != self._keys:
             self._keys = found
