@@ -20,7 +20,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 import msgspec
 
@@ -60,7 +60,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     format: int = FORMAT
     version: str
     revision: str
-    created_at: datetime
+    created_at: Annotated[datetime, msgspec.Meta(tz=True)]
     has_blobs: bool
     members: list[Member]
 
@@ -173,7 +173,7 @@ def read_manifest(source: BinaryIO) -> Manifest:
             text = f"the backup was made by a newer Corral (format {found}, this one reads {FORMAT})"
             raise CorralError("invalid", f"{text} → install that version and restore with it")
         manifest = msgspec.json.decode(body, type=Manifest)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _no_backup() from error
     _check_members(manifest)
     return manifest

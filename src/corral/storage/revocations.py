@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -58,7 +59,7 @@ class Kind(StrEnum):
 class Revocation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One line. at: when it was taken away, first so that lines sort by it."""
 
-    at: datetime
+    at: Annotated[datetime, msgspec.Meta(tz=True)]
     kind: Kind
     subject: str
     value: str = ""
@@ -98,8 +99,12 @@ class RevocationLog:
             return ()
         except OSError as error:
             raise CorralError("invalid", f"{self._path} cannot be read: {error.strerror}") from error
-        with os.fdopen(descriptor, "rb") as file:
+        try:
             refuse_exposed(self._path, os.fstat(descriptor))
+        except CorralError:
+            os.close(descriptor)
+            raise
+        with os.fdopen(descriptor, "rb") as file:
             whole, _, _ = file.read().rpartition(b"\n")
         return whole.decode("utf-8", "surrogateescape").split("\n") if whole else ()
 

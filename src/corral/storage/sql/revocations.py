@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Annotated
 
+import msgspec
 import sqlalchemy as sa
 
 from corral.core.registry import Right, Visibility
@@ -146,6 +148,6 @@ def _changes(connection: sa.Connection, change: sa.Update | sa.Delete) -> bool:
 
 def _time_of(revocation: Revocation) -> datetime:
     try:
-        return datetime.fromisoformat(revocation.value)
-    except ValueError as error:
+        return msgspec.convert(revocation.value, Annotated[datetime, msgspec.Meta(tz=True)])
+    except msgspec.ValidationError as error:
         raise CorralError("invalid", f"revocations.log says {revocation.value!r} where a time belongs") from error
