@@ -28,7 +28,7 @@ _SUPERVISED = click.option("--supervised", is_flag=True, hidden=True, help="Repo
 _SERVE_VARIABLES = (
     *("OLLAMA_HOST", "OLLAMA_MODELS", "OLLAMA_CONTEXT_LENGTH", "OLLAMA_KEEP_ALIVE", "OLLAMA_LOAD_TIMEOUT"),
     *("OLLAMA_NUM_PARALLEL", "OLLAMA_MAX_LOADED_MODELS", "OLLAMA_MAX_QUEUE", "OLLAMA_ORIGINS", "OLLAMA_NO_CLOUD"),
-    *("OLLAMA_NOPRUNE", "OLLAMA_DEBUG", "CORRAL_HUB", "CORRAL_LLAMA_SERVER"),
+    *("OLLAMA_NOPRUNE", "OLLAMA_DEBUG", "CORRAL_HUB", "CORRAL_LOCAL_AUTH", "CORRAL_LLAMA_SERVER"),
 )
 _HUB_VARIABLES = (
     *("CORRAL_HUB_LISTEN", "CORRAL_PUBLIC_URL", "CORRAL_HOME", "CORRAL_DATABASE_URL", "CORRAL_SIGNUP", "CORRAL_QUOTA"),
@@ -43,7 +43,7 @@ Serve = Callable[["Settings", Callable[[dict[str, Any]], None], asyncio.Event], 
 @_SUPERVISED
 @pass_environment
 def serve(environment: Environment, supervised: bool) -> None:
-    """Run the local server: models on this machine, and hosted ones through the hub for a signed-in device."""
+    """Run the local server: models of this machine, and hosted ones if signed in."""
     from corral.main.local import run_local
 
     settings = environment.settings

@@ -34,7 +34,7 @@ MEANINGS: Final = {
     "CORRAL_MIRROR": "What to fetch from other registries",
     "CORRAL_TRUSTED_PROXIES": "Proxies whose headers are believed",
     "CORRAL_LLAMA_SERVER": "A llama-server to use as the engine",
-    "CORRAL_LOCAL_AUTH": "Who shows a key: off, remote callers, on",
+    "CORRAL_LOCAL_AUTH": "Whom serve asks for a key: off, remote, on",
     "CORRAL_AUTHORIZED_KEYS": "The keys that count (~/.ollama/…)",
     "CORRAL_ALLOW_PUBLIC": "Let others than this machine call",
 }
