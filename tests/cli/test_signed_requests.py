@@ -1,17 +1,23 @@
 """OLLAMA_AUTH: commands sign for the server at OLLAMA_HOST, as Ollama's own client does."""
 
+import http.client
+import io
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from corral.cli.api import LocalApi
 from corral.cli.context import Failed
 from corral.settings import Settings
+from corral.wire.errors import CorralError
 from corral.wire.signing import parse_authorization, request_challenge, verify
+from corral.wire.strong import verify_headers
 
 Heard = list[tuple[str, str, str]]
 
@@ -74,9 +80,48 @@ def test_nothing_is_signed_unless_asked_for(tmp_path: Path, server: tuple[int, H
     assert not (tmp_path / ".ollama").exists()
 
 
-def test_t017_signature_is_not_sent_over_plain_http_to_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Elsewhere(http.client.HTTPConnection):
+    """A connection that remembers what is sent, and answers."""
+
+    def __init__(self) -> None:
+        super().__init__("192.0.2.1", 11434)
+        self.sent: list[tuple[str, str, bytes | None, dict[str, str]]] = []
+
+    def request(self, method: str, url: str, body: Any = None, headers: Any = (), **_: Any) -> None:
+        self.sent.append((method, url, body, dict(headers)))
+
+    def getresponse(self) -> Any:
+        class Response(io.BytesIO):
+            status = 200
+
+        return Response(b"{}")
+
+
+def test_t017_over_plain_http_to_another_machine_only_the_strong_signature_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signing, there = api(tmp_path, "http://192.0.2.1:11434", OLLAMA_AUTH="1", OLLAMA_API_KEY="crlk_x"), Elsewhere()
+    # Patched because no test may reach out to another machine.
+    monkeypatch.setattr(signing, "_connect", lambda: there)
+    signing.post("/api/show?x=1", {"model": "m"})
+    ((method, target, body, headers),) = there.sent
+    assert (target, headers["Host"]) == ("/api/show?x=1", "192.0.2.1:11434")
+    assert "Authorization" not in headers
+    lowered = {name.lower(): value for name, value in headers.items()}
+    url, now = f"http://192.0.2.1:11434{target}", time.time()
+    assert body is not None
+    proof = verify_headers(method, url, lowered, body=body, now=now)
+    assert proof.key.authorized_key in (tmp_path / ".ollama" / "id_ed25519.pub").read_text()
+    for wrong in ({"url": url + "2"}, {"body": body + b" "}, {"method": "DELETE"}):
+        with pytest.raises(CorralError):
+            verify_headers(**{"method": method, "url": url, "body": body, **wrong}, headers=lowered, now=now)  # type: ignore[arg-type]
+
+
+def test_t017_file_that_no_signature_can_cover_is_not_sent_over_plain_http(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     signing = api(tmp_path, "http://192.0.2.1:11434", OLLAMA_AUTH="1")
     # Patched because no test may reach out to another machine.
-    monkeypatch.setattr(signing, "_connect", lambda: None)
+    monkeypatch.setattr(signing, "_connect", Elsewhere)
     with pytest.raises(Failed, match="over plain http"):
-        signing.get("/api/tags")
+        signing.upload("/api/blobs/sha256:x", [b"x"], 1)

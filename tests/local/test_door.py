@@ -3,6 +3,7 @@
 import base64
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -11,12 +12,13 @@ from corral.core.local_rights import comes_from_here, may_use_cloud, may_use_mod
 from corral.core.policy import MANAGES, PUBLIC, READS, USES, check_access, secured
 from corral.core.records import Principal, Proof, RequestFacts
 from corral.hub.replay import ReplayGuard
-from corral.local.door import LocalDoor
+from corral.local.door import LocalDoor, Nonces
 from corral.wire.apikeys import make_api_key
 from corral.wire.authorized_keys import AuthorizedKeys, format_line, key_digest, parse_authorized_keys, parse_terms
 from corral.wire.errors import CorralError
 from corral.wire.names import parse_name
 from corral.wire.signing import DevicePrivateKey, authorization_header, request_challenge
+from corral.wire.strong import sign_headers
 from fakes import NOON, FakeClock
 
 ADA, EVE = DevicePrivateKey(b"a" * 32), DevicePrivateKey(b"e" * 32)
@@ -69,6 +71,15 @@ def signed(
     target = f"{path}?ts={int(at.timestamp())}"
     header = authorization_header(key, request_challenge(method, target))
     return request(("authorization", header), target=target, method=method, network=network)
+
+
+def strongly_signed(
+    key: DevicePrivateKey = ADA, *, host: str = "box", body: bytes = b"{}", at: datetime = NOON, nonce: bytes = bytes(16)
+) -> RequestFacts:
+    url = f"http://{host}/api/chat?x=1"
+    headers = {"content-type": "application/json"}
+    headers |= sign_headers(key, "POST", url, headers, body=body, now=at.timestamp(), nonce=nonce)
+    return request(*((name.lower(), value) for name, value in headers.items()), target="/api/chat?x=1", body=body)
 
 
 async def refusal(door: LocalDoor, facts: RequestFacts) -> CorralError:
@@ -239,6 +250,60 @@ async def test_wrong_credentials_are_counted_by_network_and_none_at_all_is_not()
     for facts in (request(), with_key(), signed(EVE), request(("authorization", "Bearer x"), network="10.0.0.9")):
         await refusal(door, facts)
     assert door.guesses == [LAN, LAN, "10.0.0.9"]
+
+
+# ── The strong signature ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_t019_strong_signature_is_let_in_once() -> None:
+    door = Door(ADA_LINE)
+    caller = await let_in(door, strongly_signed())
+    assert (caller.account.name, caller.proof) == ("ada", Proof.STRONG_SIGNATURE)
+    assert (await refusal(door, strongly_signed())).code == "unauthorized"
+    await let_in(door, strongly_signed(nonce=b"1" * 16))
+    check_access(caller, secured(USES, is_open=False))
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        replace(strongly_signed(), body=b"{ }"),
+        replace(strongly_signed(), method="DELETE"),
+        replace(strongly_signed(), target="/api/chat?x=2"),
+        strongly_signed(host="other"),
+        strongly_signed(EVE),
+        strongly_signed(at=NOON - timedelta(seconds=61)),
+        strongly_signed(at=NOON + timedelta(seconds=6)),
+    ],
+)
+async def test_t019_strong_signature_of_anything_else_is_refused(facts: RequestFacts) -> None:
+    assert (await refusal(Door(ADA_LINE), facts)).code == "unauthorized"
+
+
+async def test_t059_strong_signature_beside_a_key_is_refused() -> None:
+    facts = strongly_signed()
+    facts.headers["authorization"] = [f"Bearer {KEY.text.reveal()}"]
+    assert (await refusal(Door(ADA_LINE, KEY_LINE), facts)).code == "two_credentials"
+
+
+async def test_t019_stranger_uses_up_no_nonce_of_anybody() -> None:
+    door = Door(KEY_LINE)
+    await refusal(door, strongly_signed())
+    door.lines = [ADA_LINE]
+    await let_in(door, strongly_signed())
+
+
+def test_nonces_are_kept_longer_than_signatures_are_taken_and_a_full_memory_lets_nobody_in() -> None:
+    clock = FakeClock()
+    nonces = Nonces(clock, capacity=2)
+    assert [nonces.use(b"a", "1"), nonces.use(b"a", "1"), nonces.use(b"b", "1")] == [True, False, True]
+    with pytest.raises(CorralError) as full:
+        nonces.use(b"c", "1")
+    assert full.value.code == "unavailable"
+    clock.advance(239)
+    assert not nonces.use(b"a", "1")
+    clock.advance(2)
+    assert nonces.use(b"a", "1")
 
 
 # ── What the log says ────────────────────────────────────────────────────────────────────────────────────────────────

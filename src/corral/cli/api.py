@@ -151,7 +151,7 @@ class ServerApi:
         connection = self._connect()
         payload = None if body is None else json.dumps(body).encode()
         try:
-            target, headers = self._proven(method, path)
+            target, headers = self._proven_with_body(method, path, payload or b"")
             connection.request(method, f"{self._address.path}{target}", payload, headers)
         except (http.client.HTTPException, OSError) as error:
             connection.close()
@@ -239,6 +239,10 @@ class ServerApi:
         """(what is asked for, the headers): with whatever proves who asks."""
         return path, self._headers()
 
+    def _proven_with_body(self, method: str, path: str, body: bytes) -> tuple[str, dict[str, str]]:
+        """The same for a request whose whole body is known."""
+        return self._proven(method, path)
+
     @property
     def _may_carry_key(self) -> bool:
         # OLLAMA_HOST may name a hub or a server behind a proxy that checks keys; over plain http the key stays here.
@@ -296,7 +300,8 @@ class LocalApi(ServerApi):
         if self._api_key is None:
             return f"{place} asks for an API key", "put one into OLLAMA_API_KEY, or sign: OLLAMA_AUTH=1"
         if not self._may_carry_key:
-            return f"{place} asks for an API key, and over plain http it gets none", "give OLLAMA_HOST its https address"
+            advice = "give OLLAMA_HOST its https address, or sign: OLLAMA_AUTH=1"
+            return f"{place} asks for an API key, and over plain http it gets none", advice
         return refused_key(place, "the page where you made it")
 
     def _proven(self, method: str, path: str) -> tuple[str, dict[str, str]]:
@@ -304,12 +309,22 @@ class LocalApi(ServerApi):
         signature and use it again."""
         if not self._settings.is_signing:
             return super()._proven(method, path)
-        if self._address.scheme != "https" and not self._address.is_loopback:
+        if not self._may_carry_key:
             raise Failed(f"OLLAMA_AUTH would send this device's signature to {self.url} over plain http", "use its https address")
         from corral.main.shared import signed_request
 
         target, authorization = signed_request(self._settings, method, path)
         return target, {**self._headers(), "Authorization": authorization}
+
+    def _proven_with_body(self, method: str, path: str, body: bytes) -> tuple[str, dict[str, str]]:
+        """Over plain http to another machine by the stronger signature: it is good for this request, at this server, once, so
+        whoever reads it has nothing. Only a Corral takes it."""
+        if not self._settings.is_signing or self._may_carry_key:
+            return self._proven(method, path)
+        from corral.main.shared import strong_signature
+
+        headers = {**self._headers(), "Host": urlsplit(self.url).netloc}
+        return path, {**headers, **strong_signature(self._settings, method, self.url + path, headers, body=body)}
 
     def _unreachable(self, error: OSError) -> Failed:
         if not (self._address.is_loopback and isinstance(error, ConnectionRefusedError)):

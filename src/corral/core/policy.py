@@ -17,7 +17,7 @@ CLIENT_PROOFS = frozenset({Proof.STOCK_SIGNATURE, Proof.STRONG_SIGNATURE, Proof.
 HEADLESS_PROOFS = FULL_PROOFS - {Proof.SESSION}
 SESSION_ONLY = frozenset({Proof.SESSION})
 #: What a secured local server takes.
-LOCAL_PROOFS = frozenset({Proof.STOCK_SIGNATURE, Proof.API_KEY})
+LOCAL_PROOFS = CLIENT_PROOFS
 
 ALL_SCOPES = frozenset(Scope)
 #: What a device may do unless its owner ticks otherwise. Managing keys needs the strong signature besides.

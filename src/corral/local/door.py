@@ -1,15 +1,19 @@
 """The one place where a secured local server finds out who sends a request.
 
-Accepted are the stock signature, as `ollama` sends it with OLLAMA_AUTH, and an API key as Bearer; in `x-api-key`, too, where
-Anthropic's SDK sends it. Both are looked up in `authorized_keys`, which is read anew whenever it changed. The order for a
-signature is the hub's: form → time → signature → only then the look-up, so that a stranger cannot find out which keys are known;
-whatever is wrong about a credential has the one answer `unauthorized`, and the reason stands in the log.
+Accepted are the stock signature, as `ollama` sends it with OLLAMA_AUTH; the strong one, as our own commands send it where others
+can read along; and an API key as Bearer, in `x-api-key`, too, where Anthropic's SDK sends it. All are looked up in
+`authorized_keys`, which is read anew whenever it changed. The order for a signature is the hub's: form → time → signature → only
+then the look-up, so that a stranger cannot find out which keys are known; whatever is wrong about a credential has the one answer
+`unauthorized`, and the reason stands in the log.
 
 The stock signature covers neither body nor host (W1, W6): on a line that others can read, the marks and counters here leave a
-thief a minute, and docs/share-a-box.md says what closes that. Source: security.md 1.3; hub.door.
+thief a minute, and docs/share-a-box.md says what closes that. The strong one covers both. The host it covers is the one that the
+request names, which the guard has held to be ours or an address: of two servers that know a device, one could pass such a
+request on to the other, unchanged and once. Source: security.md 1.3, 1.4; hub.door.
 """
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 from datetime import datetime
 from typing import Final, Protocol
@@ -17,7 +21,7 @@ from typing import Final, Protocol
 from corral.core.local_rights import comes_from_here, line_of_device, line_of_digest
 from corral.core.ports import Clock
 from corral.core.records import Account, Principal, Proof, RequestFacts
-from corral.wire import signing
+from corral.wire import signing, strong
 from corral.wire.apikeys import parse_api_key
 from corral.wire.authorized_keys import AuthorizedKey, AuthorizedKeys, key_digest, short_digest
 from corral.wire.errors import CorralError
@@ -26,6 +30,8 @@ from corral.wire.signing import DevicePublicKey
 #: Where Anthropic's SDK puts its key into a header of its own.
 _ANTHROPIC: Final = "/v1/messages"
 _MAX_COMPLAINTS: Final = 20
+#: Longer than any strong signature is taken for, whatever the clocks.
+_NONCE_NS: Final = 4 * strong.MAX_AGE_S * 10**9
 
 _log = logging.getLogger("corral.server")
 
@@ -39,6 +45,27 @@ class Replay(Protocol):
 
     @property
     def uses_per_minute(self) -> int: ...
+
+
+class Nonces:
+    """Which strong signatures were used already. Only those of known devices come here, so nobody else can fill it."""
+
+    def __init__(self, clock: Clock, *, capacity: int = 100_000) -> None:
+        self._clock = clock
+        self._capacity = capacity
+        self._used: OrderedDict[tuple[bytes, str], int] = OrderedDict()
+
+    def use(self, key: bytes, nonce: str) -> bool:
+        """Whether it was not used before; it is now. Raises: unavailable when there is no room to remember it."""
+        now = self._clock.monotonic_ns()
+        while self._used and now - next(iter(self._used.values())) > _NONCE_NS:
+            self._used.popitem(last=False)
+        if (key, nonce) in self._used:
+            return False
+        if len(self._used) >= self._capacity:
+            raise CorralError("unavailable", "too many signed requests; try again in a minute", retry_after_s=60)
+        self._used[key, nonce] = now
+        return True
 
 
 class LocalDoor:
@@ -67,6 +94,7 @@ class LocalDoor:
         self._replay = replay
         self._guess = guess
         self._is_news = is_news
+        self._nonces = Nonces(clock)
         self._told: AuthorizedKeys | None = None
 
     def keys(self) -> AuthorizedKeys:
@@ -86,7 +114,13 @@ class LocalDoor:
         if self.admits_this_machine and comes_from_here(facts.network, facts.headers):
             return None
         proof, presented = _presented(facts)
-        entry = self._by_key(presented, facts) if proof is Proof.API_KEY else self._by_signature(presented, facts)
+        match proof:
+            case Proof.API_KEY:
+                entry = self._by_key(presented, facts)
+            case Proof.STRONG_SIGNATURE:
+                entry = self._by_strong_signature(facts)
+            case _:
+                entry = self._by_signature(presented, facts)
         return Principal(
             account=_account(entry, self._clock.now()),
             proof=proof,
@@ -116,10 +150,29 @@ class LocalDoor:
             if error.code != "unauthorized":
                 raise
             raise self._refused("a signature that is wrong", facts) from error
-        entry = line_of_device(self.keys(), proof.key, network=facts.network, now=now)
-        if entry is None:
-            raise self._refused(f"the device {proof.key.fingerprint}", facts)
+        entry = self._line_of(proof.key, facts, now)
         self._check_replay(proof.key, ts, message)
+        return entry
+
+    def _by_strong_signature(self, facts: RequestFacts) -> AuthorizedKey:
+        # By the scheme that our commands use it with. Whoever stands between us and a caller by https must be trusted anyway.
+        url, now = f"http://{facts.headers['host'][0]}{facts.target}", self._clock.now()
+        headers = {name: ", ".join(values) for name, values in facts.headers.items()}
+        try:
+            proof = strong.verify_headers(facts.method, url, headers, body=facts.body, now=now.timestamp())
+        except CorralError as error:
+            if error.code != "unauthorized":
+                raise
+            raise self._refused("a strong signature that is wrong", facts) from error
+        entry = self._line_of(proof.key, facts, now)
+        if not self._nonces.use(proof.key.raw, proof.nonce):
+            raise self._refused(f"a signature of {entry.fingerprint} that was used before", facts)
+        return entry
+
+    def _line_of(self, key: DevicePublicKey, facts: RequestFacts, now: datetime) -> AuthorizedKey:
+        entry = line_of_device(self.keys(), key, network=facts.network, now=now)
+        if entry is None:
+            raise self._refused(f"the device {key.fingerprint}", facts)
         return entry
 
     def _check_replay(self, key: DevicePublicKey, ts: int, message: bytes) -> None:
@@ -141,8 +194,11 @@ def _presented(facts: RequestFacts) -> tuple[Proof, str]:
     authorizations = facts.headers.get("authorization", [])
     # SDKs send an empty x-api-key when they were given a bearer token instead.
     keys = [value for value in facts.headers.get("x-api-key", []) if value] if _is_anthropic(facts.target) else []
-    if len(authorizations) + len(keys) > 1:
+    is_strong = strong.is_strong(facts.headers)
+    if len(authorizations) + len(keys) + is_strong > 1:
         raise CorralError("two_credentials")
+    if is_strong:
+        return Proof.STRONG_SIGNATURE, ""
     if keys:
         return Proof.API_KEY, keys[0]
     if not authorizations:

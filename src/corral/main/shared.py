@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,6 +115,17 @@ def signed_request(settings: Settings, method: str, path: str) -> tuple[str, str
     route, _, query = path.partition("?")
     target = signed_target(route, query, int(SystemClock().now().timestamp()))
     return target, authorization_header(key, request_challenge(method, target))
+
+
+def strong_signature(settings: Settings, method: str, url: str, headers: Mapping[str, str], *, body: bytes) -> dict[str, str]:
+    """The headers by which this device signs one whole request for one server. url: as it is called. headers: those that are
+    sent. Raises: invalid for a key that cannot be used."""
+    from corral.storage.home import FileDeviceKeys
+    from corral.wire.strong import NONCE_BYTES, sign_headers
+
+    entropy = SystemEntropy()
+    key, now = FileDeviceKeys(settings.home / ".ollama", entropy).load_or_create(), SystemClock().now().timestamp()
+    return sign_headers(key, method, url, headers, body=body, now=now, nonce=entropy.bytes(NONCE_BYTES))
 
 
 def device_public_key(settings: Settings) -> "DevicePublicKey":
