@@ -45,6 +45,7 @@ def server() -> Iterator[FakeServer]:
         (["keys", "create", "ci", "--scope", "p"], ["pull", "push"]),
         (["create", "m", "-f", ""], [":"]),
         (["completion", ""], ["bash", "zsh", "fish"]),
+        (["doctor", ""], ["auth"]),
         (["show", "--nope", ""], ["smollm2:135m", "smollm2:360m", "Qwen:1b"]),
     ],
     ids=lambda value: " ".join(value),

@@ -94,6 +94,16 @@ def test_home_in_use_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixt
     assert state_of(tmp_path) == before
 
 
+def test_damaged_memory_of_hubs_is_told_once_and_no_hub_is_guessed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_key(tmp_path)
+    (tmp_path / ".ollama/corral.json").write_text("{")
+    (tmp_path / ".ollama/corral.json").chmod(0o600)
+    status, rows = doctor({"HOME": str(tmp_path), "OLLAMA_HOST": NOBODY}, capsys)
+    assert status == 1
+    assert [name for name, row in rows.items() if row["status"] == "problem"] == ["corral.json"]
+    assert rows["corral.json"]["fix"].startswith("repair it, or remove it")
+
+
 # ── Where credentials go ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -150,6 +160,18 @@ def test_local_server_that_asks_for_nothing_is_shown_no_key(tmp_path: Path, caps
         doctor({"HOME": str(tmp_path), "OLLAMA_HOST": local.host, "CORRAL_HUB": hub.url, "OLLAMA_API_KEY": SECRET}, capsys)
         assert local.seen
         assert not [seen for seen in local.seen if "authorization" in seen.headers]
+
+
+def test_address_that_stands_for_all_of_this_machine_is_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with corral_hub() as hub, fake_server({"GET /api/version": (200, {"version": "0.34.0", "corral": "9"})}) as local:
+        host = local.host.replace("127.0.0.1", "0.0.0.0")
+        run(
+            ["doctor", "--json"],
+            {"HOME": str(tmp_path), "OLLAMA_HOST": host, "CORRAL_HUB": hub.url, "CORRAL_LLAMA_SERVER": "/none"},
+        )
+    rows = {row["check"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["local server"]["detail"].startswith(f"{local.url}  Corral 9, ")
+    assert rows["engine"]["status"] == "problem"
 
 
 # ── What the hub tells ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -267,7 +267,7 @@ CASES = [
         f"{HUB} (of the last sign-in)  reachable, TLS ok, by the proxy proxy:3128, 38 ms",
         hub=hub(source="the last sign-in", proxy="proxy:3128"),
     ),
-    skipped("not wanted", "hub", "none was chosen, and the cloud is switched off", hub=replace(STOCK_HUB, is_asked=False)),
+    skipped("not wanted", "hub", "none was named, and the cloud is switched off", hub=replace(STOCK_HUB, is_asked=False)),
     problem(
         "plain http",
         "hub",
@@ -404,6 +404,20 @@ CASES = [
         "hub.test answered 503: temporarily unavailable",
         "the hub's log says why: ask whoever runs it",
         device=Standing(status=503, message="temporarily unavailable"),
+    ),
+    skipped(
+        "not known which",
+        "hub",
+        "none was named, and what was chosen cannot be read",
+        hub=replace(STOCK_HUB, is_asked=False),
+        memory_trouble=Trouble("it is damaged"),
+    ),
+    problem(
+        "no hub but a web server",
+        "device",
+        "hub.test answered 501 when asked who this is",
+        "is that a hub? check CORRAL_HUB",
+        device=Standing(status=501),
     ),
     problem(
         "no hub at all",

@@ -104,6 +104,8 @@ CASES = [
     usage("hub device add alice", 'required flag(s) "name" not set', "corral hub device add --help"),
     usage("hub quota alice 10", "10 would be 10 bytes", "give a unit: 10GB, or 10B for so few bytes"),
     usage("hub quota alice lots", "'lots' is no size", "give a size such as 500MB, 20GB or 1.5TB, or none"),
+    usage("doctor keys", "Invalid value for '[auth]': 'keys' is not 'auth'.", "corral doctor --help"),
+    usage("doctor auth keys", "accepts at most 1 arg(s), received 2", "corral doctor --help"),
     usage("hub user list --jsn", "unknown flag: --jsn", "did you mean --json?"),
     usage("keys create ci --scope pusch", 'there is no scope "pusch"', "scopes are inference, pull, push, keys"),
     usage("hub key create alice --name ci --scope x", 'there is no scope "x"', "scopes are inference, pull, push, keys"),
@@ -333,7 +335,7 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 #: What there is not in Ollama, and what it does otherwise (docs/divergences.md).
-_OURS = ("hub", "keys", "push x --", "list a b", "ls a b", "lis", "create m", "rm a b", "show m -")
+_OURS = ("hub", "keys", "doctor", "push x --", "list a b", "ls a b", "lis", "create m", "rm a b", "show m -")
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.line.startswith(_OURS)], ids=lambda case: case.line)

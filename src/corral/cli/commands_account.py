@@ -51,6 +51,8 @@ async def _sign_in(environment: Environment, hub_url: str, *, api_key_stdin: boo
             if status == 200:
                 access.memory.choose_hub(access.hub)
                 print(f"Already signed in to {host_of(access.hub)} as {render.plain(answer['name'])}.")
+                # Whoever signs in once more is still refused somewhere, and nothing here will change that.
+                render.say("→ corral doctor auth says why, if something is refused all the same")
                 return
             link = await _link_of(access, status, answer)
             _show_link(environment, access, link, no_browser=no_browser)
@@ -162,7 +164,9 @@ async def _connect_by_key(access: HubAccess) -> dict[str, Any]:
             raise
     status, answer = await access.signed("POST", "/api/me")
     if status != 200:
-        raise CorralError("unauthorized", f"{host_of(access.hub)} took the key but does not know this device ({status})")
+        raise CorralError(
+            "unauthorized", f"{host_of(access.hub)} took the key but does not know this device ({status}) → corral doctor auth"
+        )
     return dict(answer)
 
 

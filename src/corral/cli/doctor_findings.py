@@ -180,7 +180,8 @@ def hub_row(seen: Seen) -> Verdict:
     hub = seen.hub
     where = f"{hub.url} ({_source(seen)})" if hub.source != "default" else hub.url
     if not hub.is_asked:
-        return _skipped("none was chosen, and the cloud is switched off")
+        why = "the cloud is switched off" if seen.memory_trouble is None else "what was chosen cannot be read"
+        return _skipped(f"none was named, and {why}")
     if not hub.is_private_line:
         return _problem(f"{where} would be reached by plain http, where others can copy a credential", "give its https address")
     if hub.is_absent:
@@ -285,7 +286,8 @@ def _refused(seen: Seen, device: Standing) -> Verdict:
             return _problem(f"{host} refuses signed requests{said}", "ask whoever runs the hub, with these words")
         case 429:
             return _problem(f"{host} was asked too often{said}", "wait a minute, and run corral doctor again")
-        case status if status >= 500:
+        # A web server that is no hub does not implement what it was asked.
+        case status if status >= 500 and status != 501:
             return _problem(f"{host} answered {status}{said}", "the hub's log says why: ask whoever runs it")
         case status:
             return _problem(f"{host} answered {status} when asked who this is{said}", f"is that a hub? {_other_hub(seen)}")

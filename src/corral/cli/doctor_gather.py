@@ -63,12 +63,13 @@ async def look(settings: "Settings", hub_option: str, *, clock: "Clock", is_iden
     own = _Own(settings=settings, key=key, clock=clock)
     saved, memory_trouble = checkup.saved_hub(settings)
     async with asyncio.TaskGroup() as group:
-        is_whole = not is_identity_only and settings.local.is_loopback
+        is_whole = not is_identity_only and _is_here(settings)
         engine = group.create_task(checkup.engine(settings)) if is_whole else None
         server = await _server(own)
         hub = _chosen(settings, hub_option, server, saved)
         is_off = checkup.is_cloud_off(settings)
-        hub = replace(hub, is_asked=not (hub.source == "default" and (server.cloud_off_by or is_off)))
+        is_unwanted = bool(server.cloud_off_by) or is_off or memory_trouble is not None
+        hub = replace(hub, is_asked=not (hub.source == "default" and is_unwanted))
         at_hub = await _AtHub.look(own, hub, takes_key=not server.took_key)
         server = replace(server, standing=await _relayed(own, server, at_hub))
     return Seen(
@@ -168,12 +169,17 @@ async def _server(own: _Own) -> ServerSeen:
     from corral.main.checkup import listening_user
 
     address = own.settings.local
-    seen = ServerSeen(url=address.url, is_here=address.is_loopback)
+    seen = ServerSeen(url=address.url, is_here=_is_here(own.settings))
     try:
         seen = await in_time(lambda: _asked_server(_Asking(own, limit_s=_HERE_S), seen), limit_s=2 * _HERE_S)
     except TimeoutError:
-        return replace(seen, trouble=Trouble(f"{seen.url} does not answer within {2 * _HERE_S:.0f} s"))
+        return replace(seen, trouble=_silent(seen.url))
     return replace(seen, user=listening_user(address.port)) if seen.is_here and seen.is_answering else seen
+
+
+def _is_here(settings: "Settings") -> bool:
+    """Whether OLLAMA_HOST names this machine; an address that stands for all of its own does."""
+    return settings.local.is_loopback or settings.local.host in ("0.0.0.0", "::")  # noqa: S104 - asked, not listened on
 
 
 def _asked_server(api: _Asking, seen: ServerSeen) -> ServerSeen:
@@ -182,6 +188,8 @@ def _asked_server(api: _Asking, seen: ServerSeen) -> ServerSeen:
     except ApiError as error:
         return replace(seen, status=error.code, message=_text(error.body.get("error")))
     except Failed as error:
+        if isinstance(error.__cause__, TimeoutError):
+            return replace(seen, trouble=_silent(seen.url))
         is_absent = isinstance(error.__cause__, ConnectionRefusedError)
         return replace(seen, is_absent=is_absent, trouble=Trouble(error.message, error.advice))
     told = _object(version)
@@ -195,6 +203,10 @@ def _asked_server(api: _Asking, seen: ServerSeen) -> ServerSeen:
         hub=_text(status.get("hub")),
         cloud_off_by=_text(cloud.get("source")) if cloud.get("disabled") is True else "",
     )
+
+
+def _silent(url: str) -> Trouble:
+    return Trouble(f"{url} takes a connection and does not answer", "restart what listens there, or check OLLAMA_HOST")
 
 
 def _maybe(api: _Asking, path: str) -> Any:
@@ -241,7 +253,7 @@ def _chosen(settings: "Settings", option: str, server: ServerSeen, saved: str) -
     from corral.wire.discovery import parse_hub_address
 
     # A server elsewhere must not choose where this device's signature goes.
-    of_server = server.hub if server.is_here else ""
+    of_server = server.hub if settings.local.is_loopback else ""
     # A server that follows the last sign-in, or was told of no hub at all, did not choose.
     if of_server and _is_same_place(of_server, saved or DEFAULT_HUB):
         of_server = ""
