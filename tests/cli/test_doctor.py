@@ -327,6 +327,33 @@ def test_nonsense_from_servers_is_a_finding_and_no_fault(answer: Any, tmp_path: 
         assert doctor(environ, capsys)[0] in (0, 1)
 
 
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"OLLAMA_HOST": "http://a..b:1"},
+        {"CORRAL_HUB": "http://localhost.:9"},
+        {"CORRAL_HUB": "https://a..b"},
+        {"OLLAMA_API_KEY": "schlüssel\u2713"},
+        {"OLLAMA_API_KEY": "a\r\nb: c"},
+    ],
+    ids=str,
+)
+def test_setting_that_cannot_be_used_is_a_finding_and_no_fault(
+    environ: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_key(tmp_path)
+    with fake_server({"GET /api/version": (401, UNAUTHORIZED)}) as stranger:
+        own = {"HOME": str(tmp_path), "OLLAMA_HOST": stranger.host, "CORRAL_HUB": stranger.url}
+        assert doctor({**own, **environ}, capsys)[0] == 1
+
+
+def test_json_without_a_bottom_is_a_finding_and_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_key(tmp_path)
+    with fake_server({"GET /api/version": (200, [b"[" * 60_000])}) as server:
+        server.answers["POST /api/me"] = server.answers["GET /.well-known/corral"] = (200, [b"[" * 60_000])
+        assert doctor({"HOME": str(tmp_path), "OLLAMA_HOST": server.host, "CORRAL_HUB": server.url}, capsys)[0] == 1
+
+
 def test_other_word_than_auth_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", "keys"], {"HOME": str(tmp_path)}) == 2
     assert capsys.readouterr().err.endswith("→ corral doctor --help\n")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from corral.clients.hub import HubClient
     from corral.core.ports import Clock
     from corral.settings import Settings
+    from corral.wire.secrets import Secret
     from corral.wire.signing import DevicePrivateKey
 
 T = TypeVar("T")
@@ -94,7 +95,8 @@ async def look(settings: "Settings", hub_option: str, *, clock: "Clock", is_iden
 
 
 async def in_time(work: Callable[[], T], *, limit_s: float) -> T:
-    """What work returns or raises, unless it takes too long. Raises: TimeoutError; the thread is then left to itself."""
+    """What work returns or raises, unless it takes too long. Raises: TimeoutError; the thread is then left to itself. Failed for
+    what cannot be sent (a host name, a header that is none) or read (JSON without a bottom)."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[T] = loop.create_future()
 
@@ -106,9 +108,13 @@ async def in_time(work: Callable[[], T], *, limit_s: float) -> T:
     def run() -> None:
         try:
             result = work()
-        except (Failed, CorralError, OSError, ValueError, TypeError, KeyError) as error:
+        except (Failed, CorralError, OSError) as error:
             # A name of `except` ends with its block.
-            failure: BaseException = error
+            failure: Exception = error
+            finish(lambda: ended.set_exception(failure))
+        except (ValueError, RecursionError) as error:
+            failure = Failed("it cannot be asked in these words, or answers in ones that cannot be read")
+            failure.__cause__ = error
             finish(lambda: ended.set_exception(failure))
         else:
             finish(lambda: ended.set_result(result))
@@ -146,7 +152,8 @@ class _Asking(ServerApi):
             if error.code != 401 or "signin_url" in error.body or self._is_proving or not self._may_carry_key:
                 raise
         self._is_proving = True
-        self._api_key = None if self._own.settings.is_signing else self._own.settings.api_key
+        key = self._own.settings.api_key
+        self._api_key = key if key and _is_sendable(key) and not self._own.settings.is_signing else None
         return self.request(method, path)
 
     @property
@@ -174,6 +181,8 @@ async def _server(own: _Own) -> ServerSeen:
         seen = await in_time(lambda: _asked_server(_Asking(own, limit_s=_HERE_S), seen), limit_s=2 * _HERE_S)
     except TimeoutError:
         return replace(seen, trouble=_silent(seen.url))
+    except Failed as error:
+        return replace(seen, trouble=Trouble(f"{seen.url}: {error.message}", "check OLLAMA_HOST and OLLAMA_API_KEY"))
     return replace(seen, user=listening_user(address.port)) if seen.is_here and seen.is_answering else seen
 
 
@@ -240,6 +249,8 @@ async def _relayed(own: _Own, server: ServerSeen, at_hub: "_AtHub") -> Standing 
 
     try:
         return await in_time(ask, limit_s=_RELAYED_S)
+    except Failed as error:
+        return _failed(f"the local server: {error.message}", "")
     except TimeoutError:
         return _failed(f"the local server does not answer within {_RELAYED_S:.0f} s when asked who it is", "")
 
@@ -329,7 +340,7 @@ async def _reached(own: _Own, hub: HubSeen, session: "aiohttp.ClientSession") ->
             async with session.get(f"{hub.url}{DISCOVERY_PATH}", headers=headers, allow_redirects=False, proxy=proxy) as reply:
                 took_ms = (time.monotonic_ns() - begun_ns) // 1_000_000
                 offset_s = _offset_s(reply.headers.get("Date", ""), own.clock.now())
-                body = await reply.content.read(_MAX_BYTES)
+                body = await _read(reply)
         address = parse_hub_address(hub.url)
         public_url = parse_discovery(body, address) if reply.status == 200 else None
         if reply.status == 200 and public_url is None:
@@ -337,13 +348,24 @@ async def _reached(own: _Own, hub: HubSeen, session: "aiohttp.ClientSession") ->
     except CorralError as error:
         message, _, advice = error.message.partition(" → ")
         return replace(hub, trouble=Trouble(message, advice))
+    except UnicodeError:
+        return replace(hub, trouble=Trouble(f"{hub.url} holds a host name that is none"))
     except (aiohttp.ClientError, OSError) as error:
         message, _, advice = reason_of(error).partition(" → ")
         is_absent = isinstance(getattr(error, "os_error", error), ConnectionRefusedError) and not proxy
         return replace(hub, is_absent=is_absent, trouble=Trouble(f"{hub.url} cannot be reached: {message}", advice))
-    if reply.status >= 500 or reply.status in (407, 408, 429):
+    if reply.status >= 500 or reply.status in (401, 403, 407, 408, 429):
         return replace(hub, trouble=Trouble(f"{hub.url} answered {reply.status}", "ask whoever runs it; its log says why"))
     return replace(hub, is_corral=public_url is not None, took_ms=took_ms, clock_offset_s=offset_s)
+
+
+async def _read(reply: "aiohttp.ClientResponse") -> bytes:
+    body = b""
+    async for chunk in reply.content.iter_any():
+        body += chunk
+        if len(body) > _MAX_BYTES:
+            break
+    return body[:_MAX_BYTES]
 
 
 async def _resolve(url: str) -> None:
@@ -351,7 +373,7 @@ async def _resolve(url: str) -> None:
     program. Raises: upstream_failed when it takes too long; what it says otherwise, the library will say as well."""
     parts = urlsplit(url)
     try:
-        with suppress(OSError, UnicodeError):
+        with suppress(OSError, Failed):
             await in_time(lambda: socket.getaddrinfo(parts.hostname, parts.port), limit_s=_HERE_S)
     except TimeoutError:
         text = f"the name {parts.hostname} was not resolved within {_HERE_S:.0f} s → check the network and its name server"
@@ -406,6 +428,11 @@ async def _listed(client: "HubClient", path: str) -> list[Mapping[str, Any]] | N
 # ── The API key ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _is_sendable(key: "Secret") -> bool:
+    """Whether a header can hold it."""
+    return key.reveal().isascii() and key.reveal().isprintable()
+
+
 def _presented(settings: "Settings") -> ApiKeySeen | None:
     from corral.wire.apikeys import parse_api_key
 
@@ -422,7 +449,7 @@ async def _api_key(
     cannot be the hub's is not sent there: it would be told to a stranger."""
     from corral.wire.apikeys import parse_api_key
 
-    if seen is None or settings.api_key is None or bool(seen.prefix) != hub.is_corral:
+    if seen is None or settings.api_key is None or bool(seen.prefix) != hub.is_corral or not _is_sendable(settings.api_key):
         return seen
     api = ServerApi.of_hub(hub.url, settings.api_key, settings.proxies)
     try:
