@@ -134,7 +134,7 @@ def test_progress_ends_at_all_of_it_and_memory_holds_a_block() -> None:
     write_archive(
         io.BytesIO(),
         manifest_of(members),
-        lambda member: large if member == blob else io.BytesIO(members[member]),  # type: ignore[arg-type,return-value]
+        lambda member: large if member == blob else io.BytesIO(members[member]),
         lambda done, total: seen.append((done, total)),
     )
     assert seen[-1] == (manifest_of(members).size_bytes,) * 2

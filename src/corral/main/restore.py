@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import os
 import shutil
-import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -92,7 +91,7 @@ async def restore(
 
 def _check_home(home: Path, database: Path, *, may_replace: bool) -> None:
     """Raises: conflict."""
-    from corral.storage.sql.snapshot import make_whole
+    from corral.storage.sql.snapshot import refuse_open
 
     names = [entry.name for entry in home.iterdir()]
     found = [name for name in names if not name.endswith(_NOTHING) and not name.startswith(_UNFINISHED_PREFIX)]
@@ -100,9 +99,8 @@ def _check_home(home: Path, database: Path, *, may_replace: bool) -> None:
         advice = "set CORRAL_HOME to another one, or add --replace, which keeps its database beside"
         raise CorralError("conflict", f"{home} is not empty → {advice}")
     if database.exists():
-        # A damaged one is what backups are for: it is set aside as it is.
-        with contextlib.suppress(sqlite3.DatabaseError):
-            make_whole(database)
+        # A hub of a release that knows nothing of our lock has it open all the same.
+        refuse_open(database)
 
 
 def _check_room(home: Path, manifest: "Manifest") -> None:

@@ -148,6 +148,7 @@ def _changes(connection: sa.Connection, change: sa.Update | sa.Delete) -> bool:
 
 def _time_of(revocation: Revocation) -> datetime:
     try:
-        return msgspec.convert(revocation.value, Annotated[datetime, msgspec.Meta(tz=True)])
+        moment: datetime = msgspec.convert(revocation.value, Annotated[datetime, msgspec.Meta(tz=True)])
     except msgspec.ValidationError as error:
         raise CorralError("invalid", f"revocations.log says {revocation.value!r} where a time belongs") from error
+    return moment

@@ -6,6 +6,7 @@ sessions, one-time codes, nonces, and uploads whose bytes are in no backup.
 """
 
 import contextlib
+import fcntl
 import re
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,8 @@ from corral.wire.errors import CorralError
 from corral.wire.names import Digest, parse_content_digest
 
 _REVISION, _FIRST = re.compile(r"[0-9]{4}"), "0001"
+#: Which bytes of a database its readers lock. Source: SQLite src/os.h, SHARED_FIRST and SHARED_SIZE.
+_SHARED_FIRST, _SHARED_SIZE = 0x40000000 + 2, 510
 _SHORT_LIVED = (
     "DELETE FROM sessions",
     "DELETE FROM codes",
@@ -129,18 +132,28 @@ def open_copy(path: Path, *, log: Path) -> Database:
 
 
 def make_whole(path: Path) -> None:
-    """Have a database in its one file, without a log beside it, and see that nobody else has it open. Raises: conflict when
-    somebody has; sqlite3.DatabaseError for one that is damaged."""
-    with contextlib.closing(_connect(path, timeout_s=1.0)) as connection:
+    """Have a database that nobody has open in its one file, without a log beside it. Raises: unavailable."""
+    with contextlib.closing(_connect(path)) as connection:
         try:
-            # Only whoever has a database for himself can take it out of WAL mode.
             mode = connection.execute("PRAGMA journal_mode=DELETE").fetchone()[0]
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
-                raise
-            mode = "busy"
+        except sqlite3.Error as error:
+            raise CorralError("unavailable", f"the database cannot be written: {error}") from error
     if mode != "delete":
-        raise CorralError("conflict", f"something has {path} open → stop the hub, and whatever else works on its data")
+        raise CorralError("unavailable", "the database cannot be written: it stays in two files")
+
+
+def refuse_open(path: Path) -> None:
+    """Whether no other process has a database open. It is not opened for that: SQLite would at once set about mending a damaged
+    one, and do away with its log. Raises: conflict, unavailable."""
+    try:
+        with path.open("r+b", buffering=0) as file:
+            # Held by every connection in WAL mode for as long as it is open.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, _SHARED_SIZE, _SHARED_FIRST)
+    except (BlockingIOError, PermissionError) as error:
+        text = f"something has {path} open → stop the hub, and whatever else works on its data"
+        raise CorralError("conflict", text) from error
+    except OSError as error:
+        raise CorralError("unavailable", f"{path} cannot be opened: {error.strerror}") from error
 
 
 @contextlib.contextmanager
@@ -152,5 +165,5 @@ def _not_a_hubs(*more: type[Exception]) -> Iterator[None]:
         raise CorralError("invalid", "the database in the backup is not that of a hub, or it is damaged") from error
 
 
-def _connect(path: Path, *, timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
-    return sqlite3.connect(path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
