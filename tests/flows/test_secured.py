@@ -129,6 +129,7 @@ def test_m2_line_with_a_mistake_is_named_at_the_start_and_grants_nothing(fresh: 
 def test_m2_programs_of_this_machine_need_no_key_where_only_others_are_asked(fresh: Stack) -> None:
     running = serve(fresh, "remote")
     running.wait_for("nobody is let in yet → corral authorize add")
+    running.wait_for(r"keys +0 in ~/.ollama/authorized_keys +asked of all but this machine")
     running.wait_for("behind a proxy or a tunnel → CORRAL_LOCAL_AUTH=on")
     tags = f"{fresh.local_url}/api/tags"
     assert call("GET", tags).status == 200

@@ -60,7 +60,14 @@ def hub_lines(facts: dict[str, Any]) -> str:
 
 def local_lines(facts: dict[str, Any]) -> str:
     """What `serve` prints: where the server is, and the hub it uses."""
-    return "\n".join([_line("local", facts["url"], f"models in {facts['models']}"), _line("cloud", facts["cloud"], "")])
+    lines = [_line("local", facts["url"], f"models in {facts['models']}"), _line("cloud", facts["cloud"], ""), *key_lines(facts)]
+    return "\n".join(lines)
+
+
+def key_lines(facts: dict[str, Any]) -> list[str]:
+    """Whom a secured local server asks for a key, and how many there are."""
+    asked = {"remote": "asked of all but this machine", "on": "asked of everybody"}.get(facts["asks"])
+    return [] if asked is None else [_line("keys", f"{facts['keys']} in {facts['keys_file']}", asked)]
 
 
 def up_lines(hub: dict[str, Any], local: dict[str, Any]) -> str:
@@ -68,6 +75,7 @@ def up_lines(hub: dict[str, Any], local: dict[str, Any]) -> str:
     lines = [_line("hub", hub["url"], f"data in {hub['data']}"), _line("local", local["url"], f"models in {local['models']}")]
     if local["cloud"] != hub["url"]:
         lines.append(_line("cloud", local["cloud"], "because CORRAL_HUB says so"))
+    lines += key_lines(local)
     return "\n".join([*lines, *hosted_lines(hub), *first_run_lines(hub)])
 
 

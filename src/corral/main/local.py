@@ -93,11 +93,15 @@ async def build_local(settings: Settings) -> AsyncIterator[Built]:
             hub_url=hub_url,
             version=OLLAMA_VERSION,
         )
+        door = _door(settings) if is_secured else None
         guard = LocalGuard(hostname=socket.gethostname(), hosts=[settings.local.host], origins=settings.origins)
         facts = {
             "url": settings.local.url.replace("//127.0.0.1:", "//localhost:"),
             "models": shortened(settings.models_dir, settings.home),
             "cloud": hub_url(),
+            "asks": settings.local_auth,
+            "keys": len(door.keys().entries) if door else 0,
+            "keys_file": shortened(settings.authorized_keys, settings.home),
         }
 
         async def tell() -> dict[str, Any]:
@@ -113,7 +117,6 @@ async def build_local(settings: Settings) -> AsyncIterator[Built]:
         _prepare_device_key(gateway)
         changes = CreateApi(_library(settings, store, runners, hub_url, transfer.pull_name))
         rows = [*changes.endpoints(), *transfer_endpoints(transfer), *LocalCloudApi(cloud).endpoints()]
-        door = _door(settings) if is_secured else None
         app = local_app(api, guard, rows, finish=_finishing(settings), door=door, trusted_proxies=settings.trusted_proxies)
         yield Built(app=app, facts=tell, release=release)
 
