@@ -154,6 +154,20 @@ def test_key_that_opens_the_local_server_is_not_shown_to_the_hub(tmp_path: Path,
         assert not [seen for seen in hub.seen if "authorization" in seen.headers]
 
 
+@pytest.mark.parametrize(("host", "header"), [("127.0.0.1", "authorization"), ("0.0.0.0", "signature-input")])
+def test_secured_server_is_signed_for_as_by_every_command(
+    host: str, header: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_key(tmp_path)
+    with corral_hub() as hub, fake_server({"GET /api/version": (401, UNAUTHORIZED)}) as local:
+        # To the command, the second address is one that others can listen on the way to.
+        environ = {"HOME": str(tmp_path), "OLLAMA_HOST": local.host.replace("127.0.0.1", host), "CORRAL_HUB": hub.url}
+        doctor({**environ, "OLLAMA_AUTH": "1", "OLLAMA_API_KEY": SECRET}, capsys)
+        first, second = local.seen
+        assert (header in first.headers, header in second.headers) == (False, True)
+        assert not second.headers.get("authorization", "").startswith("Bearer")
+
+
 def test_local_server_that_asks_for_nothing_is_shown_no_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answers: dict[str, tuple[int, Any]] = {"GET /api/version": (200, {"version": "0.34.0", "corral": "9"})}
     with corral_hub() as hub, fake_server(answers) as local:

@@ -555,6 +555,14 @@ CASES = [
         server=ServerSeen(url=LOCAL, status=401),
         is_signing=True,
     ),
+    problem(
+        "secured, plain http",
+        "relay",
+        "http://box:11434 asks for a credential",
+        "set OLLAMA_AUTH=1 to sign; over plain http it gets no API key",
+        server=ServerSeen(url="http://box:11434", is_here=False, status=401),
+        api_key=KEY,
+    ),
     skipped("no right to the account", "relay", "not told: no cloud", server=relayed(status=403, message="no cloud")),
     problem(
         "server cannot tell",

@@ -325,6 +325,9 @@ def _server_wants_credential(seen: Seen) -> Verdict:
     url = seen.server.url
     if seen.is_signing:
         return _problem(f"{url} does not know this device's key", f"let it in there: corral authorize add {seen.key.path}.pub")
+    if url.startswith("http:") and not seen.server.is_here:
+        fix = "set OLLAMA_AUTH=1 to sign; over plain http it gets no API key"
+        return _problem(f"{url} asks for a credential", fix)
     if seen.api_key is not None:
         return _problem(f"{url} does not take OLLAMA_API_KEY", "make one there: corral authorize key NAME")
     return _problem(f"{url} asks for a credential", "put its key into OLLAMA_API_KEY, or set OLLAMA_AUTH=1 to sign")

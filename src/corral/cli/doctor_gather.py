@@ -148,8 +148,11 @@ class _Asking(ServerApi):
         try:
             return self.request(method, path)
         except ApiError as error:
-            # A 401 with a link is a hub's, about the server's own key. Over plain http others could read what we show.
-            if error.code != 401 or "signin_url" in error.body or self._is_proving or not self._may_carry_key:
+            # A 401 with a link is a hub's, about the server's own key.
+            if error.code != 401 or "signin_url" in error.body or self._is_proving:
+                raise
+            # Over plain http others could read an API key, but not use a strong signature again.
+            if not (self._may_carry_key or self._own.settings.is_signing):
                 raise
         self._is_proving = True
         key = self._own.settings.api_key
@@ -164,12 +167,28 @@ class _Asking(ServerApi):
     def _proven(self, method: str, path: str) -> tuple[str, dict[str, str]]:
         from corral.wire.signing import authorization_header, request_challenge, signed_target
 
-        key = self._own.key
-        if key is None or not (self._is_proving and self._own.settings.is_signing):
+        key = self._signing_key
+        if key is None:
             return super()._proven(method, path)
         route, _, query = path.partition("?")
         target = signed_target(route, query, int(self._own.clock.now().timestamp()))
         return target, {**self._headers(), "Authorization": authorization_header(key, request_challenge(method, target))}
+
+    def _proven_with_body(self, method: str, path: str, body: bytes) -> tuple[str, dict[str, str]]:
+        """As `LocalApi`: over plain http to another machine by the strong signature."""
+        from corral.main.shared import SystemEntropy
+        from corral.wire.strong import NONCE_BYTES, sign_headers
+
+        key = self._signing_key
+        if key is None or self._may_carry_key:
+            return self._proven(method, path)
+        headers = {**self._headers(), "Host": urlsplit(self.url).netloc}
+        now, nonce = self._own.clock.now().timestamp(), SystemEntropy().bytes(NONCE_BYTES)
+        return path, {**headers, **sign_headers(key, method, self.url + path, headers, body=body, now=now, nonce=nonce)}
+
+    @property
+    def _signing_key(self) -> "DevicePrivateKey | None":
+        return self._own.key if self._is_proving and self._own.settings.is_signing else None
 
 
 async def _server(own: _Own) -> ServerSeen:
