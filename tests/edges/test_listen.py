@@ -210,7 +210,9 @@ async def test_t110_connection_that_sends_no_whole_head_is_closed(beginning: byt
     await served.ended()
 
 
-async def test_t110_body_that_stalls_is_408_and_its_connection_ends() -> None:
+async def test_t110_body_that_stalls_is_408_and_its_connection_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "LINGER_PAUSE_S", 0.05)
+
     async def answer(request: Request) -> Response:
         return json_response({})
 
