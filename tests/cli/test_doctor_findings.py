@@ -551,7 +551,7 @@ CASES = [
         "secured, unknown device",
         "relay",
         f"{LOCAL} does not know this device's key",
-        "let it in there: corral authorize add ~/.ollama/id_ed25519.pub",
+        "let it in there: corral authorize add --name NAME KEY, the KEY in ~/.ollama/id_ed25519.pub",
         server=ServerSeen(url=LOCAL, status=401),
         is_signing=True,
     ),

@@ -324,7 +324,10 @@ def relay_row(seen: Seen) -> Verdict:
 def _server_wants_credential(seen: Seen) -> Verdict:
     url = seen.server.url
     if seen.is_signing:
-        return _problem(f"{url} does not know this device's key", f"let it in there: corral authorize add {seen.key.path}.pub")
+        return _problem(
+            f"{url} does not know this device's key",
+            f"let it in there: corral authorize add --name NAME KEY, the KEY in {seen.key.path}.pub",
+        )
     if url.startswith("http:") and not seen.server.is_here:
         fix = "set OLLAMA_AUTH=1 to sign; over plain http it gets no API key"
         return _problem(f"{url} asks for a credential", fix)
