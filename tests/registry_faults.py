@@ -332,7 +332,7 @@ async def _one_life(home: Path, results: Path, before: Push | None, push: Push, 
         return disk.count, time.perf_counter() - started
 
 
-def _in_child(work: Callable[[], Any]) -> int:
+def in_child(work: Callable[[], Any]) -> int:
     """Fork, and do it there: what all children import is imported once. The status it ended with."""
     child = os.fork()
     if child == 0:
@@ -346,7 +346,7 @@ def _lives(home: Path, results: Path, points: list[float], first: int) -> None:
     before: Push | None = None
     for number, point in enumerate(points, first):
         life = partial(_one_life, home, results, before, Push(number), point)
-        status = _in_child(lambda life=life: asyncio.run(life()))
+        status = in_child(lambda life=life: asyncio.run(life()))
         is_killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGALRM)
         if (status and not is_killed) or not (results / f"{number}.checked").exists():
             sys.exit(f"push {number} at {point} ended with {status}")
@@ -367,14 +367,14 @@ def _rehearse(home: Path, results: Path, number: int) -> tuple[int, float]:
         modules = [name for name in sys.modules if name.startswith(("corral.", "sqlalchemy."))]
         os.write(writer, json.dumps([count, seconds, modules]).encode())
 
-    assert _in_child(work) == 0
+    assert in_child(work) == 0
     count, seconds, modules = json.loads(os.read(reader, 1 << 16))
     for name in modules:
         importlib.import_module(name)
     return count, seconds
 
 
-def _cheap(make: Callable[..., PasswordHasher], **cost: Any) -> PasswordHasher:
+def cheap(make: Callable[..., PasswordHasher], **cost: Any) -> PasswordHasher:
     return make(**{**cost, "time_cost": 1, "memory_cost": 8})
 
 
@@ -382,7 +382,7 @@ def main() -> None:
     """Die at COUNT points, of which two thirds are operations, before or behind them, and the others moments."""
     home, results, first, count = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     # Patched because every life makes one hash that no password has, and that is no part of a push.
-    passwords.PasswordHasher = partial(_cheap, PasswordHasher)
+    passwords.PasswordHasher = partial(cheap, PasswordHasher)
     operations, seconds = _rehearse(home, results, first)
     random = Random(first)
     points: list[float] = random.sample(range(2, 2 * operations + 2), min(2 * operations, 2 * count // 3))

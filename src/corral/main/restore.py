@@ -7,6 +7,7 @@ away since, as far as the home's own log of revocations knows, is taken away aga
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 #: that was brought here so that the backup does not undo them.
 _NOTHING = (".lock", "lost+found", REVOCATION_LOG)
 _UNFINISHED_PREFIX = ".corral-"
+#: What stands behind the name of a file that was replaced.
+_FORMER = re.compile(r"\.before-[0-9]{8}-[0-9]{6}(-[0-9]+)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +135,7 @@ class _Incoming:
     @contextlib.contextmanager
     def place(self, member: "Member") -> Iterator[BinaryIO | None]:
         """A file for its content; None for a blob that is there."""
+        from corral.storage.blobs import disk_errors
         from corral.storage.workplace import new_file
 
         if member.blob is None:
@@ -143,7 +147,8 @@ class _Incoming:
             # What the hub's collector removes after an hour, should this process be killed.
             target = self.blobs / member.blob.file_name
             path = target.with_name(f"{target.name}.tmp")
-            path.unlink(missing_ok=True)
+            with disk_errors("the model store"):
+                path.unlink(missing_ok=True)
             self.waiting.append((path, target, member.size_bytes))
         with new_file(path, what="the hub") as file:
             yield file
@@ -155,7 +160,8 @@ class _Incoming:
             yield
         finally:
             for path, _, _ in self.waiting:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
 
     def settle(self) -> None:
         """Give the blobs their names. Raises: unavailable."""
@@ -196,7 +202,7 @@ async def _put_in_place(settings: Settings, manifest: "Manifest", incoming: _Inc
         await database.close()
     await asyncio.to_thread(make_whole, copy)
     kept, accounts = kept_blobs(copy), count_accounts(copy)
-    former = f".before-{clock.now():%Y%m%d-%H%M%S}"
+    former = _former(home, database_path(settings), clock.now())
     # Not to be stopped half-way by Ctrl-C.
     had_one = await in_thread(partial(_exchange, home, database_path(settings), place, incoming, former))
     return Restored(
@@ -239,11 +245,13 @@ def _exchange(home: Path, database: Path, place: Path, incoming: _Incoming, form
     incoming.settle()
     had_one = database.exists()
     with disk_errors("the hub"):
-        write_private(home / UNFINISHED, b"")
+        write_private(home / UNFINISHED, former.encode())
         # SQLite finds a log by the name of its database.
         for suffix in ("", "-wal"):
             _keep(Path(f"{database}{suffix}"), Path(f"{database}{former}{suffix}"))
         _keep(home / PEPPERS, home / f"{PEPPERS}{former}")
+        for directory in {home, database.parent}:
+            sync_dir(directory)
         # One that a killed process left would be taken for that of the new database.
         for suffix in ("-wal", "-shm"):
             Path(f"{database}{suffix}").unlink(missing_ok=True)
@@ -258,9 +266,25 @@ def _exchange(home: Path, database: Path, place: Path, incoming: _Incoming, form
     return had_one
 
 
+def _former(home: Path, database: Path, now: datetime) -> str:
+    """What is put behind the names of files that are replaced: of a restore that was not finished the same, as some of what it
+    would have replaced may be new already."""
+    from corral.storage.secretfile import read_private
+
+    noted = (read_private(home / UNFINISHED) or b"").decode("ascii", "replace")
+    if _FORMER.fullmatch(noted):
+        return noted
+    former = stamp = f".before-{now:%Y%m%d-%H%M%S}"
+    number = 1
+    while Path(f"{database}{former}").exists() or (home / f"peppers.json{former}").exists():
+        number += 1
+        former = f"{stamp}-{number}"
+    return former
+
+
 def _keep(path: Path, kept: Path) -> None:
-    """Give a file that will be replaced a second name."""
-    with contextlib.suppress(FileNotFoundError):
+    """Give a file that will be replaced a second name, unless it has it since the first attempt."""
+    with contextlib.suppress(FileNotFoundError, FileExistsError):
         os.link(path, kept)
 
 
