@@ -206,9 +206,9 @@ def test_backup_as_json_says_what_the_reference_says(home: Path, capsys: pytest.
     assert (said["file"], said["blobs"], said["has_blobs"], said["damaged"]) == (str(Path.cwd() / "x.tar"), 3, True, [])
 
 
-def test_backup_to_standard_output_is_the_archive_alone(home: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_backup_to_standard_output_is_the_archive_alone(home: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     assert run(["hub", "backup", "-"], env(home)) == 0
-    out = capsysbinary.readouterr().out
+    out = capfdbinary.readouterr().out
     with tarfile.open(fileobj=io.BytesIO(out)) as tar:
         assert len(tar.getnames()) == 6
     assert list(Path.cwd().iterdir()) == []
@@ -608,7 +608,7 @@ def test_t091_home_that_others_may_enter_is_refused(archive: Path, tmp_path: Pat
 def test_restore_that_was_not_finished_is_finished_by_doing_it_again(
     home: Path, archive: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (home / "restore.unfinished").touch()
+    (home / "restore.unfinished").touch(mode=0o600)
     for words in (["user", "list"], ["backup", "x.tar"]):
         assert run(["hub", *words], env(home)) == 1
         assert "that was not finished\n→ run `corral hub restore` again" in capsys.readouterr().err

@@ -42,6 +42,7 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         ["host", "alice/tiny"],
         ["gc"],
         ["scrub"],
+        ["backup", "nowhere.tar"],
         ["rotate-keys"],
     ],
 )

@@ -104,6 +104,8 @@ async def test_last_administrator_stays_one_whoever_acts_at_once(stores: Stores,
 async def test_account_password_hash_is_replaced(stores: Stores, ada: Account) -> None:
     await stores.accounts.set_password_hash(ada.id, "new", now=NOON)
     assert await stores.accounts.password_hash(ada.id) == "new"
+    await stores.accounts.renew_password_hash(ada.id, "newer")
+    assert await stores.accounts.password_hash(ada.id) == "newer"
 
 
 async def test_t119_account_removed_is_found_by_nothing_and_its_name_stays_taken(stores: Stores) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from corral.storage.locks import held_alone
+from corral.storage.locks import held_alone, held_together
 from corral.wire.errors import CorralError
 
 
@@ -20,6 +20,17 @@ def test_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     with held_alone(path, otherwise=""):
         pass
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_lock_is_held_by_several_together_or_by_one_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x.lock"
+    with held_together(path, otherwise=""), held_together(path, otherwise=""):
+        with pytest.raises(CorralError) as refused, held_alone(path, otherwise="they are at it"):
+            pass
+        assert (refused.value.code, refused.value.message) == ("conflict", "they are at it")
+    with held_alone(path, otherwise=""), pytest.raises(CorralError) as refused, held_together(path, otherwise="one is at it"):
+        pass
+    assert (refused.value.code, refused.value.message) == ("unavailable", "one is at it")
 
 
 def test_lock_is_let_go_when_its_holder_is_killed(tmp_path: Path) -> None:

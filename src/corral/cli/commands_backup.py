@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -91,7 +92,8 @@ def _target(file: str, *, as_json: bool) -> Path | BinaryIO:
             raise Failed("standard output cannot be both, the archive and JSON", "give a file's name with --json", status=2)
         if sys.stdout.isatty():
             raise Failed("standard output is a terminal", "redirect it: corral hub backup - > FILE", status=2)
-        return sys.stdout.buffer
+        # Without a buffer of its own, which would try once more at the end, when the reader has left.
+        return FileIO(sys.stdout.fileno(), "wb", closefd=False)
     path = Path.cwd() / file
     return path / f"corral-hub-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.tar" if path.is_dir() else path
 
@@ -146,7 +148,7 @@ def _say_restored(done: "Restored", home: str) -> None:
         render.say("Nobody is an administrator now → corral hub user promote NAME")
     if done.missing_blobs:
         render.say(f"{_count(done.missing_blobs, 'blob')} of its models not here → copy them into {render.plain(home)}/blobs")
-    render.say("Browser sessions and registry tokens have ended; devices and API keys work as they did.")
+    render.say("Browser sessions and registry tokens have ended; all else works as it did when the backup was made.")
 
 
 def _taken_lines(taken: "Sequence[TakenAgain]") -> list[str]:

@@ -174,7 +174,12 @@ async def _write(settings: Settings, place: Path, manifest: "Manifest", target: 
     def open_member(member: "Member") -> BinaryIO:
         where = {DATABASE: place / "hub.db", PEPPERS: settings.corral_home / PEPPERS}
         path = where.get(member.name) or settings.corral_home / member.name
-        return open_regular(path, shown_as=member.name, flags=os.O_NOFOLLOW)
+        try:
+            return open_regular(path, shown_as=member.name, flags=os.O_NOFOLLOW)
+        except CorralError as error:
+            # What a scrub finds damaged meanwhile it sets aside; the next backup knows.
+            text = f"{member.name[:25]} went away while the backup was made"
+            raise CorralError("conflict", f"{text} → back up again") from error
 
     def write(progress: "Progress") -> None:
         if not isinstance(target, Path):

@@ -33,8 +33,8 @@ FORMAT = 1
 MANIFEST, DATABASE, PEPPERS, BLOBS = "manifest.json", "hub.db", "peppers.json", "blobs/"
 
 _BLOCK, _HEADER = 1 << 20, tarfile.BLOCKSIZE
-#: A few hundred thousand blobs.
-_MAX_MANIFEST_BYTES = 64 << 20
+#: Half a million blobs.
+_MAX_MANIFEST_BYTES = 128 << 20
 _MAX_PEPPERS_BYTES = 64 << 10
 #: As much as a blob may have.
 _MAX_MEMBER_BYTES = 1 << 44
@@ -146,7 +146,11 @@ def _header(name: str, size_bytes: int, manifest: Manifest) -> bytes:
 
 
 def _encoded(manifest: Manifest) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+    body = msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+    if len(body) > _MAX_MANIFEST_BYTES:
+        text = f"{len(manifest.members)} blobs are more than a backup can name"
+        raise CorralError("not_supported", f"{text} → back up --without-blobs, and copy blobs/ behind it")
+    return body
 
 
 def _padded(size_bytes: int) -> int:

@@ -21,6 +21,8 @@ from corral.wire.names import Digest, parse_content_digest
 _REVISION, _FIRST = re.compile(r"[0-9]{4}"), "0001"
 #: Which bytes of a database its readers lock. Source: SQLite src/os.h, SHARED_FIRST and SHARED_SIZE.
 _SHARED_FIRST, _SHARED_SIZE = 0x40000000 + 2, 510
+#: Steps of SQLite's machine: some microseconds each.
+_ASKED_EVERY = 1000
 _SHORT_LIVED = (
     "DELETE FROM sessions",
     "DELETE FROM codes",
@@ -49,11 +51,16 @@ class Snapshot:
     def __init__(self, database: Path) -> None:
         self._connection = _connect(database)
         self._is_stopped = False
+        # Asked now and then by SQLite itself; an interrupt that comes before there is anything to interrupt would be lost.
+        self._connection.set_progress_handler(lambda: self._is_stopped, _ASKED_EVERY)
 
     def stop(self) -> None:
         """Have `take` end with canceled. Safe in any thread."""
         self._is_stopped = True
-        self._connection.interrupt()
+
+    def _check(self) -> None:
+        if self._is_stopped:
+            raise CorralError("canceled")
 
     def take(self, target: Path) -> None:
         """Write it into a file that does not exist. Raises: storage_full, unavailable, canceled."""
@@ -62,11 +69,11 @@ class Snapshot:
                 self._connection.execute("VACUUM INTO ?", (str(target),))
             remove_short_lived(target)
         except sqlite3.Error as error:
-            if self._is_stopped:
-                raise CorralError("canceled") from error
+            self._check()
             if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
                 raise CorralError("storage_full", "no space left for a copy of the database; free some and try again") from error
             raise CorralError("unavailable", f"the database cannot be copied: {error}") from error
+        self._check()
 
 
 def remove_short_lived(path: Path) -> None:
