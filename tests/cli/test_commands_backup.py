@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ import pytest
 from corral.cli.app import run
 from corral.core.records import BrowserSession, Principal, Scope
 from corral.core.registry import Upload, Visibility
+from corral.main import backup
 from corral.main.services import HubServices, RegistryServices, open_hub_services, registry_services
 from corral.settings import Settings
 from corral.storage.locks import held_alone
@@ -224,6 +226,20 @@ def test_backup_without_blobs_is_small_and_goes_on_while_content_is_collected(ho
     with held_alone(home / "collect.lock", otherwise=""):
         assert run(["hub", "backup", "--without-blobs", "x.tar"], env(home)) == 0
     assert list(unpacked(Path("x.tar"))) == ["manifest.json", "hub.db", "peppers.json"]
+
+
+def test_backup_waits_for_a_collection_and_not_for_ever(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.ExitStack() as collecting:
+        collecting.enter_context(held_alone(home / "collect.lock", otherwise=""))
+        # Patched because nobody should wait a minute for this.
+        with monkeypatch.context() as patch:
+            patch.setattr(backup, "_PATIENCE_S", 0.0)
+            assert run(["hub", "backup", "x.tar"], env(home)) == 1
+            assert "content is being collected and that does not end; try again later" in capsys.readouterr().err
+        threading.Timer(1, collecting.close).start()
+        assert run(["hub", "backup", "x.tar"], env(home)) == 0
 
 
 def test_older_backup_is_replaced_and_nothing_else_is(
@@ -591,6 +607,34 @@ def test_r013_backup_that_is_bad_changes_nothing(
     assert contents(home) == before
     assert run(["hub", "restore", str(bad)], env(tmp_path / "new")) == 1
     assert contents(tmp_path / "new") == {}
+
+
+def test_r003_restore_that_has_no_room_is_not_begun(
+    home: Path, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Patched because no test has a disk of a chosen size.
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 5000))
+    assert run(["hub", "restore", str(archive)], env(tmp_path / "new")) == 1
+    assert re.search(r"takes [\d,]+ bytes, and .*/new has room for 5,000\n→ free some", capsys.readouterr().err)
+    assert contents(tmp_path / "new") == {}
+
+
+def test_former_databases_of_one_second_have_names_of_their_own(home: Path, archive: Path) -> None:
+    for _ in range(3):
+        assert run(["hub", "restore", "--replace", str(archive)], env(home)) == 0
+    assert len([path for path in home.glob("hub.db.before-*") if not path.name.endswith("-wal")]) == 3
+
+
+def test_hub_that_is_left_without_an_administrator_says_so(home: Path, archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def hand_over(services: HubServices, _: RegistryServices) -> None:
+        await services.accounts.promote("bob")
+        await services.accounts.demote("alice")
+
+    on_hub(home, hand_over)
+    assert run(["hub", "restore", "--replace", str(archive)], env(home)) == 0
+    said = capsys.readouterr().err
+    assert "alice was an administrator then; to make one again → corral hub user promote alice" in said
+    assert "Nobody is an administrator now → corral hub user promote NAME" in said
 
 
 def test_file_that_is_not_there_is_said_not_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
