@@ -23,10 +23,11 @@ up: ## install, fetch the first model, run hub and local server until Ctrl-C
 
 test: .dev ## all checks and tests; `make test T=tests/wire` runs a part
 ifeq ($(strip $(T)),)
-	@$(MAKE) check
-	@python=$$(tools/find_python) && $$python tools/bootstrap.py compat
-endif
+	@# One of these waits for the network while the other computes.
+	@$(MAKE) --jobs=2 check .fetched
+else
 	@python=$$(tools/find_python) && $$python tools/first_model.py >/dev/null
+endif
 	@$(BIN)/python -m pytest $(WORKERS) $(T) $(ARGS)
 
 check: .dev ## formatting, lint and types
@@ -49,6 +50,10 @@ lock: .dev ## renew the hash-pinned locks from pyproject.toml and requirements/*
 
 clean: ## remove what was built or downloaded here
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.PHONY: .fetched
+.fetched:
+	@python=$$(tools/find_python) && $$python tools/first_model.py >/dev/null && $$python tools/bootstrap.py compat
 
 .PHONY: .dev
 .dev:

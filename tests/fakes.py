@@ -278,9 +278,7 @@ class MemoryCredentials(_Failing):
         self._called("rename_device")
         return self._change_device(account_id, device_id, name=name)
 
-    async def set_device_scopes(
-        self, account_id: str, device_id: str, scopes: frozenset[Scope], *, now: datetime
-    ) -> bool:
+    async def set_device_scopes(self, account_id: str, device_id: str, scopes: frozenset[Scope], *, now: datetime) -> bool:
         self._called("set_device_scopes")
         return self._change_device(account_id, device_id, scopes=scopes)
 

@@ -157,7 +157,8 @@ JSON_SHAPES = {
     ),
     "hub restore": (
         "object",
-        "created_at, version, accounts, administrators, blobs, blob_bytes, missing_blobs, former, taken_again (kind, subject, name)",
+        "created_at, version, accounts, administrators, blobs, blob_bytes, missing_blobs, former, "
+        "taken_again (kind, subject, name)",
         "what became of the backup",
     ),
     "hub scrub": (
