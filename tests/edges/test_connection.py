@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from corral.core.policy import PUBLIC
 from corral.edges import connection
-from corral.edges.asgi import App, AppOptions, body_of, body_stream, endpoint, json_response
+from corral.edges.asgi import App, AppOptions, body_of, body_stream, endpoint, facts_of, json_response, stream
 from corral.edges.blob_response import Blob, bare_response, blob_response
 from corral.edges.connection import State, connection_factory
 from fakes_registry import digest_of
@@ -29,6 +29,7 @@ class Served:
 
     def __init__(self, folder: Path) -> None:
         self.seen: list[str | bytes] = []
+        self.goes_on = asyncio.Event()
         self.state = State()
         self.port = 0
         self.path = folder / "blob"
@@ -39,6 +40,8 @@ class Served:
             endpoint("PUT", "/keep", self._keep, PUBLIC, streams_body=True),
             endpoint("GET,HEAD", "/blob", self._blob, PUBLIC),
             endpoint("GET", "/nothing", self._nothing, PUBLIC),
+            endpoint("POST", "/headers", self._headers, PUBLIC),
+            endpoint("GET", "/wait", self._wait, PUBLIC, cancel_on_disconnect=True),
         ]
         self.app = App(rows, AppOptions())
 
@@ -57,6 +60,23 @@ class Served:
 
     async def _nothing(self, request: Request) -> Response:
         return bare_response(204, {})
+
+    async def _headers(self, request: Request) -> Response:
+        return json_response(list(facts_of(request).headers))
+
+    async def _wait(self, request: Request) -> Response:
+        async def parts() -> AsyncIterator[bytes]:
+            yield b"begun"
+            await self.goes_on.wait()
+            yield b"end"
+
+        return await stream(request, parts(), bytes, content_type="text/plain", error_frame=lambda _: b"")
+
+    @property
+    def is_deaf(self) -> bool:
+        """Whether the only connection reads no more for now."""
+        [only] = self.state.connections
+        return bool(only.flow.read_paused)
 
     async def _blob(self, request: Request) -> Response:
         blob = Blob(digest=digest_of(CONTENT), size_bytes=len(CONTENT), source=str(self.path))
@@ -153,14 +173,24 @@ async def test_t110_target_arrives_exactly_as_sent_or_is_refused(served: Served,
         "Transfer-Encoding: chunked\r\nContent-Length: 3",
         "Content-Length: +3",
         "Transfer-Encoding: chunked, identity",
+        "Transfer-Encoding: gzip, chunked",
+        "Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked",
         "Transfer-Encoding : chunked",
         "X: a\n y",
         "X: a\x00b",
     ],
 )
 async def test_t110_ambiguous_head_is_refused_and_the_connection_ends(served: Served, lines: str) -> None:
-    head = f"POST /echo HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n\r\n".encode()
+    head = f"POST /echo HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{lines}\r\n\r\n".encode()
     answer = await served.say(head + b"3\r\nabc\r\n0\r\n\r\nGET /echo HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert served.seen == []
+
+
+async def test_t110_chunks_of_http_1_0_are_refused(served: Served) -> None:
+    head = b"POST /echo HTTP/1.0\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nConnection: keep-alive\r\n\r\n"
+    answer = await served.say(head + b"3\r\nabc\r\n0\r\n\r\n" + request("GET", "/echo"))
     assert answer.startswith(b"HTTP/1.1 400")
     assert answer.count(b"HTTP/1.1") == 1
     assert served.seen == []
@@ -330,3 +360,64 @@ async def test_idle_connection_is_closed_and_a_busy_one_after_its_answer(served:
     only.shutdown()
     assert await asyncio.wait_for(reader.read(), 20) == b""
     writer.close()
+
+
+async def test_t110_trailers_are_no_headers(served: Served) -> None:
+    trailers = b"X-Forwarded-For: 192.0.2.1\r\nAuthorization: Bearer x\r\nHost: other\r\n"
+    sent = request("POST", "/headers", b"", "Transfer-Encoding: chunked", keep=True) + b"3\r\nabc\r\n0\r\n"
+    [names, _] = bodies(await served.say(sent + trailers + b"\r\n" + request("POST", "/echo", b"x")))
+    assert names == b'["host","transfer-encoding"]'
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [b"\x01\x02\r\n\r\n", request("POST", "/echo", b"x", keep=True) + b"\x01\x02", request("GET", "/echo", keep=True) * 50],
+    ids=["at once", "behind another", "too many"],
+)
+async def test_t110_what_cannot_be_parsed_never_lands_inside_of_an_answer(served: Served, behind: bytes) -> None:
+    reader, writer = await served.open()
+    writer.write(request("GET", "/wait", keep=True))
+    answer = await asyncio.wait_for(reader.readuntil(b"begun"), 20)
+    writer.write(behind)
+    await until(served.is_deaf for _ in iter(int, 1))
+    served.goes_on.set()
+    answer += await asyncio.wait_for(reader.read(), 20)
+    assert answer.count(b"HTTP/1.1") == 1
+    assert answer.endswith(b"\r\n3\r\nend\r\n0\r\n\r\n")
+    assert served.seen == []
+    writer.close()
+
+
+async def test_r07_who_leaves_with_requests_waiting_ends_the_one_that_runs(served: Served) -> None:
+    reader, writer = await served.open()
+    writer.write(request("GET", "/wait", keep=True))
+    await asyncio.wait_for(reader.readuntil(b"begun"), 20)
+    writer.write(request("POST", "/echo", b"x", keep=True))
+    await until(served.is_deaf for _ in iter(int, 1))
+    [only] = served.state.connections
+    only.transport.abort()
+    writer.close()
+    await until(not served.state.tasks for _ in iter(int, 1))
+    assert served.seen == []
+
+
+async def test_request_right_behind_a_refused_body_gets_all_the_time_it_takes(served: Served) -> None:
+    reader, writer = await served.open()
+    writer.write(request("POST", "/refuse", b"", "Content-Length: 3", keep=True))
+    await asyncio.wait_for(reader.readuntil(b"}"), 20)
+    [only] = served.state.connections
+    writer.write(b"abc" + request("GET", "/wait", keep=True))
+    await asyncio.wait_for(reader.readuntil(b"begun"), 20)
+    assert only.timeout_keep_alive_task is None
+    served.goes_on.set()
+    await asyncio.wait_for(reader.readuntil(b"0\r\n\r\n"), 20)
+    writer.close()
+
+
+async def test_http_1_0_gets_no_chunks(served: Served) -> None:
+    served.goes_on.set()
+    answer = await served.say(request("GET", "/wait", keep=True).replace(b"HTTP/1.1", b"HTTP/1.0"))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert body == b"begunend"
+    assert b"transfer-encoding" not in head
+    assert b"connection: close" in head

@@ -182,6 +182,22 @@ async def test_t112_every_route_refuses_a_stranger_where_this_machines_programs_
         assert (await server.request(method, path, network=HERE, headers=[("x-forwarded-for", HERE)])).status == 401
 
 
+@pytest.mark.parametrize("is_open_here", [True, False])
+async def test_t112_body_of_a_stranger_who_shows_nothing_is_not_read(is_open_here: bool) -> None:
+    app, sent = Secured(is_open_here=is_open_here).app, []
+
+    async def receive() -> dict[str, Any]:
+        raise AssertionError("the body was asked for")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"box:11434"), (b"content-length", b"20000000")]
+    scope = {"type": "http", "method": "POST", "path": "/api/chat", "raw_path": b"/api/chat", "query_string": b""}
+    await app({**scope, "headers": headers, "client": (LAN, 1), "scheme": "http", "http_version": "1.1"}, receive, send)  # type: ignore[arg-type]
+    assert sent[0]["status"] == 401
+
+
 def test_t112_secured_server_with_a_route_that_declares_no_right_does_not_start() -> None:
     api = Secured().app
 

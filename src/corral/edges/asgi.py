@@ -1,9 +1,9 @@
 """The HTTP layer both servers share: a strict door, one declared permission per route, and errors in the caller's dialect.
 
 A request passes, in this order: the strict checks of `_refuse_malformed` → the server's guard (Host and Origin rules) → the route
-table → the bounded body (on routes that demand credentials, only of a request that shows some; on routes that stream it, never
-here) → authentication → the route's `Access` → the handler. Whatever raises a `CorralError` on the way is
-answered in the dialect of the route. Nothing here decides by path: permissions are part of the route table, and an endpoint
+table → the bounded body (of whoever has to show a credential, only when there is one; on routes that stream it, never here) →
+authentication → the route's `Access` → the handler. Whatever raises a `CorralError` on the way is answered in the dialect of the
+route. Nothing here decides by path: permissions are part of the route table, and an endpoint
 cannot be made without one. `request.url` and `request.base_url` are never used, since they are rebuilt from the Host header.
 """
 
@@ -266,12 +266,15 @@ class AppOptions:
     """How a server wants its application.
 
     fallback: dialect for a path without a route. trusted_proxies: networks whose X-Forwarded-For and X-Forwarded-Proto are
-    believed. response_headers: added to every answer. body_limits, stream_limits: how slow and how many bodies may be. challenge:
-    the WWW-Authenticate of a 401 in the registry's dialect. redirects_slashes: whether a slash too many at a path's end leads to
-    the route without it, and a wrong method is told in the words for no route at all, as Ollama's framework does.
+    believed. asks: (address of the caller, headers) -> whether a request from there without a credential is refused on open
+    routes, too, before its body is read. response_headers: added to every answer. body_limits, stream_limits: how slow and how
+    many bodies may be. challenge: the WWW-Authenticate of a 401 in the registry's dialect. redirects_slashes: whether a slash too
+    many at a path's end leads to the route without it, and a wrong method is told in the words for no route at all, as Ollama's
+    framework does.
     """
 
     authenticate: Authenticate | None = None
+    asks: Callable[[str, dict[str, list[str]]], bool] = lambda network, headers: False
     guard: Guard | None = None
     error_page: ErrorPage | None = None
     fallback: Callable[[str], Dialect] = lambda path: Dialect.NATIVE
@@ -370,7 +373,7 @@ class App:
             await self._recognise(scope, headers)
             raise
         scope["corral.dialect"] = row.dialect
-        if not row.access.is_public and _CREDENTIAL_HEADERS.isdisjoint(headers):
+        if _CREDENTIAL_HEADERS.isdisjoint(headers) and self._asks(row, scope, headers):
             raise CorralError("unauthorized")
         if row.streams_body:
             scope["corral.body"] = BodyStream(headers, receive, self.options.stream_limits, self._memory)
@@ -385,6 +388,10 @@ class App:
             response = await row.handler(request)
             await response(scope, receive, sender)
         return None
+
+    def _asks(self, row: Endpoint, scope: Scope, headers: dict[str, list[str]]) -> bool:
+        """Whether a request without a credential is refused before its body is read."""
+        return not row.access.is_public or self.options.asks(scope["corral.peer"][0], headers)
 
     async def _recognise(self, scope: Scope, headers: dict[str, list[str]]) -> None:
         """Note who is signed in, for the head of a page that says that there is nothing here."""
@@ -503,10 +510,19 @@ def _refuse_malformed(scope: Scope, headers: dict[str, list[str]], *, judges_hos
         raise CorralError("bad_request", "exactly one valid Host header is needed")
     if len(headers.get("authorization", [])) > 1:
         raise CorralError("bad_request", "more than one Authorization header")
-    if "transfer-encoding" in headers and "content-length" in headers:
-        raise CorralError("bad_request", "both Content-Length and Transfer-Encoding")
+    if "transfer-encoding" in headers:
+        _refuse_coding(scope["http_version"], headers)
     if "content-encoding" in headers and any(encoding.lower() != "identity" for encoding in headers["content-encoding"]):
         raise _coded(scope["path"])
+
+
+def _refuse_coding(version: str, headers: dict[str, list[str]]) -> None:
+    """A body in a transfer coding that is not `chunked` alone would be taken for what it codes; HTTP/1.0 has none, and a proxy of
+    that time finds the body's end elsewhere. Source: RFC 9112, 6.1. Raises: bad_request."""
+    if "content-length" in headers:
+        raise CorralError("bad_request", "both Content-Length and Transfer-Encoding")
+    if [coding.strip().lower() for coding in headers["transfer-encoding"]] != ["chunked"] or version == "1.0":
+        raise CorralError("bad_request", "Transfer-Encoding must be chunked, and nothing else")
 
 
 def _coded(path: str) -> CorralError:

@@ -7,8 +7,11 @@ closes on whoever is still sending, which then sees a reset instead of the answe
     head        at most `MAX_HEAD_BYTES` and `HEAD_TIMEOUT_S`, and so everything that is parsed and not handed on: chunk
                 extensions, trailers, empty lines between requests; at most `MAX_WAITING` requests at once
     upgrades    are not offered here, and an offer is passed over instead of ending what the request was about
+    trailers    are dropped: as headers they would pass by whatever a proxy checks or overwrites in the head (RFC 9110, 6.5.1)
+    pipelining  what cannot be parsed never lands inside of the answer to what came before; who leaves has left all requests
     target      `raw_path` and `query_string` are the bytes that were sent, whatever form they have; edges/asgi.py judges them
-    answer      its head leaves together with the first bytes of its body; who has left is told by `Disconnected`
+    answer      its head leaves together with the first bytes of its body; who has left is told by `Disconnected`; HTTP/1.0 gets
+                no chunks
     files       `http.response.zerocopysend` of the ASGI specification: the kernel copies from the file to the socket
     end         of a request that was answered before all of its body came: it is read and dropped for a while, then closed
 """
@@ -16,6 +19,7 @@ closes on whoever is still sending, which then sees a reset instead of the answe
 import asyncio
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
@@ -113,6 +117,8 @@ class Connection(HttpToolsProtocol):
         #: Whether a request has started whose body has not come to its end.
         self._is_in_body = False
         self._lingering: _Lingering | None = None
+        #: What is being answered; `cycle` is the request that came last.
+        self._running: RequestResponseCycle | None = None
 
     # What asyncio calls
 
@@ -125,6 +131,9 @@ class Connection(HttpToolsProtocol):
         """Let go of everything."""
         self._stop_timer()
         super().connection_lost(exc)
+        if (running := self._running) is not None and not running.response_complete:
+            running.disconnected = True
+            running.message_event.set()
         self._state.note_end()
 
     def data_received(self, data: bytes) -> None:
@@ -145,11 +154,21 @@ class Connection(HttpToolsProtocol):
             self._await_head()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what cannot be parsed; without a word when that would land inside of another answer."""
-        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
-            self.transport.abort()
-        else:
+        """Refuse what cannot be parsed. Behind a request that came whole, this would be taken for its answer, or land inside of
+        it: that one is answered, and is the last."""
+        running = self._running
+        if running is None or running.response_complete:
             super().send_400_response(msg)
+        elif running.more_body:
+            # Its own body is damaged.
+            self.transport.abort() if running.response_started else super().send_400_response(msg)
+        else:
+            self._stop_timer()
+            self._is_in_message = self._is_in_body = False
+            self._pending_bytes = 0
+            self.pipeline.clear()
+            running.keep_alive = False
+            self.flow.pause_reading()
 
     def _pass_over(self, rest: bytes) -> None:
         """Go on with a request that offers to go over to another protocol, as if it had not. The parser leaves everything after
@@ -162,6 +181,7 @@ class Connection(HttpToolsProtocol):
         lines = [method + b" " + self.url + b" HTTP/" + version]
         lines += [name + b": " + value for name, value in headers if name not in _OF_AN_OFFER]
         self.parser = HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.data_received(b"\r\n".join([*lines, b"", rest]))
 
     # What the parser calls
@@ -171,6 +191,11 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         self._is_in_message = True
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; the parser tells of trailers, too."""
+        if not self._is_in_body:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """Start the request. Its target is kept from uvicorn, which would read it as a URL and lose what does not fit."""
         if self.parser.should_upgrade():
@@ -179,6 +204,8 @@ class Connection(HttpToolsProtocol):
             # Thousands fit into what is read at once, and each takes a hundred times what it took on the wire.
             raise _TooManyAtOnce
         self._stop_timer()
+        # Set again when the end of the request before came in the same piece.
+        self._unset_keepalive_if_required()
         self._pending_bytes = 0
         self._is_in_body = True
         self._state.renew_date()
@@ -209,9 +236,10 @@ class Connection(HttpToolsProtocol):
     # How a request is answered
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        if self.transport.is_closing():
+        if self.transport.is_closing() or (self._lingering is not None and self._lingering.then_closes):
             # Whoever was told that this connection ends does not get another request done on it.
             return
+        self._running = cycle
         answer = _Answer(cycle, self)
         cycle.transport = answer  # type: ignore[assignment]
 
@@ -309,6 +337,7 @@ class _Answer:
         self._connection = connection
         self._transport = connection.transport
         self._head: bytes | None = None
+        self._is_of_unknown_length = False
         self._send = cycle.send
 
     async def send(self, message: Any) -> None:
@@ -316,15 +345,24 @@ class _Answer:
         kind = message["type"]
         if kind == "http.response.start":
             self._head = b""
+            if self._ends_with_connection(message):
+                self._is_of_unknown_length = True
+                self._cycle.chunked_encoding, self._cycle.expected_content_length = False, sys.maxsize
         elif kind == "http.response.zerocopysend":
             await self._send_file(message["file"], message["offset"], message["count"])
             message = {"type": "http.response.body", "body": b"", "more_body": message.get("more_body", False)}
+        if self._is_of_unknown_length and kind != "http.response.start" and not message.get("more_body", False):
+            self._cycle.expected_content_length = len(message.get("body", b""))
         await self._send(message)
         if kind != "http.response.start":
             # Nothing was written for it when it has no body: the answer to a HEAD.
             self._flush()
         if self._cycle.disconnected:
             raise Disconnected
+
+    def _ends_with_connection(self, start: Any) -> bool:
+        """Whether the end of the connection is the only way to tell where the body ends: HTTP/1.0 knows no chunks."""
+        return self._cycle.scope["http_version"] == "1.0" and all(name != b"content-length" for name, _ in start["headers"])
 
     async def _send_file(self, file: int, offset: int, count: int) -> None:
         cycle, transport = self._cycle, self._transport
@@ -372,7 +410,12 @@ async def _copy_to_socket(transport: asyncio.Transport, file: int, offset: int, 
     loop = asyncio.get_running_loop()
     # Copies of both descriptors: whatever becomes of the connection and of this task, a thread must never find another file or
     # another socket under a number that it was given.
-    copies = os.dup(transport.get_extra_info("socket").fileno()), os.dup(file)
+    socket = os.dup(transport.get_extra_info("socket").fileno())
+    try:
+        copies = socket, os.dup(file)
+    except OSError:
+        os.close(socket)
+        raise
     work: asyncio.Future[int] | None = None
     try:
         while count:

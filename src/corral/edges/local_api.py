@@ -221,13 +221,13 @@ def local_app(
         # Where programs of this machine need no credential, who sends none is known only to the door.
         rows = [replace(row, access=secured(row.access, is_open=door.admits_this_machine)) for row in rows]
     options = AppOptions(
-        authenticate=door.authenticate if door else None,
         guard=guard,
         fallback=lambda path: Dialect.TEXT,
         response_headers=_RESPONSE_HEADERS,
         redirects_slashes=True,
-        trusted_proxies=trusted_proxies if door else (),
     )
+    if door is not None:
+        options = replace(options, authenticate=door.authenticate, asks=door.asks, trusted_proxies=trusted_proxies)
     return App(rows, options)
 
 

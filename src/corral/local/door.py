@@ -108,10 +108,14 @@ class LocalDoor:
                 _log.warning("%s: %d more lines grant nothing", self._where, len(keys.complaints) - _MAX_COMPLAINTS)
         return keys
 
+    def asks(self, network: str, headers: dict[str, list[str]]) -> bool:
+        """Whether a request from there must show a credential."""
+        return not (self.admits_this_machine and comes_from_here(network, headers))
+
     async def authenticate(self, facts: RequestFacts) -> Principal | None:
         """Who sends this; None for a program of this machine where those need not say. What such a one shows is not looked at:
         SDKs send a key because they must. Raises: unauthorized, clock_skew, stale_signature, two_credentials, rate_limited."""
-        if self.admits_this_machine and comes_from_here(facts.network, facts.headers):
+        if not self.asks(facts.network, facts.headers):
             return None
         proof, presented = _presented(facts)
         match proof:
