@@ -144,6 +144,11 @@ JSON_SHAPES = {
         "id, name, fingerprint, key, scopes, created_at, last_used_at, last_network, current",
         "as `devices list`",
     ),
+    "authorize list": (
+        "array",
+        "name, fingerprint, kind (`device`, `api-key`), rights, cloud, models, from, expires_at, line",
+        "the lines of `authorized_keys` that count",
+    ),
     "doctor": (
         "array",
         "check, status (`ok`, `problem`, `skipped`), detail, fix (null unless there is a problem)",
