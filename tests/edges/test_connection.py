@@ -217,6 +217,14 @@ async def test_t110_head_without_end_is_ended_by_the_server(served: Served, floo
     writer.close()
 
 
+async def test_r14_number_of_headers_is_bounded(served: Served) -> None:
+    few = ["X: y"] * (connection.MAX_HEADERS - 2)
+    assert (await served.say(request("GET", "/echo", b"", *few))).startswith(b"HTTP/1.1 200")
+    answer = await served.say(request("GET", "/echo", b"", *few, "X: y"))
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.endswith(b"The head of the request is too large.")
+
+
 async def test_requests_sent_at_once_are_answered_in_order(served: Served) -> None:
     sent = [request("POST", "/echo", b"x" * size, keep=True) for size in (1, 2)]
     assert bodies(await served.say(*sent, request("POST", "/echo", b"xxx"))) == [

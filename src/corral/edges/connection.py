@@ -4,7 +4,7 @@ uvicorn's protocol parses by llhttp, which refuses what two parsers may read in 
 spaces before a colon). It bounds neither how long nor how large a head may be, drops the authority of `GET http://other/`, and
 closes on whoever is still sending, which then sees a reset instead of the answer. What is added here, and nothing else:
 
-    head        at most `MAX_HEAD_BYTES` and `HEAD_TIMEOUT_S`, and so everything that is parsed and not handed on: chunk
+    head        at most `MAX_HEAD_BYTES`, `MAX_HEADERS` and `HEAD_TIMEOUT_S`, and so everything that is parsed and not handed on: chunk
                 extensions, trailers, empty lines between requests; at most `MAX_WAITING` requests at once
     upgrades    are not offered here, and an offer is passed over instead of ending what the request was about
     trailers    are dropped: as headers they would pass by whatever a proxy checks or overwrites in the head (RFC 9110, 6.5.1)
@@ -38,6 +38,8 @@ Application = Callable[[Any, Any, Any], Awaitable[None]]
 HEAD_TIMEOUT_S = 10.0
 #: Of a head as it is read: edges/asgi.py refuses far smaller ones, in words.
 MAX_HEAD_BYTES = 64 * 1024
+#: Each takes a hundred bytes and more, however short it is.
+MAX_HEADERS = 128
 #: Requests that were sent before the first of them was answered.
 MAX_WAITING = 32
 #: Longer than the minute for which proxies keep a connection to use again, so that it is they who end it.
@@ -98,8 +100,8 @@ def connection_factory(app: Application, state: State) -> Callable[[], "Connecti
     return lambda: Connection(config, state)
 
 
-class _TooManyAtOnce(Exception):
-    """Tells the parser to stop."""
+class _TooMuch(Exception):
+    """Tells the parser to stop, and the other end why."""
 
 
 class Connection(HttpToolsProtocol):
@@ -146,8 +148,9 @@ class Connection(HttpToolsProtocol):
             self.parser.feed_data(data)
         except HttpParserUpgrade as offer:
             self._pass_over(data[offer.args[0] :])
-        except HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
+        except HttpParserError as error:
+            reason = error.__context__
+            self.send_400_response(str(reason) if isinstance(reason, _TooMuch) else "Invalid HTTP request received.")
         if self._pending_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response("The head of the request is too large.")
         elif not self._is_in_body and (self._is_in_message or self._pending_bytes):
@@ -193,8 +196,11 @@ class Connection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header; the parser tells of trailers, too."""
-        if not self._is_in_body:
-            super().on_header(name, value)
+        if self._is_in_body:
+            return
+        if len(self.headers) >= MAX_HEADERS:
+            raise _TooMuch("The head of the request is too large.")
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Start the request. Its target is kept from uvicorn, which would read it as a URL and lose what does not fit."""
@@ -202,7 +208,7 @@ class Connection(HttpToolsProtocol):
             return
         if len(self.pipeline) >= MAX_WAITING:
             # Thousands fit into what is read at once, and each takes a hundred times what it took on the wire.
-            raise _TooManyAtOnce
+            raise _TooMuch("Too many requests at once.")
         self._stop_timer()
         # Set again when the end of the request before came in the same piece.
         self._unset_keepalive_if_required()
