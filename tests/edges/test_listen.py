@@ -151,7 +151,7 @@ async def test_stream_that_waits_for_an_engine_is_freed_by_releasing_it() -> Non
     await served.ended()
 
 
-async def test_request_that_hangs_for_ever_does_not_hold_the_end_up() -> None:
+async def test_request_that_hangs_for_ever_does_not_hold_the_end_up(caplog: pytest.LogCaptureFixture) -> None:
     was_canceled = False
 
     async def events() -> AsyncGenerator[dict[str, Any], None]:
@@ -170,6 +170,7 @@ async def test_request_that_hangs_for_ever_does_not_hold_the_end_up() -> None:
     await served.ended()
     writer.close()
     assert was_canceled
+    assert [record.name for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_second_signal_does_not_wait_for_the_drain() -> None:

@@ -4,8 +4,8 @@ uvicorn's protocol parses by llhttp, which refuses what two parsers may read in 
 spaces before a colon). It bounds neither how long nor how large a head may be, drops the authority of `GET http://other/`, and
 closes on whoever is still sending, which then sees a reset instead of the answer. What is added here, and nothing else:
 
-    head        at most `MAX_HEAD_BYTES`, `MAX_HEADERS` and `HEAD_TIMEOUT_S`, and so everything that is parsed and not handed on: chunk
-                extensions, trailers, empty lines between requests; at most `MAX_WAITING` requests at once
+    head        at most `MAX_HEAD_BYTES`, `MAX_HEADERS` and `HEAD_TIMEOUT_S`, and so everything that is parsed and not handed on:
+                chunk extensions, trailers, empty lines between requests; at most `MAX_WAITING` requests at once
     upgrades    are not offered here, and an offer is passed over instead of ending what the request was about
     trailers    are dropped: as headers they would pass by whatever a proxy checks or overwrites in the head (RFC 9110, 6.5.1)
     pipelining  what cannot be parsed never lands inside of the answer to what came before; who leaves has left all requests
@@ -250,7 +250,14 @@ class Connection(HttpToolsProtocol):
         cycle.transport = answer  # type: ignore[assignment]
 
         async def run(scope: Any, receive: Any, send: Any) -> None:
-            await app(scope, receive, answer.send)
+            try:
+                await app(scope, receive, answer.send)
+            except asyncio.CancelledError:
+                # By the server's end alone. uvicorn would log each as a failure of ours.
+                if not cycle.response_started:
+                    await cycle.send_500_response()
+                cycle.disconnected = True
+                self.transport.close()
 
         super()._start_asgi_task(cycle, run)
 
