@@ -396,6 +396,16 @@ async def test_t110_what_cannot_be_parsed_never_lands_inside_of_an_answer(served
     writer.close()
 
 
+async def test_t110_damaged_rest_of_a_refused_body_gets_no_second_answer(served: Served) -> None:
+    reader, writer = await served.open()
+    writer.write(request("POST", "/refuse", b"", "Transfer-Encoding: chunked", keep=True) + b"1\r\na\r\n")
+    await asyncio.wait_for(reader.readuntil(b"}"), 20)
+    writer.write(b"x\r\n")
+    with contextlib.suppress(ConnectionError):
+        assert await asyncio.wait_for(reader.read(), 20) == b""
+    writer.close()
+
+
 async def test_r07_who_leaves_with_requests_waiting_ends_the_one_that_runs(served: Served) -> None:
     reader, writer = await served.open()
     writer.write(request("GET", "/wait", keep=True))

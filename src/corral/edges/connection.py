@@ -160,7 +160,10 @@ class Connection(HttpToolsProtocol):
         """Refuse what cannot be parsed. Behind a request that came whole, this would be taken for its answer, or land inside of
         it: that one is answered, and is the last."""
         running = self._running
-        if running is None or running.response_complete:
+        if self._lingering is not None:
+            # It has its answer.
+            self.transport.close()
+        elif running is None or running.response_complete:
             super().send_400_response(msg)
         elif running.more_body:
             # Its own body is damaged.
