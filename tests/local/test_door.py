@@ -353,6 +353,15 @@ async def test_whoever_calls_from_elsewhere_needs_one(network: str) -> None:
     [
         *("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded", "x-real-ip", "via"),
         *("true-client-ip", "cf-connecting-ip", "x-client-ip", "x-original-forwarded-for", "tailscale-user-login"),
+        *("x_forwarded_for", "x-forwarded_for", "fastly-client-ip", "x-azure-clientip", "x-appengine-user-ip", "ngrok-trace-id"),
+        *(
+            "client-ip",
+            "forwarded-for",
+            "x-nf-client-connection-ip",
+            "x-coder-forwarded-for",
+            "fly-client-ip",
+            "x-cluster-client-ip",
+        ),
     ],
 )
 async def test_request_that_a_proxy_of_this_machine_passes_on_needs_one(header: str) -> None:

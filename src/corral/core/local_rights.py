@@ -18,23 +18,10 @@ from corral.wire.signing import DevicePublicKey
 
 #: Headers by which a proxy says that it passes a request on for somebody else. Many names, since one that is missing here makes a
 #: stranger look like a program of this machine.
-_FORWARDING = frozenset(
-    {
-        "client-ip",
-        "forwarded",
-        "forwarded-for",
-        "true-client-ip",
-        "via",
-        "x-client-ip",
-        "x-cluster-client-ip",
-        "x-envoy-external-address",
-        "x-forwarded",
-        "x-real-ip",
-        "x-remote-addr",
-        "x-remote-ip",
-    }
-)
-_FORWARDING_PREFIXES = ("cf-", "fly-", "tailscale-", "x-forwarded-", "x-original-", "x-proxy")
+_FORWARDING = frozenset({"via", "x-cluster-client-ip", "x-envoy-external-address", "x-real-ip", "x-remote-addr", "x-remote-ip"})
+_FORWARDING_PREFIXES = ("cf-", "fly-", "ngrok-", "tailscale-", "x-original-", "x-proxy")
+#: Of the names that each vendor has for the one address.
+_FORWARDING_PARTS = ("forwarded", "client-ip", "clientip", "user-ip", "connecting-ip", "connection-ip")
 
 #: Makes an error of its own for a name, as each route words it.
 Absent = Callable[[str], CorralError]
@@ -46,10 +33,15 @@ Absent = Callable[[str], CorralError]
 def comes_from_here(network: str, headers: dict[str, list[str]]) -> bool:
     """Whether a program of this machine sends a request for itself. network: the address that the connection comes from. What a
     proxy on this machine passes on for others comes from loopback, too; one that says so is not taken for its neighbours."""
-    if any(name in _FORWARDING or name.startswith(_FORWARDING_PREFIXES) for name in headers):
+    if any(_tells_of_forwarding(name.replace("_", "-")) for name in headers):
         return False
     address = _address(network)
     return address is not None and address.is_loopback
+
+
+def _tells_of_forwarding(name: str) -> bool:
+    is_known = name in _FORWARDING or name.startswith(_FORWARDING_PREFIXES)
+    return is_known or any(part in name for part in _FORWARDING_PARTS)
 
 
 def line_of_device(keys: AuthorizedKeys, key: DevicePublicKey, *, network: str, now: datetime) -> AuthorizedKey | None:
