@@ -181,6 +181,7 @@ def test_backup_is_named_by_the_time_and_says_what_it_holds(home: Path, capsys: 
     assert path.stat().st_mode & 0o777 == 0o600
     first, *rest = said.err.splitlines()
     assert re.fullmatch(r"2 accounts, a database of \d+ KB, 3 blobs of 42 KB: \d+ KB in all\.", first)
+    assert rest[0].split(": ")[1] == first.rpartition(": ")[2].removesuffix(" in all."), "one and the same size"
     assert [line.partition(":")[0] for line in rest] == [
         "backing up",
         "It holds password hashes and what API keys are checked with",
@@ -263,6 +264,14 @@ def test_older_backup_is_replaced_and_nothing_else_is(
         assert run(["hub", "backup", str(tmp_path / name)], env(home)) == 1
         assert why in capsys.readouterr().err
     assert (tmp_path / "model.gguf").read_bytes() == b"GGUF precious"
+
+
+def test_backup_into_a_directory_that_is_not_there_makes_no_file_of_its_name(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["hub", "backup", "nightly/"], env(home)) == 1
+    assert capsys.readouterr().err == "Error: there is no directory nightly/\n→ mkdir nightly/, and back up again\n"
+    assert list(Path.cwd().iterdir()) == []
 
 
 def test_r003_backup_that_a_disk_does_not_take_leaves_nothing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -528,7 +537,7 @@ def test_restore_says_which_blobs_are_missing(home: Path, tmp_path: Path, capsys
     new = tmp_path / "new"
     capsys.readouterr()
     assert run(["hub", "restore", "x.tar"], env(new)) == 0
-    assert f"3 blobs of its models not here → copy them into {new}/blobs" in capsys.readouterr().err
+    assert f"3 blobs of its models are not here → copy what is missing into {new}/blobs" in capsys.readouterr().err
     shutil.copytree(home / "blobs", new / "blobs", dirs_exist_ok=True)
     assert on_hub(new, facts) == on_hub(home, facts)
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from corral import settings
+from corral.cli.api import LocalApi
 from corral.cli.app import run
+from corral.cli.context import Environment
 from corral.wire.strong import TAG
 from fakes_cli import FakeServer, fake_server
 
@@ -102,6 +104,14 @@ def test_server_that_wants_a_key_is_understood(
     with fake_server({asked: (401, STRANGER)}) as server:
         assert run(words, {"HOME": "/nonexistent", "OLLAMA_HOST": server.host, "OLLAMA_API_KEY": key}) == 1
         assert capsys.readouterr().err.startswith(f"Error: {server.host} {said}")
+
+
+@pytest.mark.parametrize("key", ["", "crlk_x"])
+def test_server_elsewhere_by_plain_http_is_told_of_no_key_that_would_not_be_sent(key: str) -> None:
+    environ = {"HOME": "/nonexistent", "OLLAMA_HOST": "http://192.0.2.2:11434", "OLLAMA_API_KEY": key}
+    error = LocalApi(Environment(environ).settings)._refusal(401, {}, "")
+    assert error.message == "192.0.2.2:11434 asks for an API key, and over plain http it gets none"
+    assert error.advice == "sign: OLLAMA_AUTH=1, or give OLLAMA_HOST its https address"
 
 
 def test_key_is_no_subject_where_a_hub_behind_the_server_asks_to_sign_in(capsys: pytest.CaptureFixture[str]) -> None:

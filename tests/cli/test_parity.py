@@ -325,7 +325,7 @@ def test_command_without_a_server_says_how_to_start_one(
     assert capsys.readouterr() == (
         "",
         "Error: could not connect to corral server, run 'corral serve' to start it\n"
-        f"→ nothing listens on {server.url}; OLLAMA_HOST names another address\n",
+        f"→ nothing listens on {server.url}; set OLLAMA_HOST if it is elsewhere\n",
     )
 
 

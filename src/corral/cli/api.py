@@ -297,11 +297,11 @@ class LocalApi(ServerApi):
 
     def _about_key(self) -> tuple[str, str]:
         place = urlsplit(self.url).netloc
+        if not self._may_carry_key:
+            text = "asks for an API key, and over plain http it gets none"
+            return f"{place} {text}", "sign: OLLAMA_AUTH=1, or give OLLAMA_HOST its https address"
         if self._api_key is None:
             return f"{place} asks for an API key", "put one into OLLAMA_API_KEY, or sign: OLLAMA_AUTH=1"
-        if not self._may_carry_key:
-            advice = "give OLLAMA_HOST its https address, or sign: OLLAMA_AUTH=1"
-            return f"{place} asks for an API key, and over plain http it gets none", advice
         return refused_key(place, "the page where you made it")
 
     def _proven(self, method: str, path: str) -> tuple[str, dict[str, str]]:
@@ -330,7 +330,7 @@ class LocalApi(ServerApi):
         if not (self._address.is_loopback and isinstance(error, ConnectionRefusedError)):
             return super()._unreachable(error)
         text = "could not connect to corral server, run 'corral serve' to start it"
-        return Failed(text, f"nothing listens on {self.url}; OLLAMA_HOST names another address")
+        return Failed(text, f"nothing listens on {self.url}; set OLLAMA_HOST if it is elsewhere")
 
 
 def refused_key(place: str, page: str) -> tuple[str, str]:

@@ -172,4 +172,4 @@ def _object(entry: "AuthorizedKey") -> dict[str, Any]:
 
 def _say_whether_it_counts(settings: "Settings") -> None:
     if settings.local_auth == "off":
-        render.say("The server asks for keys when it runs with CORRAL_LOCAL_AUTH=remote; here that is not set.")
+        render.say("It counts where the server runs with CORRAL_LOCAL_AUTH=remote.")

@@ -95,6 +95,8 @@ def _target(file: str, *, as_json: bool) -> Path | BinaryIO:
         # Without a buffer of its own, which would try once more at the end, when the reader has left.
         return FileIO(sys.stdout.fileno(), "wb", closefd=False)
     path = Path.cwd() / file
+    if file.endswith("/") and not path.is_dir():
+        raise Failed(f"there is no directory {render.plain(file)}", f"mkdir {render.plain(file)}, and back up again")
     return path / f"corral-hub-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.tar" if path.is_dir() else path
 
 
@@ -147,7 +149,9 @@ def _say_restored(done: "Restored", home: str) -> None:
     if not done.administrators:
         render.say("Nobody is an administrator now → corral hub user promote NAME")
     if done.missing_blobs:
-        render.say(f"{_count(done.missing_blobs, 'blob')} of its models not here → copy them into {render.plain(home)}/blobs")
+        verb = "is" if done.missing_blobs == 1 else "are"
+        text = f"{_count(done.missing_blobs, 'blob')} of its models {verb} not here"
+        render.say(f"{text} → copy what is missing into {render.plain(home)}/blobs")
     render.say("Browser sessions and registry tokens have ended; all else works as it did when the backup was made.")
 
 

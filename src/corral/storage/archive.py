@@ -102,23 +102,28 @@ def archive_size(manifest: Manifest) -> int:
 
 
 def write_archive(target: BinaryIO, manifest: Manifest, open_member: Callable[[Member], BinaryIO], progress: Progress) -> None:
-    """Write all of it. progress: of the members' bytes. Raises: conflict when a member is not what the manifest says,
+    """Write all of it. progress: of the archive's bytes. Raises: conflict when a member is not what the manifest says,
     storage_full, unavailable."""
-    body, total, done = _encoded(manifest), manifest.size_bytes, 0
-    _put(target, _header(MANIFEST, len(body), manifest), body, _padding(len(body)))
+    body, total, done = _encoded(manifest), archive_size(manifest), 0
+
+    def put(*parts: bytes) -> None:
+        nonlocal done
+        _put(target, *parts)
+        done += sum(map(len, parts))
+        progress(done, total)
+
+    put(_header(MANIFEST, len(body), manifest), body, _padding(len(body)))
     for member in manifest.members:
-        _put(target, _header(member.name, member.size_bytes, manifest))
+        put(_header(member.name, member.size_bytes, manifest))
         with open_member(member) as source:
             check = _Check(member)
             for block in _blocks(source, member.size_bytes):
                 check.update(block)
-                _put(target, block)
-                done += len(block)
-                progress(done, total)
+                put(block)
             if not check.is_right or source.read(1):
                 raise _changed(member)
-        _put(target, _padding(member.size_bytes))
-    _put(target, bytes(2 * _HEADER))
+        put(_padding(member.size_bytes))
+    put(bytes(2 * _HEADER))
     with disk_errors("the backup"):
         target.flush()
 
