@@ -163,7 +163,7 @@ JSON_SHAPES = {
     "hub restore": (
         "object",
         "created_at, version, accounts, administrators, blobs, blob_bytes, missing_blobs, former, "
-        "taken_again (kind, subject, name)",
+        "is_forgetful, taken_again (kind, subject, name, owner)",
         "what became of the backup",
     ),
     "hub scrub": (

@@ -478,16 +478,19 @@ def test_r013_what_was_revoked_since_the_backup_stays_revoked(
     said = capsys.readouterr()
     done = json.loads(said.out)
     assert done.keys() == documented("hub restore")
-    assert sorted((one["kind"], one["name"]) for one in done["taken_again"]) == [
-        ("account", "bob"),
-        ("key", ""),
-        ("key", ""),
-        ("password", "alice"),
+    assert sorted((one["kind"], one["name"], one["owner"]) for one in done["taken_again"]) == [
+        ("account", "bob", ""),
+        ("key", "ci", "alice"),
+        ("key", "ci", "bob"),
+        ("password", "alice", ""),
     ]
+    assert "works again" not in said.err
+    assert not done["is_forgetful"]
     for line in (
         "Taken away again, as it was since the backup: 2 API keys, 1 account locked out, 1 password.",
         "alice set another password since, which is in no backup → corral hub user passwd alice",
         "bob was locked out since; to let in again → corral hub user enable bob",
+        'alice\'s API key "ci" was revoked or rotated since; where it is still needed → alice makes a new one',
     ):
         assert line in said.err
     found = on_hub(home, facts)
@@ -509,7 +512,9 @@ def test_r013_database_copied_back_by_hand_does_not_bring_a_key_back(home: Path,
     assert on_hub(home, facts)["keys"] == [("ci", True), ("ci", False)]
 
 
-def test_r013_log_that_was_brought_to_a_new_machine_is_heeded(home: Path, archive: Path, tmp_path: Path) -> None:
+def test_r013_log_that_was_brought_to_a_new_machine_is_heeded(
+    home: Path, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     async def hide(services: HubServices, built: RegistryServices) -> None:
         alice = await caller(services)
         for visibility in (Visibility.PUBLIC, Visibility.PRIVATE):
@@ -521,7 +526,29 @@ def test_r013_log_that_was_brought_to_a_new_machine_is_heeded(home: Path, archiv
     new.mkdir(mode=0o700)
     shutil.copy(home / "revocations.log", new)
     assert run(["hub", "restore", str(archive)], env(new)) == 0
+    assert "works again" not in capsys.readouterr().err
     assert on_hub(new, facts)["accounts"][1] == ("bob", False, False)
+
+
+def test_r013_new_machine_without_a_log_says_what_that_means(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = tmp_path / "new"
+    assert run(["hub", "restore", str(archive)], env(new)) == 0
+    assert f"There was no {new}/revocations.log, so what was revoked since the backup works again\n→" in capsys.readouterr().err
+    assert run(["hub", "restore", "--replace", str(archive)], env(new)) == 0
+    assert "works again" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("left", [[], ["hub.lock"], ["hub.lock", "blobs/sha256-0.tmp"]])
+def test_restore_after_one_that_failed_or_was_killed_finds_the_home_empty(left: list[str], archive: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    assert run(["hub", "restore", str(cut(archive, tmp_path, -2000))], env(new)) == 1
+    assert [path.name for path in new.iterdir()] == ["hub.lock"]
+    (new / "blobs").mkdir(mode=0o700)
+    for name in left:
+        (new / name).touch(mode=0o600)
+    assert run(["hub", "restore", str(archive)], env(new)) == 0
 
 
 def test_r013_keys_that_sign_registry_tokens_are_new_after_a_restore(home: Path, archive: Path) -> None:

@@ -146,6 +146,10 @@ def _say_restored(done: "Restored", home: str) -> None:
         render.say(f"The database that was there is now {render.plain(done.former)}.")
     for line in _taken_lines(done.taken_again):
         render.say(line)
+    if done.is_forgetful:
+        log = render.plain(f"{home}/revocations.log")
+        render.say(f"There was no {log}, so what was revoked since the backup works again")
+        render.say("→ if the old home still has that file, copy it there, and restore again with --replace")
     if not done.administrators:
         render.say("Nobody is an administrator now → corral hub user promote NAME")
     if done.missing_blobs:
@@ -164,6 +168,10 @@ def _taken_lines(taken: "Sequence[TakenAgain]") -> list[str]:
     lines = [f"Taken away again, as it was since the backup: {summary}."]
     for kind, sentence in _NEEDED.items():
         lines += [f"{one.name} {sentence} {one.name}" for one in taken if one.kind == kind and one.name]
+    for one in taken:
+        if one.owner:
+            key = f'{one.owner}\'s API key "{render.plain(one.name)}"'
+            lines.append(f"{key} was revoked or rotated since; where it is still needed → {one.owner} makes a new one")
     return lines
 
 

@@ -37,17 +37,21 @@ _FORMER = re.compile(r"\.before-[0-9]{8}-[0-9]{6}(-[0-9]+)?")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakenAgain:
     """Something that the backup still had, and that was taken away since. kind, subject: as the log of revocations has them.
-    name: of the account, where that is the subject."""
+    name: of the account or the API key, where that is the subject. owner: of a key, the account's name: what the key was rotated
+    into, if it was, is in no backup."""
 
     kind: str
     subject: str
     name: str
+    owner: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored:
     """What became of a backup. created_at, version: of the backup. blobs, blob_bytes: that came from it. missing_blobs: that
-    models have, and that are neither in the backup nor here. former: where the database is that was there before, if any."""
+    models have, and that are neither in the backup nor here. former: where the database is that was there before, if any.
+    is_forgetful: there was neither a hub nor a log of revocations, so nobody knows what was revoked since.
+    """
 
     created_at: datetime
     version: str
@@ -57,6 +61,7 @@ class Restored:
     blob_bytes: int
     missing_blobs: int
     former: str
+    is_forgetful: bool
     taken_again: Sequence[TakenAgain]
 
 
@@ -96,14 +101,23 @@ def _check_home(home: Path, database: Path, *, may_replace: bool) -> None:
     """Raises: conflict."""
     from corral.storage.sql.snapshot import refuse_open
 
-    names = [entry.name for entry in home.iterdir()]
-    found = [name for name in names if not name.endswith(_NOTHING) and not name.startswith(_UNFINISHED_PREFIX)]
+    found = [entry.name for entry in home.iterdir() if not _is_nothing(entry)]
     if (found or database.exists()) and not may_replace and UNFINISHED not in found:
-        advice = "set CORRAL_HOME to another one, or add --replace, which keeps its database beside"
+        advice = "set CORRAL_HOME to another one, or add --replace"
+        if database.exists():
+            advice += ", which keeps its database beside"
         raise CorralError("conflict", f"{home} is not empty → {advice}")
     if database.exists():
         # A hub of a release that knows nothing of our lock has it open all the same.
         refuse_open(database)
+
+
+def _is_nothing(entry: Path) -> bool:
+    """Whether a home that holds it may be called empty."""
+    if entry.name == "blobs" and entry.is_dir():
+        # As a restore leaves it that was killed.
+        return all(inner.name.endswith(".tmp") for inner in entry.iterdir())
+    return entry.name.endswith(_NOTHING) or entry.name.startswith(_UNFINISHED_PREFIX)
 
 
 def _check_room(home: Path, manifest: "Manifest") -> None:
@@ -155,13 +169,19 @@ class _Incoming:
 
     @contextlib.contextmanager
     def cleared(self) -> Iterator[None]:
-        """A block after which nothing is left that did not come to its place."""
+        """A block after which nothing is left that did not come to its place; nor the directory, if it ends badly."""
+        was_there = self.blobs.exists()
+        is_done = False
         try:
             yield
+            is_done = True
         finally:
             for path, _, _ in self.waiting:
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
+            if not (is_done or was_there):
+                with contextlib.suppress(OSError):
+                    self.blobs.rmdir()
 
     def settle(self) -> None:
         """Give the blobs their names. Raises: unavailable."""
@@ -192,6 +212,8 @@ async def _put_in_place(settings: Settings, manifest: "Manifest", incoming: _Inc
     from corral.storage.sql.snapshot import check_copy, count_accounts, kept_blobs, make_whole, open_copy
 
     home, copy, clock = settings.corral_home, place / DATABASE, SystemClock()
+    # Asked before the log is made of what the backup knows.
+    is_forgetful = not ((home / REVOCATION_LOG).exists() or database_path(settings).exists())
     # Read, so that damaged ones do not come to their place.
     load_or_create_peppers(place / PEPPERS, SystemEntropy())
     await asyncio.to_thread(check_copy, copy)
@@ -214,6 +236,7 @@ async def _put_in_place(settings: Settings, manifest: "Manifest", incoming: _Inc
         blob_bytes=sum(size for _, _, size in incoming.waiting),
         missing_blobs=sum(not (home / "blobs" / blob.digest.file_name).is_file() for blob in kept),
         former=f"{database_path(settings)}{former}" if had_one else "",
+        is_forgetful=is_forgetful,
         taken_again=taken,
     )
 
@@ -222,16 +245,23 @@ async def _bring_up_to_date(database: "Database", manifest: "Manifest", now: dat
     """Take away again what was taken away since, and say in the audit log what this is. How many administrators are left, too."""
     from corral.core.records import AuditEvent
     from corral.hub.accounts import CONSOLE
+    from corral.storage.revocations import Kind
     from corral.storage.sql.accounts import SqlAccounts
     from corral.storage.sql.audit import SqlAudit
+    from corral.storage.sql.credentials import SqlCredentials
     from corral.storage.sql.revocations import catch_up
 
     taken = await catch_up(database, now=now)
     note = f"of {manifest.created_at:%Y-%m-%d %H:%M:%S} UTC, Corral {manifest.version}"
     await SqlAudit(database).append(AuditEvent(at=now, actor=CONSOLE, action="hub.restore", subject="", note=note))
-    accounts = await SqlAccounts(database).list()
+    accounts, credentials = await SqlAccounts(database).list(), SqlCredentials(database)
     names = {account.id: account.name for account in accounts}
-    again = [TakenAgain(kind=one.kind, subject=one.subject, name=names.get(one.subject, "")) for one in taken]
+    again = []
+    for one in taken:
+        name, owner = names.get(one.subject, ""), ""
+        if one.kind is Kind.KEY and (stored := await credentials.api_key(one.subject)):
+            name, owner = stored.key.name, stored.owner.name
+        again.append(TakenAgain(kind=one.kind, subject=one.subject, name=name, owner=owner))
     return again, sum(account.is_admin and account.is_active for account in accounts)
 
 
