@@ -108,7 +108,7 @@ def test_damaged_memory_of_hubs_is_told_once_and_no_hub_is_guessed(tmp_path: Pat
 
 
 def test_t090_api_key_of_a_corral_hub_is_not_shown_to_another_hub(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with fake_server({}) as stranger:
+    with fake_server({"POST /api/me": (401, UNAUTHORIZED)}) as stranger:
         environ = {"HOME": str(tmp_path), "OLLAMA_HOST": NOBODY, "CORRAL_HUB": stranger.url, "OLLAMA_API_KEY": SECRET}
         status, rows = doctor(environ, capsys)
         assert status == 1
@@ -186,6 +186,40 @@ def test_address_that_stands_for_all_of_this_machine_is_this_machine(tmp_path: P
     rows = {row["check"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["local server"]["detail"].startswith(f"{local.url}  Corral 9, ")
     assert rows["engine"]["status"] == "problem"
+
+
+@pytest.mark.parametrize("answer", [(501, "no"), (404, UNAUTHORIZED), (200, [b"<html>"]), (200, [[]])], ids=str)
+def test_web_server_that_is_no_hub_is_told_and_gets_no_signature(
+    answer: tuple[int, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_key(tmp_path)
+    local_answers: dict[str, tuple[int, Any]] = {
+        "GET /api/version": (200, {"version": "0.34.0", "corral": "9"}),
+        "GET /api/status": (200, {"cloud": {"disabled": False, "source": "none"}, "hub": "https://hub.test"}),
+    }
+    with fake_server({"POST /api/me": answer}) as web, fake_server(local_answers) as local:
+        _, rows = doctor({"HOME": str(tmp_path), "OLLAMA_HOST": local.host, "CORRAL_HUB": web.url}, capsys)
+        assert not [seen for seen in web.seen if "authorization" in seen.headers or "signature" in seen.headers]
+    assert {name: row["fix"] for name, row in rows.items() if row["status"] == "problem"} == {"hub": "check CORRAL_HUB"}
+    assert rows["hub"]["detail"].startswith(f"{web.url} is not a hub: ")
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_local_server_of_this_user_is_not_asked_what_would_make_the_missing_key(
+    is_damaged: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_key(tmp_path)
+    path = tmp_path / ".ollama/id_ed25519"
+    if is_damaged:
+        path.chmod(0o644)
+    else:
+        path.unlink()
+    monkeypatch.setattr(checkup, "knows_hub", lambda settings, hub: True)
+    with corral_hub() as hub, fake_server({"GET /api/version": (200, {"version": "0.34.0", "corral": "9"})}) as local:
+        status, rows = doctor({"HOME": str(tmp_path), "OLLAMA_HOST": local.host, "CORRAL_HUB": hub.url}, capsys)
+        assert "/api/me" not in [seen.path for seen in local.seen]
+    assert (status, [name for name, row in rows.items() if row["status"] == "problem"]) == (1, ["key file"])
+    assert rows["relay"]["detail"] == "not asked: there is no usable key"
 
 
 # ── What the hub tells ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -421,6 +455,33 @@ def test_key_file_that_cannot_be_used_is_told_with_what_mends_it(
     assert key is None
     assert seen.trouble is not None
     assert advice in seen.trouble.advice
+    assert str(tmp_path) not in f"{seen.trouble.message}{seen.trouble.advice}"
+
+
+def test_file_of_authorized_keys_is_looked_at_where_it_is_used(tmp_path: Path) -> None:
+    assert checkup.authorized(settings(tmp_path)) is None
+    unused = checkup.authorized(settings(tmp_path, CORRAL_LOCAL_AUTH="remote"))
+    assert unused is not None
+    assert (unused.path, unused.keys, unused.trouble) == ("~/.ollama/authorized_keys", 0, None)
+    with_key(tmp_path)
+    path = tmp_path / ".ollama/authorized_keys"
+    path.write_bytes((tmp_path / ".ollama/id_ed25519.pub").read_bytes() + b"ssh-ed25519 AAAA old\n")
+    path.chmod(0o600)
+    mixed = checkup.authorized(settings(tmp_path))
+    assert mixed is not None
+    assert (mixed.keys, mixed.complaints) == (1, ("line 2 grants nothing: its public key is damaged",))
+    path.chmod(0o666)
+    refused = checkup.authorized(settings(tmp_path))
+    assert refused is not None
+    assert refused.trouble is not None
+    assert refused.trouble.advice == "close it with: chmod go-w ~/.ollama/authorized_keys"
+
+
+@pytest.mark.parametrize(
+    ("host", "is_own"), [("0.0.0.0", True), ("::1.2.3.4.5", False), ("192.0.2.1", False), ("box.test", False)]
+)
+def test_own_addresses_are_told_from_those_of_others(host: str, is_own: bool) -> None:
+    assert checkup.is_own_address(host) is is_own
 
 
 def test_models_folder_counts_what_is_installed(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from corral.cli.doctor_findings import EVERYTHING, Finding, findings
 from corral.core.checkup import (
     ApiKeySeen,
+    AuthorizedSeen,
     EngineSeen,
     HubSeen,
     KeyFile,
@@ -50,6 +51,7 @@ SEEN = Seen(
     engine=EngineSeen(name="llama.cpp, embedded"),
 )
 NO_SERVER = ServerSeen(url=LOCAL, is_absent=True)
+GUEST = replace(SERVER, url="http://box:11500", hub="https://ollama.com", is_here=False, is_let_in=True, user="", standing=None)
 NO_LINK = Standing(status=401)
 UNKNOWN = Standing(status=401, has_link=True, fingerprint=FINGERPRINT)
 STOCK_HUB = HubSeen(url="https://ollama.com", source="default", took_ms=9, clock_offset_s=0.0)
@@ -116,6 +118,20 @@ CASES = [
     problem("ignored", "settings", "X is ignored", "correct that variable, or unset it", warnings=("X is ignored",)),
     ok("ours", "local server", f"{LOCAL}  Corral 0.1.0"),
     problem("absent", "local server", f"nothing listens on {LOCAL}", "corral serve", server=NO_SERVER),
+    problem(
+        "absent at a chosen address",
+        "local server",
+        "nothing listens on http://127.0.0.1:7",
+        "corral serve, or correct OLLAMA_HOST",
+        server=replace(NO_SERVER, url="http://127.0.0.1:7"),
+    ),
+    skipped(
+        "absent where nobody meant",
+        "local server",
+        f"nothing listens on {LOCAL}: see the settings",
+        server=NO_SERVER,
+        warnings=("OLLAMA_HOST names the port '99999', which is none; using 11434",),
+    ),
     problem(
         "absent elsewhere",
         "local server",
@@ -208,6 +224,23 @@ CASES = [
         engine=EngineSeen(trouble=Trouble("it does not start")),
     ),
     problem("no such engine", "engine", "no program", "unset it", engine=EngineSeen(trouble=Trouble("no program", "unset it"))),
+    ok("authorized", "authorized_keys", "~/k  2 keys", authorized=AuthorizedSeen(path="~/k", keys=2)),
+    problem(
+        "ignored lines",
+        "authorized_keys",
+        "~/k  line 2 grants nothing: its public key is damaged; also line 5",
+        "correct it in ~/k",
+        authorized=AuthorizedSeen(
+            path="~/k", complaints=("line 2 grants nothing: its public key is damaged", "line 5 grants nothing: x")
+        ),
+    ),
+    problem(
+        "changeable",
+        "authorized_keys",
+        "~/k can be changed",
+        "chmod go-w ~/k",
+        authorized=AuthorizedSeen(path="~/k", trouble=Trouble("~/k can be changed", "chmod go-w ~/k")),
+    ),
     problem(
         "proxied loopback",
         "proxy",
@@ -282,9 +315,23 @@ CASES = [
         "http://localhost:11435 (CORRAL_HUB)  nothing listens there",
         "start it: corral up",
         hub=hub(url="http://localhost:11435", is_absent=True),
+        device=None,
+    ),
+    problem(
+        "own hub and server are down",
+        "hub",
+        f"http://localhost:11435 (CORRAL_HUB)  nothing listens there, nor on {LOCAL}",
+        "start both: corral up",
+        hub=hub(url="http://localhost:11435", is_absent=True),
         server=NO_SERVER,
         device=None,
-        problems=2,
+    ),
+    skipped(
+        "default hub not needed",
+        "hub",
+        "gone; nobody chose it, and the server works without",
+        hub=replace(STOCK_HUB, trouble=Trouble("gone")),
+        device=None,
     ),
     problem(
         "hub is down",
@@ -296,7 +343,17 @@ CASES = [
     ),
     problem("hub says why", "hub", "TLS", "SSL_CERT_FILE", hub=hub(trouble=Trouble("TLS", "SSL_CERT_FILE")), device=None),
     *(
-        problem(f"hub of {source}", "hub", "gone", fix, hub=hub(source=source, trouble=Trouble("gone")), device=None)
+        problem(
+            f"hub of {source}",
+            "hub",
+            "gone",
+            fix,
+            hub=hub(source=source, trouble=Trouble("gone")),
+            device=None,
+            # Where a server works, nobody needs the default.
+            server=NO_SERVER if source == "default" else SERVER,
+            problems=2 if source == "default" else 1,
+        )
         for source, fix in {
             "--hub": "check the address",
             "the local server": "check the CORRAL_HUB that the local server was started with",
@@ -462,12 +519,78 @@ CASES = [
         "restart the local server with this home folder: corral serve",
         server=relayed(status=401, has_link=True, fingerprint=OTHER),
     ),
-    problem(
-        "another machine's key",
+    *(
+        ok(
+            name,
+            "relay",
+            f"{GUEST.url}: {said}",
+            server=replace(GUEST, **changes),
+            hub=replace(STOCK_HUB, trouble=Trouble("gone")),
+            device=None,
+            saved_hub="",
+        )
+        for name, said, changes in (
+            ("guest of a machine", "this device is let in, its hub is https://ollama.com", {}),
+            ("guest by a key", "OLLAMA_API_KEY is taken, its hub is https://ollama.com", {"took_key": True}),
+            (
+                "open machine",
+                "it asks for nothing, its hub is https://other.test",
+                {"is_let_in": False, "hub": "https://other.test"},
+            ),
+            ("machine without a cloud", "this device is let in, its cloud models are switched off", {"cloud_off_by": "env"}),
+            ("guest of a user", "this device is let in, its hub is https://ollama.com", {"is_here": True, "user": "ollama"}),
+            ("guest of another home", "this device is let in, its hub is https://ollama.com", {"is_here": True}),
+            (
+                "machine of bob",
+                "this device is let in, it runs cloud models as bob",
+                {"standing": Standing(status=200, account="bob")},
+            ),
+            (
+                "another machine's key",
+                "this device is let in, its hub is https://ollama.com",
+                {"standing": Standing(status=401, has_link=True, fingerprint=OTHER)},
+            ),
+            ("another version there", "this device is let in, its hub is https://ollama.com", {"corral": "0.0.9"}),
+        )
+    ),
+    skipped(
+        "guest and ollama.com",
+        "device",
+        "not connected to ollama.com, which nobody chose",
+        server=GUEST,
+        hub=STOCK_HUB,
+        device=UNKNOWN,
+        saved_hub="",
+    ),
+    ok(
+        "own secured server",
         "relay",
-        f"the local server signs with another key {OTHER}, which is not connected",
-        "on that machine: corral signin",
-        server=server(is_here=False, user="", standing=Standing(status=401, has_link=True, fingerprint=OTHER)),
+        "the local server signs with this key",
+        server=server(is_let_in=True),
+        authorized=AuthorizedSeen(path="~/k", keys=1),
+    ),
+    skipped(
+        "wrong hub",
+        "relay",
+        "not asked: the hub comes first",
+        server=server(hub="https://other.test"),
+        hub=hub(trouble=Trouble("it is a local server")),
+    ),
+    skipped(
+        "secured, no key to sign with",
+        "relay",
+        "not known: there is no usable key",
+        server=ServerSeen(url=LOCAL, status=401),
+        is_signing=True,
+        key=key_file(fingerprint=""),
+        device=None,
+    ),
+    skipped(
+        "another hub than the default",
+        "relay",
+        "the local server uses the hub https://other.test",
+        server=server(hub="https://other.test"),
+        hub=STOCK_HUB,
     ),
     problem(
         "another account",
@@ -713,8 +836,15 @@ def test_every_problem_has_a_fix_and_nothing_else_has() -> None:
             assert bool(finding.fix) == (finding.status == "problem"), (case.name, finding)
 
 
+def test_guest_of_another_machine_has_no_problem_with_its_hub() -> None:
+    gone = replace(STOCK_HUB, trouble=Trouble("gone"))
+    for key in (SEEN.key, key_file(fingerprint="")):
+        seen = replace(SEEN, server=GUEST, hub=gone, device=None, saved_hub="", models=None, engine=None, key=key)
+        assert [finding for finding in findings(seen, checks=EVERYTHING) if finding.status == "problem"] == []
+
+
 def test_nothing_is_found_where_all_is_well() -> None:
     found = findings(SEEN, checks=EVERYTHING)
     assert [finding for finding in found if finding.status == "problem"] == []
     # Rows that have nothing to say are left out.
-    assert not {"settings", "proxy", "corral.json"} & {finding.check for finding in found}
+    assert not {"settings", "authorized_keys", "proxy", "corral.json"} & {finding.check for finding in found}

@@ -54,7 +54,7 @@ def sign_in_anew(stack: Stack, name: str = "alice") -> None:
 
 def test_nothing_running_in_an_empty_home_is_told_and_left_empty(fresh: Stack) -> None:
     rows = rows_of(fresh, status=1, CORRAL_HUB=fresh.hub_url)
-    assert problems(rows) == {"local server": "corral serve", "key file": "corral signin", "hub": "start it: corral up"}
+    assert problems(rows) == {"key file": "corral signin", "hub": "start both: corral up"}
     assert rows["engine"]["status"] == "ok"
     assert list(fresh.home.iterdir()) == []
 

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 from corral.cli import render
 from corral.cli.scopes import page_words
-from corral.core.checkup import ApiKeySeen, Seen, Standing, Trouble
+from corral.core.checkup import ApiKeySeen, Seen, ServerSeen, Standing, Trouble
 from corral.wire.discovery import origin_of
 from corral.wire.signing import WINDOW_S
 
@@ -22,6 +22,7 @@ _LITTLE_BYTES: Final = 1_000_000_000
 #: `Date` has whole seconds, and the answer took its time.
 _CLOCK_TOLERANCE_S: Final = 4.0
 _OLLAMA_HUB: Final = "https://ollama.com"
+_OLLAMA_URL: Final = "http://127.0.0.1:11434"
 _SET_CLOCK: Final = {"darwin": "sudo sntp -sS time.apple.com", "win32": "w32tm /resync"}
 _INFERENCE: Final = "inference"
 
@@ -80,8 +81,7 @@ def server_row(seen: Seen) -> Verdict:
     """Whether a server answers at OLLAMA_HOST, and which."""
     server = seen.server
     if server.is_absent:
-        start = "corral serve" if server.is_here else "start the server there, or unset OLLAMA_HOST to use this machine's"
-        return _problem(f"nothing listens on {server.url}", start)
+        return _no_server(seen)
     if server.is_hub:
         return _ok(f"{server.url}  a hub")
     if server.status == 401:
@@ -96,10 +96,23 @@ def server_row(seen: Seen) -> Verdict:
         return _trouble(trouble, "check OLLAMA_HOST; another program may have that port")
     if not server.corral:
         return _ok(f"{server.url}  Ollama {server.ollama}")
+    if server.corral != seen.version and _is_of_others(seen):
+        return _ok(f"{server.url}  Corral {server.corral}; this command is {seen.version}")
     if server.corral != seen.version:
         detail = f"{server.url}  Corral {server.corral}, and this command is {seen.version}"
         return _problem(detail, "start the local server anew with the installed version: corral serve")
     return _ok(f"{server.url}  Corral {server.corral}")
+
+
+def _no_server(seen: Seen) -> Verdict:
+    server, detail = seen.server, f"nothing listens on {seen.server.url}"
+    if any(warning.startswith("OLLAMA_HOST") for warning in seen.warnings):
+        return _skipped(f"{detail}: see the settings")
+    if not server.is_here:
+        return _problem(detail, "start the server there, or unset OLLAMA_HOST to use this machine's")
+    if _is_own_hub_down(seen):
+        return _skipped(f"{detail}: see the hub")
+    return _problem(detail, "corral serve" if server.url == _OLLAMA_URL else "corral serve, or correct OLLAMA_HOST")
 
 
 def models_row(seen: Seen) -> Verdict:
@@ -142,6 +155,19 @@ def engine_row(seen: Seen) -> Verdict:
     return _ok(f"{seen.engine.name}  starts")
 
 
+def authorized_row(seen: Seen) -> Verdict | None:
+    """Who may use this machine's server, where that was set up: every line counts, or it is said why not."""
+    file = seen.authorized
+    if file is None:
+        return None
+    if file.trouble is not None:
+        return _trouble(file.trouble, f"move {file.path} away, and make another: corral authorize add")
+    if file.complaints:
+        more = ", ".join(complaint.partition(" grants ")[0] for complaint in file.complaints[1:])
+        return _problem(f"{file.path}  {file.complaints[0]}{f'; also {more}' if more else ''}", f"correct it in {file.path}")
+    return _ok(f"{file.path}  {'1 key' if file.keys == 1 else f'{file.keys} keys'}")
+
+
 def proxy_row(seen: Seen) -> Verdict | None:
     """HTTP_PROXY without an exception for this machine: no matter for us, but for the libraries that talk to the local server."""
     if not seen.is_loopback_proxied or not seen.server.is_here:
@@ -160,7 +186,7 @@ def key_row(seen: Seen) -> Verdict:
         return _trouble(key.trouble, f"move {key.path} away and run corral signin")
     if key.fingerprint:
         return _ok(f"{key.path}  ok ({key.mode:04o}, yours)")
-    if not _is_hub_wanted(seen) or _needs_no_device(seen):
+    if not seen.hub.is_asked or _needs_no_device(seen) or (_is_hub_idle(seen) and not seen.is_signing):
         return _skipped(f"{key.path}  none yet")
     return _problem(f"{key.path} is not there: this user ({seen.user}) has not signed in yet", _sign_in(seen))
 
@@ -184,6 +210,11 @@ def hub_row(seen: Seen) -> Verdict:
         return _skipped(f"none was named, and {why}")
     if not hub.is_private_line:
         return _problem(f"{where} would be reached by plain http, where others can copy a credential", "give its https address")
+    if _is_hub_idle(seen) and not hub.is_well:
+        why = hub.trouble.message if hub.trouble is not None else f"nothing listens on {hub.url}"
+        return _skipped(f"{why}; nobody chose it, and the server works without")
+    if _is_own_hub_down(seen) and seen.server.is_absent and seen.server.is_here:
+        return _problem(f"{where}  nothing listens there, nor on {seen.server.url}", "start both: corral up")
     if hub.is_absent:
         start = "start it: corral up" if _is_here(hub.url) else _other_hub(seen)
         return _problem(f"{where}  nothing listens there", start)
@@ -268,6 +299,8 @@ def _not_connected(seen: Seen) -> Verdict:
         return _problem(detail, _sign_in(seen))
     if _needs_no_device(seen):
         return _skipped(f"not connected to {host}; commands use OLLAMA_API_KEY")
+    if _is_hub_idle(seen) and _is_of_others(seen):
+        return _skipped(f"not connected to {host}, which nobody chose")
     if seen.saved_hub:
         return _problem(f"no longer connected to {host}: signed out, revoked, or the key file is another one", _sign_in(seen))
     return _problem(f"not connected to any account of {host}", _sign_in(seen))
@@ -299,6 +332,8 @@ def _refused(seen: Seen, device: Standing) -> Verdict:
 def relay_row(seen: Seen) -> Verdict:
     """Whether cloud models run through the local server: switched on, the same hub, a key that is connected."""
     server, hub = seen.server, seen.hub
+    if server.is_answering and not server.is_hub and _is_of_others(seen):
+        return _server_of_others(server)
     off = server.cloud_off_by if server.is_answering else "env" if seen.is_cloud_off_here else ""
     if off:
         return _switched_off(seen, off)
@@ -308,27 +343,47 @@ def relay_row(seen: Seen) -> Verdict:
         return _server_wants_credential(seen)
     if not server.is_answering:
         return _skipped("no local server answers")
+    if hub.is_asked and not hub.is_well:
+        return _skipped("not asked: the hub comes first")
     if not server.corral and not _is_same(hub.url, _OLLAMA_HUB):
         detail = f"{server.url} is Ollama's server, whose cloud models run at ollama.com"
         return _problem(detail, "stop it and run corral serve instead, or give that one another OLLAMA_HOST")
     if server.hub and not _is_same(server.hub, hub.url):
         detail = f"the local server uses the hub {server.hub}"
-        return _skipped(detail) if hub.source == "--hub" else _problem(detail, f"restart it with CORRAL_HUB={hub.url}")
+        return (
+            _skipped(detail) if hub.source in ("--hub", "default") else _problem(detail, f"restart it with CORRAL_HUB={hub.url}")
+        )
     if server.standing is None:
-        return _skipped("not asked: this device comes first" if hub.is_well else "not asked: the hub did not answer")
+        if not seen.key.fingerprint:
+            return _skipped("not asked: there is no usable key")
+        return _skipped("not asked: this device comes first" if hub.is_well else "not asked")
     if clock_row(seen)[0] == "problem":
         return _skipped("not known until the clock is right")
     return _standing_of_server(seen, server.standing)
 
 
+def _server_of_others(server: ServerSeen) -> Verdict:
+    """Which hub it uses, and whether it is connected there, is for whoever runs it."""
+    way = "OLLAMA_API_KEY is taken" if server.took_key else "this device is let in" if server.is_let_in else "it asks for nothing"
+    if server.cloud_off_by:
+        cloud = "its cloud models are switched off"
+    elif server.standing is not None and server.standing.account:
+        cloud = f"it runs cloud models as {server.standing.account}"
+    else:
+        cloud = f"its hub is {server.hub or _OLLAMA_HUB}"
+    return _ok(f"{server.url}: {way}, {cloud}")
+
+
 def _server_wants_credential(seen: Seen) -> Verdict:
     url = seen.server.url
+    if seen.is_signing and not seen.key.fingerprint:
+        return _skipped("not known: there is no usable key")
     if seen.is_signing:
         return _problem(
             f"{url} does not know this device's key",
             f"let it in there: corral authorize add --name NAME KEY, the KEY in {seen.key.path}.pub",
         )
-    if url.startswith("http:") and not seen.server.is_here:
+    if url.startswith("http:") and not _is_here(url):
         fix = "set OLLAMA_AUTH=1 to sign; over plain http it gets no API key"
         return _problem(f"{url} asks for a credential", fix)
     if seen.api_key is not None:
@@ -399,8 +454,6 @@ def _run_by(seen: Seen) -> str:
 
 def _sign_server_in(seen: Seen) -> str:
     server = seen.server
-    if not server.is_here:
-        return f"on that machine: {_sign_in(seen)}"
     if server.user in ("", seen.user):
         return "restart the local server with this home folder: corral serve"
     return f"sudo -u {server.user} -H {_sign_in(seen)}"
@@ -478,8 +531,19 @@ def _refused_key(seen: Seen, key: ApiKeySeen, shown: str) -> Verdict:
 # ── Words ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _is_hub_wanted(seen: Seen) -> bool:
-    return seen.hub.is_asked
+def _is_of_others(seen: Seen) -> bool:
+    """Whether somebody else answers for the server: on another machine, or one that let us in though we keep no such file."""
+    server = seen.server
+    return not server.is_here or (server.is_let_in and (server.user not in ("", seen.user) or seen.authorized is None))
+
+
+def _is_hub_idle(seen: Seen) -> bool:
+    """Whether nobody chose the hub, and it may be missing: a server works, and is somebody's or does without."""
+    return seen.hub.source == "default" and seen.server.is_answering and (_is_of_others(seen) or not seen.hub.is_well)
+
+
+def _is_own_hub_down(seen: Seen) -> bool:
+    return seen.hub.is_asked and seen.hub.is_absent and _is_here(seen.hub.url)
 
 
 def _needs_no_device(seen: Seen) -> bool:
@@ -524,6 +588,7 @@ EVERYTHING: Final[Sequence[tuple[str, Check]]] = (
     ("local server", server_row),
     ("models", models_row),
     ("engine", engine_row),
+    ("authorized_keys", authorized_row),
     ("proxy", proxy_row),
     *IDENTITY,
 )

@@ -6,7 +6,6 @@ to a Corral hub, any other to a hub that is none; over plain http to this machin
 """
 
 import asyncio
-import json
 import socket
 import threading
 import time
@@ -16,12 +15,23 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import corral
 from corral.cli import render
 from corral.cli.api import ApiError, ServerApi
 from corral.cli.context import Failed
+from corral.cli.doctor_answers import (
+    failed,
+    is_of_a_hub,
+    is_same_place,
+    json_of,
+    object_of,
+    objects_of,
+    standing_of,
+    text_of,
+    texts_of,
+)
 from corral.core.checkup import ApiKeySeen, HubSeen, HubSource, Seen, ServerSeen, Standing, Trouble
 from corral.wire.errors import CorralError
 
@@ -42,8 +52,8 @@ _AWAY_S: Final = 5.0
 #: The local server itself asks the hub.
 _RELAYED_S: Final = 8.0
 _MAX_BYTES: Final = 64 * 1024
-#: Longest text of somebody else's in a finding.
-_MAX_TEXT: Final = 200
+#: What stands before a hub says so where the hub itself was not asked.
+_BARRED: Final = frozenset({401, 403, 407, 408, 429})
 _LOOPBACK_WORDS: Final = frozenset({"*", "localhost", "127.0.0.1", "127.0.0.0/8"})
 
 
@@ -89,6 +99,7 @@ async def look(settings: "Settings", hub_option: str, *, clock: "Clock", is_iden
         api_key=at_hub.api_key,
         models=checkup.models_folder(settings) if is_whole else None,
         engine=engine.result() if engine else None,
+        authorized=checkup.authorized(settings) if server.is_here and server.user in ("", checkup.own_user()) else None,
         is_loopback_proxied=bool(settings.proxies.http) and not _LOOPBACK_WORDS & set(settings.proxies.exceptions),
         warnings=settings.warnings,
     )
@@ -160,6 +171,11 @@ class _Asking(ServerApi):
         return self.request(method, path)
 
     @property
+    def is_proving(self) -> bool:
+        """Whether a credential was asked for."""
+        return self._is_proving
+
+    @property
     def is_using_key(self) -> bool:
         """Whether OLLAMA_API_KEY was asked for."""
         return self._api_key is not None
@@ -207,29 +223,32 @@ async def _server(own: _Own) -> ServerSeen:
 
 def _is_here(settings: "Settings") -> bool:
     """Whether OLLAMA_HOST names this machine; an address that stands for all of its own does."""
-    return settings.local.is_loopback or settings.local.host in ("0.0.0.0", "::")  # noqa: S104 - asked, not listened on
+    from corral.main.checkup import is_own_address
+
+    return settings.local.is_loopback or is_own_address(settings.local.host)
 
 
 def _asked_server(api: _Asking, seen: ServerSeen) -> ServerSeen:
     try:
         version = api.ask("GET", "/api/version")
     except ApiError as error:
-        return replace(seen, status=error.code, message=_text(error.body.get("error")))
+        return replace(seen, status=error.code, message=text_of(error.body.get("error")))
     except Failed as error:
         if isinstance(error.__cause__, TimeoutError):
             return replace(seen, trouble=_silent(seen.url))
         is_absent = isinstance(error.__cause__, ConnectionRefusedError)
         return replace(seen, is_absent=is_absent, trouble=Trouble(error.message, error.advice))
-    told = _object(version)
-    seen = replace(seen, corral=_text(told.get("corral")), ollama=_text(told.get("version")))
-    document, status = _object(_maybe(api, "/.well-known/corral")), _object(_maybe(api, "/api/status"))
-    cloud = _object(status.get("cloud"))
+    told = object_of(version)
+    seen = replace(seen, corral=text_of(told.get("corral")), ollama=text_of(told.get("version")))
+    document, status = object_of(_maybe(api, "/.well-known/corral")), object_of(_maybe(api, "/api/status"))
+    cloud = object_of(status.get("cloud"))
     return replace(
         seen,
+        is_let_in=api.is_proving,
         took_key=api.is_using_key,
         is_hub="public_url" in document,
-        hub=_text(status.get("hub")),
-        cloud_off_by=_text(cloud.get("source")) if cloud.get("disabled") is True else "",
+        hub=text_of(status.get("hub")),
+        cloud_off_by=text_of(cloud.get("source")) if cloud.get("disabled") is True else "",
     )
 
 
@@ -249,29 +268,33 @@ async def _relayed(own: _Own, server: ServerSeen, at_hub: "_AtHub") -> Standing 
     from corral.main import checkup
 
     hub = at_hub.hub
-    is_same_hub = not server.hub or _is_same_place(server.hub, hub.url)
+    is_same_hub = not server.hub or is_same_place(server.hub, hub.url)
     if not server.is_answering or server.is_hub or server.cloud_off_by or not hub.is_well or not is_same_hub:
         return None
     is_connected = at_hub.device is not None and bool(at_hub.device.account)
+    is_ours = server.user in ("", checkup.own_user())
     # It would note down what it agrees with the hub, in this very home, and say what is known already.
-    if server.user in ("", checkup.own_user()) and not is_connected and not checkup.knows_hub(own.settings, hub.url):
+    if is_ours and not is_connected and not checkup.knows_hub(own.settings, hub.url):
+        return None
+    # It would make the key that is missing, or stumble over the same one.
+    if is_ours and server.is_here and own.key is None:
         return None
 
     def ask() -> Standing:
         try:
-            return _standing(200, _Asking(own, limit_s=_RELAYED_S).ask("POST", "/api/me"))
+            return standing_of(200, _Asking(own, limit_s=_RELAYED_S).ask("POST", "/api/me"))
         except ApiError as error:
             # A server that cannot reach its hub passes on why, with what to do behind the arrow.
-            return _failed(error.message, error.advice) if error.code >= 500 else _standing(error.code, error.body)
+            return failed(error.message, error.advice) if error.code >= 500 else standing_of(error.code, error.body)
         except Failed as error:
-            return _failed(error.message, error.advice)
+            return failed(error.message, error.advice)
 
     try:
         return await in_time(ask, limit_s=_RELAYED_S)
     except Failed as error:
-        return _failed(f"the local server: {error.message}", "")
+        return failed(f"the local server: {error.message}", "")
     except TimeoutError:
-        return _failed(f"the local server does not answer within {_RELAYED_S:.0f} s when asked who it is", "")
+        return failed(f"the local server does not answer within {_RELAYED_S:.0f} s when asked who it is", "")
 
 
 # ── The hub ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -285,7 +308,7 @@ def _chosen(settings: "Settings", option: str, server: ServerSeen, saved: str) -
     # A server elsewhere must not choose where this device's signature goes.
     of_server = server.hub if settings.local.is_loopback else ""
     # A server that follows the last sign-in, or was told of no hub at all, did not choose.
-    if of_server and _is_same_place(of_server, saved or DEFAULT_HUB):
+    if of_server and is_same_place(of_server, saved or DEFAULT_HUB):
         of_server = ""
     choices: tuple[tuple[str, HubSource], ...] = (
         (option, "--hub"),
@@ -364,6 +387,13 @@ async def _reached(own: _Own, hub: HubSeen, session: "aiohttp.ClientSession") ->
         public_url = parse_discovery(body, address) if reply.status == 200 else None
         if reply.status == 200 and public_url is None:
             refuse_local_server(body, address)
+        if public_url is None and reply.status not in _BARRED:
+            # A hub without such a document knows who may ask it; told unsigned, so that a stranger gets no signature.
+            async with asyncio.timeout(_AWAY_S):
+                async with session.post(f"{hub.url}/api/me", headers=headers, allow_redirects=False, proxy=proxy) as answer:
+                    if not is_of_a_hub(answer.status, await _read(answer)):
+                        text = f"{hub.url} is not a hub: it answered {answer.status} when asked who this is"
+                        return replace(hub, trouble=Trouble(text))
     except CorralError as error:
         message, _, advice = error.message.partition(" → ")
         return replace(hub, trouble=Trouble(message, advice))
@@ -373,7 +403,7 @@ async def _reached(own: _Own, hub: HubSeen, session: "aiohttp.ClientSession") ->
         message, _, advice = reason_of(error).partition(" → ")
         is_absent = isinstance(getattr(error, "os_error", error), ConnectionRefusedError) and not proxy
         return replace(hub, is_absent=is_absent, trouble=Trouble(f"{hub.url} cannot be reached: {message}", advice))
-    if reply.status >= 500 or reply.status in (401, 403, 407, 408, 429):
+    if reply.status >= 500 or reply.status in _BARRED:
         return replace(hub, trouble=Trouble(f"{hub.url} answered {reply.status}", "ask whoever runs it; its log says why"))
     return replace(hub, is_corral=public_url is not None, took_ms=took_ms, clock_offset_s=offset_s)
 
@@ -415,8 +445,8 @@ async def _device(client: "HubClient", hub: HubSeen) -> Standing:
         return standing
     own = next((entry for entry in await _listed(client, "/api/user/keys") or () if entry.get("current") is True), None)
     if own is not None:
-        scopes = _texts(own.get("scopes"))
-        since = render.parse_time(_text(own.get("created_at")))
+        scopes = texts_of(own.get("scopes"))
+        since = render.parse_time(text_of(own.get("created_at")))
         return replace(standing, since=since, scopes=scopes, may_run="inference" in scopes)
     # A device without the scope `keys` is told no list.
     return replace(standing, may_run=(await _signed(client, "POST", "/api/generate")).status != 403)
@@ -427,11 +457,11 @@ async def _signed(client: "HubClient", method: str, path: str) -> Standing:
         async with asyncio.timeout(_AWAY_S):
             status, _, body = await client.request(method, path)
     except TimeoutError:
-        return _failed(f"the hub does not answer within {_AWAY_S:.0f} s when asked who this is", "is it overloaded?")
+        return failed(f"the hub does not answer within {_AWAY_S:.0f} s when asked who this is", "is it overloaded?")
     except CorralError as error:
         message, _, advice = error.message.partition(" → ")
-        return _failed(message, advice)
-    return _standing(status, _json(body))
+        return failed(message, advice)
+    return standing_of(status, json_of(body))
 
 
 async def _listed(client: "HubClient", path: str) -> list[Mapping[str, Any]] | None:
@@ -441,7 +471,7 @@ async def _listed(client: "HubClient", path: str) -> list[Mapping[str, Any]] | N
             status, _, body = await client.request("GET", path)
     except (TimeoutError, CorralError):
         return None
-    return _objects(_json(body)) if status == 200 else None
+    return objects_of(json_of(body)) if status == 200 else None
 
 
 # ── The API key ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -475,35 +505,35 @@ async def _api_key(
         standing, own_list = await in_time(lambda: _asked_with_key(api, is_corral=hub.is_corral), limit_s=_AWAY_S)
     except TimeoutError:
         text = f"{hub.url} does not answer a request with this key within {_AWAY_S:.0f} s"
-        return replace(seen, standing=_failed(text, "is it overloaded?"))
+        return replace(seen, standing=failed(text, "is it overloaded?"))
     except Failed as error:
-        return replace(seen, standing=_failed(error.message, error.advice))
+        return replace(seen, standing=failed(error.message, error.advice))
     keys = own_list if own_list is not None else listed
     own = parse_api_key(settings.api_key.reveal())
     entry = next((key for key in keys or () if own is not None and key.get("id") == own.public_id), None)
     if entry is None:
         return replace(seen, standing=standing, is_listed=None if keys is None else False)
-    scopes = _texts(entry.get("scopes"))
+    scopes = texts_of(entry.get("scopes"))
     return replace(
         seen,
         standing=replace(standing, may_run="inference" in scopes),
         is_listed=True,
         scopes=scopes,
-        expires_at=render.parse_time(_text(entry.get("expires_at"))),
-        revoked_at=render.parse_time(_text(entry.get("revoked_at"))),
+        expires_at=render.parse_time(text_of(entry.get("expires_at"))),
+        revoked_at=render.parse_time(text_of(entry.get("revoked_at"))),
     )
 
 
 def _asked_with_key(api: ServerApi, *, is_corral: bool) -> tuple[Standing, list[Mapping[str, Any]] | None]:
     """(who the key is, the keys of its account where it may list them)."""
     try:
-        standing = _standing(200, api.post("/api/me"))
+        standing = standing_of(200, api.post("/api/me"))
     except ApiError as error:
-        return _standing(error.code, error.body), None
+        return standing_of(error.code, error.body), None
     if not is_corral:
         return standing, None
     try:
-        return standing, _objects(api.get("/api/keys"))
+        return standing, objects_of(api.get("/api/keys"))
     except ApiError:
         return replace(standing, may_run=_may_run(api)), None
 
@@ -515,67 +545,3 @@ def _may_run(api: ServerApi) -> bool | None:
     except ApiError as error:
         return {403: False, 400: True, 404: True, 422: True}.get(error.code)
     return True
-
-
-# ── Foreign answers ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _standing(status: int, answer: Any) -> Standing:
-    """What an answer to `/api/me` says."""
-    body = _object(answer)
-    link = _text(body.get("signin_url"), most=2048)
-    device = _object(body.get("device"))
-    return Standing(
-        status=status,
-        account=_text(body.get("name")) if status == 200 else "",
-        device_id=_text(device.get("id")),
-        device_name=_text(device.get("name")),
-        has_link=bool(link),
-        fingerprint=_fingerprint_in(link),
-        message=_text(body.get("error")),
-    )
-
-
-def _fingerprint_in(link: str) -> str:
-    """Of the key that a link to sign in at would connect, empty when there is none."""
-    from corral.wire.signing import parse_encoded_key
-
-    try:
-        encoded = parse_qs(urlsplit(link).query).get("key", [""])[0]
-        return parse_encoded_key(encoded).fingerprint if encoded else ""
-    except (CorralError, ValueError):
-        return ""
-
-
-def _failed(message: str, advice: str) -> Standing:
-    return Standing(trouble=Trouble(_text(message), advice))
-
-
-def _json(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _object(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _objects(value: Any) -> list[Mapping[str, Any]]:
-    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    return tuple(_text(entry) for entry in value) if isinstance(value, list) else ()
-
-
-def _text(value: Any, *, most: int = _MAX_TEXT) -> str:
-    return value[:most] if isinstance(value, str) else ""
-
-
-def _is_same_place(one: str, other: str) -> bool:
-    from corral.wire.discovery import origin_of
-
-    first, second = origin_of(one), origin_of(other)
-    return first is not None and second is not None and first.is_same_place(second)

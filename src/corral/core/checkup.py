@@ -55,6 +55,17 @@ class EngineSeen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuthorizedSeen:
+    """The file of who may use this machine's server. keys: how many lines let somebody in. complaints: a sentence for each
+    line that does not, beginning with its number. trouble: why the whole file counts for nothing."""
+
+    path: str
+    keys: int = 0
+    complaints: tuple[str, ...] = ()
+    trouble: Trouble | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
     """What a server answered when it was asked who a credential is. status: of HTTP, 0 when nobody answered, which trouble then
     tells. account: empty unless it is somebody's. device_id, device_name: as the hub calls the device that signed, where it does.
@@ -78,7 +89,8 @@ class Standing:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSeen:
     """What is at OLLAMA_HOST. is_here: on this machine. is_absent: nothing listens there. status, message: of HTTP when it
-    refused. took_key: whether it wanted a credential, and OLLAMA_API_KEY was one. is_hub: a hub answers there. corral, ollama:
+    refused. is_let_in: whether it wanted a credential and took ours, took_key: whether that was OLLAMA_API_KEY.
+    is_hub: a hub answers there. corral, ollama:
     versions it told. hub: the one it uses, empty where it does not say. cloud_off_by: `env`, `config`, `both`, or empty when it
     passes requests on. user: the OS user who runs it, empty where unknown. standing: who it is at its hub; None when it was not
     asked."""
@@ -88,6 +100,7 @@ class ServerSeen:
     is_absent: bool = False
     status: int = 0
     message: str = ""
+    is_let_in: bool = False
     took_key: bool = False
     trouble: Trouble | None = None
     is_hub: bool = False
@@ -146,7 +159,8 @@ class ApiKeySeen:
 class Seen:
     """All of it. platform: as sys.platform. version: of this command. user: the OS user. saved_hub: of the last sign-in.
     memory_trouble: why what is remembered of hubs cannot be read. device: None when no signed request was made. api_key: None
-    when none is set. models, engine: None when they were not looked at. is_loopback_proxied: whether other programs than ours
+    when none is set. models, engine, authorized: None when they were not looked at.
+    is_loopback_proxied: whether other programs than ours
     would reach this machine by a proxy. is_signing: OLLAMA_AUTH. warnings: of settings."""
 
     now: datetime
@@ -164,5 +178,6 @@ class Seen:
     api_key: ApiKeySeen | None = None
     models: ModelsFolder | None = None
     engine: EngineSeen | None = None
+    authorized: AuthorizedSeen | None = None
     is_loopback_proxied: bool = False
     warnings: tuple[str, ...] = field(default=())

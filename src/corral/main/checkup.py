@@ -4,8 +4,10 @@ Nothing here makes a key, a folder or a note of what was agreed with a hub, as t
 """
 
 import contextlib
+import ipaddress
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import corral
-from corral.core.checkup import EngineSeen, KeyFile, ModelsFolder, Trouble
+from corral.core.checkup import AuthorizedSeen, EngineSeen, KeyFile, ModelsFolder, Trouble
 from corral.main.shared import SystemEntropy, device_name, hub_memory, shortened
 from corral.wire.errors import CorralError
 
@@ -34,6 +36,12 @@ def trouble_of(error: CorralError) -> Trouble:
     return Trouble(message, advice)
 
 
+def _trouble_with(error: CorralError, path: Path, shown: str) -> Trouble:
+    """A failure that calls a file as every row does."""
+    trouble = trouble_of(error)
+    return Trouble(trouble.message.replace(str(path), shown), trouble.advice.replace(str(path), shown))
+
+
 def device_key(settings: "Settings") -> "tuple[KeyFile, DevicePrivateKey | None]":
     """What is to be said of the device key, and the key where it can be used. It is not made."""
     from corral.storage.home import FileDeviceKeys
@@ -46,7 +54,7 @@ def device_key(settings: "Settings") -> "tuple[KeyFile, DevicePrivateKey | None]
             return KeyFile(path=shown), None
         return KeyFile(path=shown, fingerprint=key.public.fingerprint, mode=path.stat().st_mode & 0o7777), key
     except CorralError as error:
-        return KeyFile(path=shown, trouble=trouble_of(error)), None
+        return KeyFile(path=shown, trouble=_trouble_with(error, path, shown)), None
     except OSError as error:
         return KeyFile(path=shown, trouble=Trouble(f"{shown} cannot be read: {error.strerror}")), None
 
@@ -109,6 +117,21 @@ def _free_bytes(path: Path) -> int | None:
     return None
 
 
+def authorized(settings: "Settings") -> AuthorizedSeen | None:
+    """Who may use the server of this home; None where nobody set that up."""
+    from corral.main.authorizing import authorized_keys
+
+    path = settings.authorized_keys
+    if settings.local_auth == "off" and not os.path.lexists(path):
+        return None
+    shown = shortened(path, settings.home)
+    try:
+        found = authorized_keys(settings)
+    except CorralError as error:
+        return AuthorizedSeen(path=shown, trouble=_trouble_with(error, path, shown))
+    return AuthorizedSeen(path=shown, keys=len(found.entries), complaints=found.complaints)
+
+
 async def engine(settings: "Settings") -> EngineSeen:
     """What runs models, started once without one."""
     from corral.engines.checkup import try_engine
@@ -127,7 +150,21 @@ def _llama_server(settings: "Settings", find: Callable[[str, str], str]) -> str:
         raise CorralError("engine_failed", f"{error.message} → correct CORRAL_LLAMA_SERVER, or unset it") from error
 
 
-# ── Users ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Addresses and users ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def is_own_address(host: str) -> bool:
+    """Whether that is this machine's name or one of its addresses, or stands for all of them. Other names are not resolved."""
+    if host == socket.gethostname():
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+        with socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            # What belongs to nobody here cannot be bound.
+            probe.bind((host, 0))
+    except (ValueError, OSError):
+        return False
+    return True
 
 
 def own_user() -> str:
