@@ -106,6 +106,15 @@ def test_server_that_wants_a_key_is_understood(
         assert capsys.readouterr().err.startswith(f"Error: {server.host} {said}")
 
 
+@pytest.mark.parametrize("auth", ["", "1"])
+def test_key_whose_line_does_not_fit_is_not_advised_to_be_added_again(auth: str) -> None:
+    environ = {"HOME": "/nonexistent", "OLLAMA_HOST": "http://192.0.2.2:11434", "OLLAMA_AUTH": auth}
+    error = LocalApi(Environment(environ).settings)._refusal(401, {"error": "x", "is_known": True}, "")
+    assert error.message == "192.0.2.2:11434 knows this key, but its line there does not apply to this request"
+    assert error.advice.endswith("corral authorize list")
+    assert "add" not in error.advice.split()
+
+
 @pytest.mark.parametrize("key", ["", "crlk_x"])
 def test_server_elsewhere_by_plain_http_is_told_of_no_key_that_would_not_be_sent(key: str) -> None:
     environ = {"HOME": "/nonexistent", "OLLAMA_HOST": "http://192.0.2.2:11434", "OLLAMA_API_KEY": key}

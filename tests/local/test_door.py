@@ -12,7 +12,7 @@ from corral.core.local_rights import comes_from_here, may_use_cloud, may_use_mod
 from corral.core.policy import MANAGES, PUBLIC, READS, USES, check_access, secured
 from corral.core.records import Principal, Proof, RequestFacts
 from corral.hub.replay import ReplayGuard
-from corral.local.door import LocalDoor, Nonces
+from corral.local.door import UNFIT, LocalDoor, Nonces
 from corral.wire.apikeys import make_api_key
 from corral.wire.authorized_keys import AuthorizedKeys, format_line, key_digest, parse_authorized_keys, parse_terms
 from corral.wire.errors import CorralError
@@ -309,6 +309,30 @@ def test_nonces_are_kept_longer_than_signatures_are_taken_and_a_full_memory_lets
 # ── What the log says ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("facts", [with_key(), signed(), strongly_signed()])
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [("expires=2001-01-01", "expired at 2001-01-01 00:00 UTC"), ("from=10.0.0.0/8", "counts only from 10.0.0.0/8")],
+)
+async def test_t059_holder_of_a_key_hears_that_its_line_does_not_fit_and_the_log_says_why(
+    options: str, why: str, facts: RequestFacts, caplog: pytest.LogCaptureFixture
+) -> None:
+    error = await refusal(door := Door(f"{options} {KEY_LINE}", f"{options} {ADA_LINE}"), facts)
+    assert (error.code, error.message, error.detail) == ("unauthorized", UNFIT, {"is_known": True})
+    assert why not in error.message
+    assert caplog.records[-1].getMessage().endswith(f" of ~/keys {why}")
+    assert door.guesses == [LAN]
+
+
+async def test_log_tells_of_callers_without_a_credential_once(caplog: pytest.LogCaptureFixture) -> None:
+    door = Door(ADA_LINE)
+    for facts in (request(), request(), request(("authorization", "Basic YTpi"))):
+        await refusal(door, facts)
+    (record,) = caplog.records
+    assert record.getMessage() == f"refused a request without an API key or a signature from {LAN}: callers from there need one"
+    assert door.guesses == []
+
+
 async def test_t113_log_names_who_was_refused_once_and_no_credential(caplog: pytest.LogCaptureFixture) -> None:
     door = Door()
     for facts in (with_key(), with_key(), signed(EVE)):
@@ -448,7 +472,7 @@ def test_t056_every_digest_is_compared_and_none_with_a_plain_equality(monkeypatc
     monkeypatch.setattr(local_rights.hmac, "compare_digest", lambda one, two: compared.append((one, two)) or real(one, two))
     lines = [format_line(parse_terms(), digest, "x") for digest in (key_digest(KEY), key_digest(OTHER), bytes(32))]
     keys = parse_authorized_keys("\n".join(lines).encode())
-    found = local_rights.line_of_digest(keys, key_digest(KEY), network=LAN, now=NOON)
+    found = local_rights.lines_of_digest(keys, key_digest(KEY))
     assert found is not None
     assert len(compared) == 3
 

@@ -285,7 +285,10 @@ class LocalApi(ServerApi):
     def _refusal(self, status: int, body: Mapping[str, Any], reason: str) -> ApiError:
         """A 401 without a link to sign in at is no hub's that the server passes on, but its own: it wants an API key."""
         error = super()._refusal(status, body, reason)
-        if status == 401 and "signin_url" not in body:
+        if status == 401 and body.get("is_known") is True:
+            error.message = f"{urlsplit(self.url).netloc} knows this key, but its line there does not apply to this request"
+            error.advice = "its log says why; there: corral authorize list"
+        elif status == 401 and "signin_url" not in body:
             error.message, error.advice = self._about_device() if self._settings.is_signing else self._about_key()
         return error
 

@@ -6,8 +6,8 @@ itself. Such a caller may do everything, as with Ollama.
 
 import hmac
 import ipaddress
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 
 from corral.core.records import Model, Principal
@@ -44,26 +44,25 @@ def _tells_of_forwarding(name: str) -> bool:
     return is_known or any(part in name for part in _FORWARDING_PARTS)
 
 
-def line_of_device(keys: AuthorizedKeys, key: DevicePublicKey, *, network: str, now: datetime) -> AuthorizedKey | None:
-    """The first line with this key whose terms fit."""
-    found = [entry for entry in keys.entries if entry.key == key]
-    return next((entry for entry in found if is_in_force(entry, network=network, now=now)), None)
+def lines_of_device(keys: AuthorizedKeys, key: DevicePublicKey) -> Sequence[AuthorizedKey]:
+    """The lines with this key, whether or not their terms fit."""
+    return [entry for entry in keys.entries if entry.key == key]
 
 
-def line_of_digest(keys: AuthorizedKeys, digest: bytes, *, network: str, now: datetime) -> AuthorizedKey | None:
-    """The first line of an API key whose terms fit. All are compared, each in constant time (T56)."""
-    found = [entry for entry in keys.entries if hmac.compare_digest(entry.digest, digest)]
-    return next((entry for entry in found if is_in_force(entry, network=network, now=now)), None)
+def lines_of_digest(keys: AuthorizedKeys, digest: bytes) -> Sequence[AuthorizedKey]:
+    """The lines of an API key, whether or not their terms fit. All are compared, each in constant time (T56)."""
+    return [entry for entry in keys.entries if hmac.compare_digest(entry.digest, digest)]
 
 
-def is_in_force(entry: AuthorizedKey, *, network: str, now: datetime) -> bool:
-    """Whether the line counts now, for a caller from there."""
-    if entry.terms.expires_at is not None and now >= entry.terms.expires_at:
-        return False
-    if not entry.terms.networks:
-        return True
+def why_not_in_force(entry: AuthorizedKey, *, network: str, now: datetime) -> str:
+    """What keeps the line from counting now, for a caller from there; empty when it counts."""
+    terms = entry.terms
+    if terms.expires_at is not None and now >= terms.expires_at:
+        return f"expired at {terms.expires_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
     address = _address(network)
-    return address is not None and any(address in allowed for allowed in entry.terms.networks)
+    if terms.networks and (address is None or not any(address in allowed for allowed in terms.networks)):
+        return f"counts only from {', '.join(map(str, terms.networks))}"
+    return ""
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -4,7 +4,7 @@ Accepted are the stock signature, as `ollama` sends it with OLLAMA_AUTH; the str
 can read along; and an API key as Bearer, in `x-api-key`, too, where Anthropic's SDK sends it. All are looked up in
 `authorized_keys`, which is read anew whenever it changed. The order for a signature is the hub's: form → time → signature → only
 then the look-up, so that a stranger cannot find out which keys are known; whatever is wrong about a credential has the one answer
-`unauthorized`, and the reason stands in the log.
+`unauthorized`, and the reason stands in the log. Only whoever has proven to hold a key hears that its line does not fit.
 
 The stock signature covers neither body nor host (W1, W6): on a line that others can read, the marks and counters here leave a
 thief a minute, and docs/share-a-box.md says what closes that. The strong one covers both. The host it covers is the one that the
@@ -14,11 +14,11 @@ request on to the other, unchanged and once. Source: security.md 1.3, 1.4; hub.d
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Final, Protocol
 
-from corral.core.local_rights import comes_from_here, line_of_device, line_of_digest
+from corral.core.local_rights import comes_from_here, lines_of_device, lines_of_digest, why_not_in_force
 from corral.core.ports import Clock
 from corral.core.records import Account, Principal, Proof, RequestFacts
 from corral.wire import signing, strong
@@ -30,6 +30,8 @@ from corral.wire.signing import DevicePublicKey
 #: Where Anthropic's SDK puts its key into a header of its own.
 _ANTHROPIC: Final = "/v1/messages"
 _MAX_COMPLAINTS: Final = 20
+#: Neither term is named: where a line counts from, and until when, is its administrator's to say.
+UNFIT: Final = "unauthorized: this key is known here, but its line in authorized_keys does not apply to this request"
 #: Longer than any strong signature is taken for, whatever the clocks.
 _NONCE_NS: Final = 4 * strong.MAX_AGE_S * 10**9
 
@@ -117,7 +119,12 @@ class LocalDoor:
         SDKs send a key because they must. Raises: unauthorized, clock_skew, stale_signature, two_credentials, rate_limited."""
         if not self.asks(facts.network, facts.headers):
             return None
-        proof, presented = _presented(facts)
+        try:
+            proof, presented = _presented(facts)
+        except CorralError as error:
+            if error.code == "unauthorized":
+                self._note("a request without an API key or a signature", facts, "callers from there need one")
+            raise
         match proof:
             case Proof.API_KEY:
                 entry = self._by_key(presented, facts)
@@ -136,12 +143,9 @@ class LocalDoor:
     def _by_key(self, text: str, facts: RequestFacts) -> AuthorizedKey:
         key = parse_api_key(text)
         if key is None:
-            raise self._refused("a Bearer text that is no API key of this kind", facts)
+            raise self._refused("something that is no API key of Corral's", facts)
         digest = key_digest(key)
-        entry = line_of_digest(self.keys(), digest, network=facts.network, now=self._clock.now())
-        if entry is None:
-            raise self._refused(f"the API key {short_digest(digest)}", facts)
-        return entry
+        return self._fitting(lines_of_digest(self.keys(), digest), f"the API key {short_digest(digest)}", facts)
 
     def _by_signature(self, header: str, facts: RequestFacts) -> AuthorizedKey:
         message, now = signing.request_challenge(facts.method, facts.target), self._clock.now()
@@ -154,7 +158,7 @@ class LocalDoor:
             if error.code != "unauthorized":
                 raise
             raise self._refused("a signature that is wrong", facts) from error
-        entry = self._line_of(proof.key, facts, now)
+        entry = self._line_of(proof.key, facts)
         self._check_replay(proof.key, ts, message)
         return entry
 
@@ -168,16 +172,26 @@ class LocalDoor:
             if error.code != "unauthorized":
                 raise
             raise self._refused("a strong signature that is wrong", facts) from error
-        entry = self._line_of(proof.key, facts, now)
+        entry = self._line_of(proof.key, facts)
         if not self._nonces.use(proof.key.raw, proof.nonce):
             raise self._refused(f"a signature of {entry.fingerprint} that was used before", facts)
         return entry
 
-    def _line_of(self, key: DevicePublicKey, facts: RequestFacts, now: datetime) -> AuthorizedKey:
-        entry = line_of_device(self.keys(), key, network=facts.network, now=now)
-        if entry is None:
-            raise self._refused(f"the device {key.fingerprint}", facts)
-        return entry
+    def _line_of(self, key: DevicePublicKey, facts: RequestFacts) -> AuthorizedKey:
+        return self._fitting(lines_of_device(self.keys(), key), f"the device {key.fingerprint}", facts)
+
+    def _fitting(self, lines: Sequence[AuthorizedKey], who: str, facts: RequestFacts) -> AuthorizedKey:
+        """The first line whose terms fit; of a key that the caller has proven to hold. Raises: unauthorized, rate_limited."""
+        now, reasons = self._clock.now(), []
+        for entry in lines:
+            reason = why_not_in_force(entry, network=facts.network, now=now)
+            if not reason:
+                return entry
+            reasons.append(f"line {entry.number} of {self._where} {reason}")
+        refused = self._refused(who, facts, "; ".join(reasons[:_MAX_COMPLAINTS]))
+        if reasons:
+            refused = CorralError("unauthorized", UNFIT, detail={"is_known": True})
+        raise refused
 
     def _check_replay(self, key: DevicePublicKey, ts: int, message: bytes) -> None:
         self._replay.check_mark(key.raw, ts)
@@ -185,12 +199,15 @@ class LocalDoor:
             text = "this signed request was sent too often; sign again with the current time"
             raise CorralError("rate_limited", text, retry_after_s=1)
 
-    def _refused(self, who: str, facts: RequestFacts) -> CorralError:
+    def _refused(self, who: str, facts: RequestFacts, why: str = "") -> CorralError:
         """The one answer, and a line in the log that tells an administrator what to add or to mend. Raises: rate_limited."""
         self._guess(facts.network)
-        if self._is_news(who, facts.network):
-            _log.warning("refused %s from %s: no line of %s lets it in now", who, facts.network, self._where)
+        self._note(who, facts, why or f"no line of {self._where} lets it in now")
         return CorralError("unauthorized")
+
+    def _note(self, who: str, facts: RequestFacts, why: str) -> None:
+        if self._is_news(who, facts.network):
+            _log.warning("refused %s from %s: %s", who, facts.network, why)
 
 
 def _presented(facts: RequestFacts) -> tuple[Proof, str]:
