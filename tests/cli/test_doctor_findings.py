@@ -241,6 +241,21 @@ CASES = [
         "chmod go-w ~/k",
         authorized=AuthorizedSeen(path="~/k", trouble=Trouble("~/k can be changed", "chmod go-w ~/k")),
     ),
+    skipped(
+        "secured by a changeable file",
+        "relay",
+        f"{LOCAL} lets nobody in: see authorized_keys",
+        authorized=AuthorizedSeen(path="~/k", trouble=Trouble("~/k can be changed", "chmod go-w ~/k")),
+        server=ServerSeen(url=LOCAL, status=401),
+    ),
+    skipped(
+        "default hub beside a secured server",
+        "hub",
+        "gone; nobody chose it, and the server works without",
+        hub=replace(STOCK_HUB, trouble=Trouble("gone")),
+        server=ServerSeen(url=LOCAL, status=401),
+        device=None,
+    ),
     problem(
         "proxied loopback",
         "proxy",

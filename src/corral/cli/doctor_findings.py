@@ -378,6 +378,8 @@ def _server_wants_credential(seen: Seen) -> Verdict:
     url = seen.server.url
     if seen.is_signing and not seen.key.fingerprint:
         return _skipped("not known: there is no usable key")
+    if seen.authorized is not None and seen.authorized.trouble is not None:
+        return _skipped(f"{url} lets nobody in: see authorized_keys")
     if seen.is_signing:
         return _problem(
             f"{url} does not know this device's key",
@@ -539,7 +541,8 @@ def _is_of_others(seen: Seen) -> bool:
 
 def _is_hub_idle(seen: Seen) -> bool:
     """Whether nobody chose the hub, and it may be missing: a server works, and is somebody's or does without."""
-    return seen.hub.source == "default" and seen.server.is_answering and (_is_of_others(seen) or not seen.hub.is_well)
+    is_working = seen.server.is_answering or seen.server.status == 401
+    return seen.hub.source == "default" and is_working and (_is_of_others(seen) or not seen.hub.is_well)
 
 
 def _is_own_hub_down(seen: Seen) -> bool:
@@ -573,6 +576,7 @@ def _is_same(one: str, other: str) -> bool:
 
 #: The rows of `corral doctor auth`.
 IDENTITY: Final[Sequence[tuple[str, Check]]] = (
+    ("authorized_keys", authorized_row),
     ("key file", key_row),
     ("fingerprint", fingerprint_row),
     ("corral.json", memory_row),
@@ -588,7 +592,6 @@ EVERYTHING: Final[Sequence[tuple[str, Check]]] = (
     ("local server", server_row),
     ("models", models_row),
     ("engine", engine_row),
-    ("authorized_keys", authorized_row),
     ("proxy", proxy_row),
     *IDENTITY,
 )
