@@ -70,6 +70,11 @@ class Address:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
         return f"{self.scheme}://{_bracketed(host)}:{self.port}{self.path}"
 
+    def url_elsewhere(self, hostname: str) -> str:
+        """What other machines type that know this one by its name; empty unless it listens on all addresses."""
+        is_everywhere = self.host in ("0.0.0.0", "::")  # noqa: S104
+        return f"{self.scheme}://{hostname}:{self.port}{self.path}" if is_everywhere and hostname else ""
+
     @property
     def bind(self) -> str:
         """`host:port`, as messages about listening name it."""

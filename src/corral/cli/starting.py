@@ -60,8 +60,13 @@ def hub_lines(facts: dict[str, Any]) -> str:
 
 def local_lines(facts: dict[str, Any]) -> str:
     """What `serve` prints: where the server is, and the hub it uses."""
-    lines = [_line("local", facts["url"], f"models in {facts['models']}"), _line("cloud", facts["cloud"], ""), *key_lines(facts)]
-    return "\n".join(lines)
+    return "\n".join([*_place_lines(facts), _line("cloud", facts["cloud"], ""), *key_lines(facts)])
+
+
+def _place_lines(facts: dict[str, Any]) -> list[str]:
+    """Where the local server is: from here and, if it listens there, from other machines."""
+    lines = [_line("local", facts["url"], f"models in {facts['models']}")]
+    return lines + ([_line("", facts["url_elsewhere"], "from other machines")] if facts["url_elsewhere"] else [])
 
 
 def key_lines(facts: dict[str, Any]) -> list[str]:
@@ -72,7 +77,7 @@ def key_lines(facts: dict[str, Any]) -> list[str]:
 
 def up_lines(hub: dict[str, Any], local: dict[str, Any]) -> str:
     """What `up` prints once both answer."""
-    lines = [_line("hub", hub["url"], f"data in {hub['data']}"), _line("local", local["url"], f"models in {local['models']}")]
+    lines = [_line("hub", hub["url"], f"data in {hub['data']}"), *_place_lines(local)]
     if local["cloud"] != hub["url"]:
         lines.append(_line("cloud", local["cloud"], "because CORRAL_HUB says so"))
     lines += key_lines(local)

@@ -97,6 +97,7 @@ async def build_local(settings: Settings) -> AsyncIterator[Built]:
         guard = LocalGuard(hostname=socket.gethostname(), hosts=[settings.local.host], origins=settings.origins)
         facts = {
             "url": settings.local.url.replace("//127.0.0.1:", "//localhost:"),
+            "url_elsewhere": settings.local.url_elsewhere(socket.gethostname()),
             "models": shortened(settings.models_dir, settings.home),
             "cloud": hub_url(),
             "asks": settings.local_auth,
