@@ -326,6 +326,7 @@ async def test_t059_holder_of_a_key_hears_that_its_line_does_not_fit_and_the_log
 
 async def test_log_tells_of_callers_without_a_credential_once(caplog: pytest.LogCaptureFixture) -> None:
     door = Door(ADA_LINE)
+    assert door.turns_away(LAN, {})
     for facts in (request(), request(), request(("authorization", "Basic YTpi"))):
         await refusal(door, facts)
     (record,) = caplog.records

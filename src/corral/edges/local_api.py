@@ -227,7 +227,7 @@ def local_app(
         redirects_slashes=True,
     )
     if door is not None:
-        options = replace(options, authenticate=door.authenticate, asks=door.asks, trusted_proxies=trusted_proxies)
+        options = replace(options, authenticate=door.authenticate, asks=door.turns_away, trusted_proxies=trusted_proxies)
     return App(rows, options)
 
 

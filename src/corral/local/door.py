@@ -30,6 +30,7 @@ from corral.wire.signing import DevicePublicKey
 #: Where Anthropic's SDK puts its key into a header of its own.
 _ANTHROPIC: Final = "/v1/messages"
 _MAX_COMPLAINTS: Final = 20
+_NOBODY: Final = "a request without an API key or a signature"
 #: Neither term is named: where a line counts from, and until when, is its administrator's to say.
 UNFIT: Final = "unauthorized: this key is known here, but its line in authorized_keys does not apply to this request"
 #: Longer than any strong signature is taken for, whatever the clocks.
@@ -114,6 +115,13 @@ class LocalDoor:
         """Whether a request from there must show a credential."""
         return not (self.admits_this_machine and comes_from_here(network, headers))
 
+    def turns_away(self, network: str, headers: dict[str, list[str]]) -> bool:
+        """The same of a request that shows none, which the log tells of."""
+        is_asked = self.asks(network, headers)
+        if is_asked:
+            self._note(_NOBODY, network, "callers from there need one")
+        return is_asked
+
     async def authenticate(self, facts: RequestFacts) -> Principal | None:
         """Who sends this; None for a program of this machine where those need not say. What such a one shows is not looked at:
         SDKs send a key because they must. Raises: unauthorized, clock_skew, stale_signature, two_credentials, rate_limited."""
@@ -123,7 +131,7 @@ class LocalDoor:
             proof, presented = _presented(facts)
         except CorralError as error:
             if error.code == "unauthorized":
-                self._note("a request without an API key or a signature", facts, "callers from there need one")
+                self._note(_NOBODY, facts.network, "callers from there need one")
             raise
         match proof:
             case Proof.API_KEY:
@@ -202,12 +210,12 @@ class LocalDoor:
     def _refused(self, who: str, facts: RequestFacts, why: str = "") -> CorralError:
         """The one answer, and a line in the log that tells an administrator what to add or to mend. Raises: rate_limited."""
         self._guess(facts.network)
-        self._note(who, facts, why or f"no line of {self._where} lets it in now")
+        self._note(who, facts.network, why or f"no line of {self._where} lets it in now")
         return CorralError("unauthorized")
 
-    def _note(self, who: str, facts: RequestFacts, why: str) -> None:
-        if self._is_news(who, facts.network):
-            _log.warning("refused %s from %s: %s", who, facts.network, why)
+    def _note(self, who: str, network: str, why: str) -> None:
+        if self._is_news(who, network):
+            _log.warning("refused %s from %s: %s", who, network, why)
 
 
 def _presented(facts: RequestFacts) -> tuple[Proof, str]:
