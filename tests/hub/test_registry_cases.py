@@ -24,6 +24,7 @@ from corral.hub import registry as registry_module
 from corral.main.hub import build_hub
 from corral.main.services import open_hub_services
 from corral.settings import Settings
+from corral.storage.revocations import RevocationLog
 from corral.storage.sql.engine import Database
 from corral.wire.manifest import CONFIG_TYPE, MANIFEST_TYPE
 from corral.wire.registry import ImageManifest, parse_image_manifest
@@ -75,8 +76,8 @@ def databases(monkeypatch: pytest.MonkeyPatch) -> list[Database]:
     opened: list[Database] = []
     start = Database.__init__
 
-    def noted(self: Database, path: Path) -> None:
-        start(self, path)
+    def noted(self: Database, path: Path, log: RevocationLog) -> None:
+        start(self, path, log)
         opened.append(self)
 
     monkeypatch.setattr(Database, "__init__", noted)

@@ -17,6 +17,7 @@ import pytest
 import sqlalchemy as sa
 
 from corral.core.registry import NewManifest, Repository, StoredManifest, Upload, Visibility
+from corral.storage.revocations import RevocationLog
 from corral.storage.sql.accounts import SqlAccounts
 from corral.storage.sql.engine import Database, open_database
 from corral.storage.sql.registry import SqlRegistry
@@ -55,7 +56,7 @@ class Registry:
     """A store and its files, and the steps of those who work on them: on one blob at a time."""
 
     def __init__(self, directory: Path, template: Path) -> None:
-        self.database = Gated(Path(shutil.copy(template, directory / "hub.db")))
+        self.database = Gated(Path(shutil.copy(template, directory / "hub.db")), RevocationLog(directory / "revocations.log"))
         self.store = SqlRegistry(self.database, clock=FakeClock())
         self.files = UploadFiles(directory / "blobs", directory / "cache")
         self._path = directory / "hub.db"
