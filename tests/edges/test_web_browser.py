@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, async_playwright, expect, expect
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
@@ -214,5 +214,6 @@ async def test_copy_button_copies_what_it_stands_beside(site: Site, chromium: Br
         await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
         await page.goto(site.public_url)
         await page.get_by_role("button", name="Copy command").first.click()
-        assert await page.locator("#said").inner_text() == "Copied"
+        # The browser copies, and then calls back.
+        await expect(page.locator("#said")).to_have_text("Copied")
         assert await page.evaluate("navigator.clipboard.readText()") == f"corral signin --hub {site.public_url}"
