@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright, expect, expect
+from playwright.async_api import Browser, Page, async_playwright, expect
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
