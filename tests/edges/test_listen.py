@@ -226,6 +226,25 @@ async def test_t110_body_that_stalls_is_408_and_its_connection_ends(monkeypatch:
     await served.ended()
 
 
+async def test_small_pieces_of_an_answer_leave_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[connection.Connection] = []
+    take = connection.Connection.connection_made
+
+    def noting(self: connection.Connection, transport: asyncio.Transport) -> None:
+        made.append(self)
+        take(self, transport)
+
+    monkeypatch.setattr(connection.Connection, "connection_made", noting)
+    served = Served(app_of(no_events), drain_s=5)
+    _, writer = await served.get("/")
+    while not made:
+        await asyncio.sleep(0.005)
+    assert made[0].transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    writer.close()
+    served.stop.set()
+    await served.ended()
+
+
 async def test_serve_on_a_taken_port_touches_nothing() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

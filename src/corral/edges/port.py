@@ -21,7 +21,8 @@ def listening_socket(host: str, port: int) -> socket.socket:
     """A socket that takes connections there. Raises: conflict for a taken port, invalid for an address that is not ours."""
     address = resolve(host, port)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is named because asyncio asks for it: what is taken from any other socket collects small pieces for 40 ms (Nagle).
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if os.name == "posix":
             # Connections that lately ended there do not make a port taken; a listener does, with or without this.
