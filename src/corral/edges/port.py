@@ -21,7 +21,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
     """A socket that takes connections there. Raises: conflict for a taken port, invalid for an address that is not ours."""
     address = resolve(host, port)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    # The protocol is named because asyncio asks for it: what is taken from any other socket collects small pieces for 40 ms (Nagle).
+    # The protocol is named because asyncio looks at it: on other sockets small pieces wait for each other, for 40 ms (Nagle).
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if os.name == "posix":
