@@ -12,7 +12,7 @@ import click
 
 from corral.cli import render
 from corral.cli.command import command
-from corral.cli.commands_keys import DEFAULT_EXPIRY, key_name, parse_expiry
+from corral.cli.commands_keys import expires_option, key_name, parse_expiry
 from corral.cli.context import Decorated, Environment, Failed, json_option, pass_environment
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ def terms_options(add: Decorated) -> Decorated:
         click.option("--models", default="", metavar="PATTERNS", help='Only these, as "llama*,qwen3:*". [default: every model]'),
         click.option("--cloud", is_flag=True, help="Let it use hosted models with this machine's account."),
         click.option("--from", "networks", default="", metavar="NETWORKS", help="Only from there, as 192.168.0.0/16."),
-        click.option(
-            "--expires", default=DEFAULT_EXPIRY, metavar="WHEN", help="12h, 30d, 2w, a date, or never. [default: never]"
-        ),
+        expires_option,
     )
     for option in reversed(options):
         add = option(add)

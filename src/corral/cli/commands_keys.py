@@ -19,7 +19,9 @@ from corral.cli.hub_access import HubAccess, hub_access
 from corral.cli.scopes import page_words, scope_names, scope_option, shown_scopes
 
 #: Keys live until they are revoked unless told otherwise, as ollama.com's do; only the form of the page begins with an end.
-DEFAULT_EXPIRY = "never"
+expires_option = click.option(
+    "--expires", default="never", metavar="WHEN", help="12h, 30d, 2w, a date, or never. [default: never]"
+)
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 _KEY_HEADINGS = ("ID", "NAME", "KEY", "SCOPES", "LAST USED", "EXPIRES")
 _DEVICE_HEADINGS = ("ID", "NAME", "FINGERPRINT", "SCOPES", "LAST USED")
@@ -45,9 +47,7 @@ def key_options(create: Decorated) -> Decorated:
         click.argument("name", required=False, default=""),
         click.option("--name", "name_option", default="", metavar="NAME", help="What uses the key, if it is not said before."),
         scope_option("What it may do: inference, pull, push, keys; repeatable. [default: inference]"),
-        click.option(
-            "--expires", default=DEFAULT_EXPIRY, metavar="WHEN", help="12h, 30d, 2w, a date, or never. [default: never]"
-        ),
+        expires_option,
     )
     for option in reversed(options):
         create = option(create)

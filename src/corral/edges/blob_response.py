@@ -48,10 +48,7 @@ async def blob_response(request: Request, blob: Blob, headers: Mapping[str, str]
         "Accept-Ranges": "bytes",
         **headers,
     }
-    if request.method == "HEAD":
-        await asyncio.to_thread(_check_file, blob)
-        return _Bare(200, sent)
-    if not blob.size_bytes:
+    if request.method == "HEAD" or not blob.size_bytes:
         await asyncio.to_thread(_check_file, blob)
         return _Bare(200, sent)
     part = _wanted(request, blob)
