@@ -1,9 +1,16 @@
 """The RFC 9421 form: what it covers, and that nothing but a whole, fresh, single signature passes."""
 
+import base64
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from urllib.parse import quote
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from http_message_signatures import HTTPMessageSigner, HTTPMessageVerifier, algorithms
+from http_message_signatures.exceptions import HTTPMessageSignaturesException
+from http_message_signatures.resolvers import MappingKeyResolver
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +23,15 @@ NOW = 1_790_000_000.0
 URL = "https://hub.example/api/keys?a=1&b=%2F"
 BODY = b'{"name": "ci"}'
 Headers = dict[str, str]
+
+
+@dataclass
+class PreparedRequest:
+    """What the package reads a request from."""
+
+    method: str
+    url: str
+    headers: Headers
 
 
 def signed(
@@ -198,6 +214,98 @@ def test_t019_any_content_digest_is_refused(digest: str) -> None:
 def test_t022_what_was_signed_verifies(body: bytes, method: str, path: str) -> None:
     url = f"https://hub.example/{quote(path, safe='/%?&=')}"
     assert verify(signed(method=method, url=url, body=body), method=method, url=url, body=body).key == KEY.public
+
+
+@given(
+    st.binary(max_size=64),
+    st.sampled_from(["GET", "POST", "DELETE", "X"]),
+    st.sampled_from(
+        ["https://hub.example", "http://localhost:11435", "http://127.0.0.1:1", "http://[::1]:11435", "HTTPS://Hub.example"]
+    ),
+    st.text("aZ09/%2F?&=.~!$'()*+,;:@-_", max_size=12),
+    st.none() | st.text(" !;=/x\t~", max_size=8),
+)
+@settings(max_examples=150)
+def test_t022_one_spelling_that_is_written_and_read_here_is_the_packages_own(
+    body: bytes, method: str, base: str, path: str, content_type: str | None
+) -> None:
+    url = f"{base}/{path}"
+    sent = {} if content_type is None else {"Content-Type": content_type}
+    ours, theirs = (_outcome(signer, method, url, sent, body) for signer in (strong.sign_headers, _sign_by_package))
+    assert ours == theirs
+    if ours is not None:
+        headers = {name.lower(): value for name, value in (sent | ours).items()}
+        assert verify(headers, method=method, url=url, body=body).key == KEY.public
+        _verify_by_package(method, url, headers, body)
+
+
+def _outcome(signer: Callable[..., Headers], method: str, url: str, sent: Headers, body: bytes) -> Headers | None:
+    try:
+        return signer(KEY, method, url, sent, body=body, now=NOW, nonce=bytes(16))
+    except CorralError:
+        return None
+
+
+def _sign_by_package(
+    key: DevicePrivateKey, method: str, url: str, sent: Headers, *, body: bytes, now: float, nonce: bytes
+) -> Headers:
+    message = PreparedRequest(method, url, {name.lower(): value for name, value in sent.items()})
+    signer = HTTPMessageSigner(signature_algorithm=algorithms.ED25519, key_resolver=_resolver(key))
+    covered = ["@method", "@target-uri", *message.headers]
+    try:
+        signer.sign(
+            message,
+            key_id=key.public.blob_text,
+            created=datetime.fromtimestamp(now, UTC),
+            nonce=base64.urlsafe_b64encode(nonce).decode().rstrip("="),
+            label="corral",
+            tag=strong.TAG,
+            covered_component_ids=covered,
+            body=body,
+        )
+    except HTTPMessageSignaturesException as error:
+        raise CorralError("bad_request") from error
+    return {name: value for name, value in message.headers.items() if name != "content-type"}
+
+
+def _verify_by_package(method: str, url: str, headers: Headers, body: bytes) -> None:
+    verifier = HTTPMessageVerifier(signature_algorithm=algorithms.ED25519, key_resolver=_resolver(KEY))
+    verifier.verify(PreparedRequest(method, url, dict(headers)), max_age=None, expect_tag=strong.TAG, body=body)
+
+
+def _resolver(key: DevicePrivateKey) -> MappingKeyResolver:
+    private = Ed25519PrivateKey.from_private_bytes(key.seed)
+    identity = key.public.blob_text
+    return MappingKeyResolver(public_keys={identity: private.public_key()}, private_keys={identity: private})
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text.replace('" "', '"  "', 1),
+        lambda text: text.replace(";created", "; created"),
+        lambda text: text.replace(';alg="ed25519"', ""),
+        lambda text: text.replace("corral=", "other="),
+        lambda text: text.replace('("@method" "@target-uri"', '("@target-uri" "@method"'),
+    ],
+)
+def test_other_spelling_of_the_standard_is_read_when_it_was_signed(edit: Callable[[str], str]) -> None:
+    headers = signed()
+    spelling = edit(headers["signature-input"])
+    assert spelling != headers["signature-input"]
+    label, _, parameters = spelling.partition("=")
+    # What is signed is the canonical serialisation, whatever the spelling in the header (RFC 9421 2.5 and 4.1).
+    canonical = parameters.replace("  ", " ").replace("; ", ";")
+    covered = {
+        "@method": "POST",
+        "@target-uri": URL,
+        "content-type": "application/json",
+        "content-digest": headers["content-digest"],
+    }
+    names = canonical[1 : canonical.index(")")].replace('"', "").split()
+    base = "\n".join([*(f'"{name}": {covered[name]}' for name in names), f'"@signature-params": {canonical}'])
+    signature = f"{label}=:{base64.b64encode(KEY.sign(base.encode())).decode()}:"
+    assert verify(headers | {"signature-input": spelling, "signature": signature}).key == KEY.public
 
 
 @pytest.mark.parametrize(

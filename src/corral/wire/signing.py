@@ -74,7 +74,7 @@ def parse_authorized_key(text: str) -> DevicePublicKey:
     parts = text.strip().split()
     if len(parts) < 2 or parts[0] != "ssh-ed25519":
         raise CorralError("bad_request", "the key is not of the form: ssh-ed25519 AAAA…")
-    key = _key_from_blob_text(parts[1])
+    key = key_from_blob_text(parts[1])
     # Small-order keys verify signatures that nobody made; libsodium refuses them when it verifies, so refuse them here too.
     if key is None or not bindings.crypto_core_ed25519_is_valid_point(key.raw):
         raise CorralError("bad_request", "the key is not a valid ssh-ed25519 public key")
@@ -93,7 +93,8 @@ def parse_encoded_key(text: str) -> DevicePublicKey:
     return key
 
 
-def _key_from_blob_text(text: str) -> DevicePublicKey | None:
+def key_from_blob_text(text: str) -> DevicePublicKey | None:
+    """The key of a blob's one canonical base64 text, not yet known to be a usable point; None for anything else."""
     blob = _strict_base64(text)
     if blob is None or len(blob) != len(_KEY_TYPE) + 32 or not blob.startswith(_KEY_TYPE):
         return None
@@ -227,3 +228,7 @@ def signed_target(path: str, query: str, ts: int) -> str:
     # Go's url.Values.Encode sorts by key and keeps the order of equal keys.
     pairs.sort(key=lambda part: part.split("=", 1)[0])
     return f"{path}?{'&'.join(pairs)}"
+
+
+# Checked once at import so that a build of libsodium without the call fails at start, not at the first request.
+assert bindings.has_crypto_core_ed25519

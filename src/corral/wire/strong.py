@@ -3,12 +3,20 @@
 It covers what the stock form leaves out: the host, the whole target and the body (RFC 9530 Content-Digest), and carries a nonce
 that the verifier must use up. `keyid` is the base64 SSH key blob, not the fingerprint, so that a verifier can check the signature
 before any look-up, in the same order as for the stock form.
+
+Our own client writes it in one spelling, which is written and read here; every other spelling that the standard allows, and every
+URL with something unusual in it, goes through the http-message-signatures package. That reads any signature there is, which takes
+0.8 ms, on either side of every request that waits for its first token; one known spelling takes 0.1 ms. The tests hold the two
+against each other.
 """
 
 import base64
+import re
+from binascii import a2b_base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from http_message_signatures import (
@@ -18,16 +26,35 @@ from http_message_signatures import (
     algorithms,
 )
 from http_message_signatures.exceptions import HTTPMessageSignaturesException
-from nacl import bindings
 
 from corral.wire.errors import CorralError
-from corral.wire.signing import DevicePrivateKey, DevicePublicKey, check_window, parse_authorized_key
+from corral.wire.signing import (
+    DevicePrivateKey,
+    DeviceProof,
+    DevicePublicKey,
+    check_window,
+    key_from_blob_text,
+    parse_authorized_key,
+    verify,
+)
 
 TAG = "corral-v1"
 #: A signature older than this is refused; the nonce must be remembered at least this long plus the allowed skew.
 MAX_AGE_S = 60
 NONCE_BYTES = 16
 _COVERED = ("@method", "@target-uri", "content-digest")
+_ALL_COVERED = '"@method" "@target-uri" "content-type" "content-digest"'
+
+#: What needs no thought to be signed: `_URL` is its own target URI as RFC 9421 2.2.2 wants it, and so on.
+_METHOD = re.compile(r"[A-Z]{1,20}")
+_URL = re.compile(r"https?://[a-z0-9.\-]+(?::[0-9]+)?/(?:[A-Za-z0-9._~\-!$&'()*+,;=:@/?]|%[0-9A-Fa-f]{2})*")
+_CONTENT_TYPE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
+#: A signature as `_signed` writes it. The last character before padding has spare bits, which have to be zero: one spelling each.
+_INPUT = re.compile(
+    r'corral=(\("@method" "@target-uri"( "content-type")? "content-digest"\)'
+    r';created=([0-9]{10});keyid="([A-Za-z0-9+/]{68})";alg="ed25519";nonce="([A-Za-z0-9_-]{16,64})";tag="corral-v1")'
+)
+_SIGNATURE = re.compile(r"corral=:([A-Za-z0-9+/]{85}[AQgw]==):")
 
 
 @dataclass(slots=True)
@@ -61,15 +88,18 @@ def sign_headers(
     """The headers to add: Content-Digest, Signature-Input and Signature. url: absolute, as it will be sent. headers: those
     that will be sent; `content-type` is covered when present. nonce: `NONCE_BYTES` random bytes. Raises: bad_request for
     another URL."""
-    sent = {name.lower(): value for name, value in headers.items()}
-    message = _Message(method.upper(), url, {"content-type": sent["content-type"]} if "content-type" in sent else {})
-    covered = (*_COVERED[:2], *(("content-type",) if "content-type" in sent else ()))
+    content_type = next((value for name, value in headers.items() if name.lower() == "content-type"), None)
+    nonce_text = base64.urlsafe_b64encode(nonce).decode().rstrip("=")
+    if _is_plain(method, url, content_type):
+        return _signed(key, method, url, content_type, body=body, created=int(now), nonce=nonce_text)
+    message = _Message(method.upper(), url, {} if content_type is None else {"content-type": content_type})
+    covered = (*_COVERED[:2], *(() if content_type is None else ("content-type",)))
     try:
         HTTPMessageSigner(signature_algorithm=algorithms.ED25519, key_resolver=_Keys(key)).sign(
             message,
             key_id=key.public.blob_text,
             created=datetime.fromtimestamp(int(now), UTC),
-            nonce=base64.urlsafe_b64encode(nonce).decode().rstrip("="),
+            nonce=nonce_text,
             label="corral",
             tag=TAG,
             covered_component_ids=covered,
@@ -79,6 +109,38 @@ def sign_headers(
         raise CorralError("bad_request", "this URL cannot be signed; it is not an absolute URL in its encoded form") from error
     message.headers.pop("content-type", None)
     return message.headers
+
+
+def _is_plain(method: str, url: str, content_type: str | None) -> bool:
+    return bool(
+        _METHOD.fullmatch(method) and _URL.fullmatch(url) and (content_type is None or _CONTENT_TYPE.fullmatch(content_type))
+    )
+
+
+def _signed(
+    key: DevicePrivateKey, method: str, url: str, content_type: str | None, *, body: bytes, created: int, nonce: str
+) -> dict[str, str]:
+    covered = '"@method" "@target-uri" "content-digest"' if content_type is None else _ALL_COVERED
+    digest = _digest(body)
+    parameters = f'({covered});created={created};keyid="{key.public.blob_text}";alg="ed25519";nonce="{nonce}";tag="{TAG}"'
+    signature = key.sign(_base(method, url, content_type, digest, parameters))
+    return {
+        "Content-Digest": digest,
+        "Signature-Input": f"corral={parameters}",
+        "Signature": f"corral=:{base64.b64encode(signature).decode()}:",
+    }
+
+
+def _digest(body: bytes) -> str:
+    return f"sha-256=:{base64.b64encode(sha256(body).digest()).decode()}:"
+
+
+def _base(method: str, url: str, content_type: str | None, digest: str, parameters: str) -> bytes:
+    """The bytes that are signed. Source: RFC 9421 2.5."""
+    type_line = "" if content_type is None else f'"content-type": {content_type}\n'
+    return (
+        f'"@method": {method}\n"@target-uri": {url}\n{type_line}"content-digest": {digest}\n"@signature-params": {parameters}'
+    ).encode("ascii")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +160,34 @@ def verify_headers(method: str, url: str, headers: Mapping[str, str], *, body: b
     """Check a strong signature over everything it must cover. url: our configured public URL plus the raw target, never rebuilt
     from Host. headers: lower-case names, repeated fields joined by `, `. Raises: unauthorized; clock_skew when the clock is
     minutes off."""
+    content_type = headers.get("content-type")
+    spelled = _INPUT.fullmatch(headers.get("signature-input", "")) if _is_plain(method, url, content_type) else None
+    if spelled is None:
+        key, created, nonce = _verified_by_package(method, url, headers, body)
+    else:
+        parameters, covers_type, created_text, blob_text, nonce = spelled.groups()
+        public, signature = key_from_blob_text(blob_text), _SIGNATURE.fullmatch(headers.get("signature", ""))
+        digest = _digest(body)
+        if public is None or signature is None or (covers_type is None) != (content_type is None):
+            raise CorralError("unauthorized")
+        if headers.get("content-digest") != digest:
+            raise CorralError("unauthorized")
+        message = _base(method, url, content_type, digest, parameters)
+        verify(DeviceProof(public, a2b_base64(signature[1])), message)
+        key, created = public, int(created_text)
+    _check_age(created, now)
+    return StrongProof(key, nonce)
+
+
+def _verified_by_package(method: str, url: str, headers: Mapping[str, str], body: bytes) -> tuple[DevicePublicKey, int, str]:
+    """(key, created, nonce) of a signature in any spelling. Raises: unauthorized."""
     required = (*_COVERED, *(("content-type",) if "content-type" in headers else ()))
     keys = _Keys()
     verifier = HTTPMessageVerifier(signature_algorithm=algorithms.ED25519, key_resolver=keys)
     try:
         results = verifier.verify(
             _Message(method, url, dict(headers)),
-            # The library reads the real clock; age is checked below against the clock we are given.
+            # The library reads the real clock; age is checked against the clock we are given.
             max_age=None,
             expect_tag=TAG,
             require_components=required,
@@ -118,8 +201,7 @@ def verify_headers(method: str, url: str, headers: Mapping[str, str], *, body: b
     created, nonce = parameters.get("created"), parameters.get("nonce")
     if not isinstance(created, int) or not isinstance(nonce, str) or not 16 <= len(nonce) <= 64:
         raise CorralError("unauthorized")
-    _check_age(created, now)
-    return StrongProof(keys.public, nonce)
+    return keys.public, created, nonce
 
 
 def _check_age(created: int, now: float) -> None:
@@ -128,7 +210,3 @@ def _check_age(created: int, now: float) -> None:
     age = timedelta(seconds=now - created)
     if not timedelta(seconds=-5) <= age <= timedelta(seconds=MAX_AGE_S):
         raise CorralError("unauthorized", f"the signature was made {round(now - created)} s ago; check this machine's clock")
-
-
-# Checked once at import so that a build of libsodium without the call fails at start, not at the first request.
-assert bindings.has_crypto_core_ed25519
