@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 import selectors
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -218,7 +219,7 @@ async def _read_request(reader: asyncio.StreamReader) -> Asked | None:
 
 
 @asynccontextmanager
-async def raw_server() -> AsyncIterator[RawServer]:
+async def raw_server(tls: ssl.SSLContext | None = None) -> AsyncIterator[RawServer]:
     """A RawServer on a free port of loopback."""
     served = RawServer()
     running: set[asyncio.Task[None]] = set()
@@ -232,8 +233,8 @@ async def raw_server() -> AsyncIterator[RawServer]:
         with suppress(asyncio.CancelledError):
             await served.handle(reader, writer)
 
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
-    served.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=tls)
+    served.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield served
     finally:

@@ -13,7 +13,7 @@ import msgspec
 
 from corral.core.ports import ChatCall, Chunk, CompletionCall, Finish
 from corral.engines.decode import AnswerDecoder, ChatDecoder, CompletionDecoder, error_text
-from corral.engines.loopback import Answer, posted
+from corral.engines.http1 import Answer, Place, posted
 from corral.engines.machine import exhausted, is_exhausted
 from corral.wire.errors import CorralError
 from corral.wire.secrets import Secret
@@ -114,9 +114,9 @@ class LlamaHttp:
         stop: Callable[[], Awaitable[None]],
         template_s: float = _TEMPLATE_S,
     ) -> None:
-        host, _, port = url.removeprefix("http://").partition(":")
-        self._address = (host, int(port))
-        self._headers = {"Authorization": f"Bearer {key.reveal()}", "Content-Type": "application/json"}
+        # It ends the connection behind every stream, whatever we ask for.
+        headers = {"Connection": "close", "Authorization": f"Bearer {key.reveal()}", "Content-Type": "application/json"}
+        self._server = Place(url, headers)
         self._explain = explain
         self._stop = stop
         self._template_s = template_s
@@ -177,7 +177,7 @@ class LlamaHttp:
         if self._answered_at_s is not None and asyncio.get_running_loop().time() - self._answered_at_s < _FRESH_S:
             return True
         try:
-            async with asyncio.timeout(_HEALTH_S), posted(self._address, "/health", {}, None, silence_s=_HEALTH_S) as answer:
+            async with asyncio.timeout(_HEALTH_S), posted(self._server, "/health", None, silence_s=_HEALTH_S) as answer:
                 return answer.status == 200
         except OSError as error:  # TimeoutError is one
             # Nothing is known then; to call a runner dead would end the answers that it is giving.
@@ -253,7 +253,7 @@ class LlamaHttp:
         words = _NO_ANSWER
         content = None if body is None else _encoder.encode(body)
         try:
-            async with posted(self._address, path, self._headers, content, silence_s=silence_s) as answer:
+            async with posted(self._server, path, content, silence_s=silence_s) as answer:
                 if answer.status != 200:
                     raise _refusal(answer.status, await answer.read(_ERROR_BYTES))
                 words = _BROKEN_OFF

@@ -11,12 +11,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
 import msgspec
 
 from corral.core.ports import ChatCall, Chunk, CompletionCall, Finish, LoadOptions
 from corral.core.records import Model
 from corral.engines.decode import AnswerDecoder, ChatDecoder, error_text
+from corral.engines.http1 import Answer, BrokenAnswer, Place, Pool
 from corral.wire.errors import CorralError
 from corral.wire.secrets import Secret
 
@@ -25,6 +25,8 @@ _CONNECT_S, _SILENCE_S = 10.0, 600.0
 #: nothing.
 _KEEP_ALIVE_S = 4.0
 _MAX_CONNECTIONS = 1000
+#: Bytes are passed on as they are, so they must not come packed in a way the caller did not ask for.
+_HEADERS = {"Content-Type": "application/json", "Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "corral"}
 _ERROR_BYTES, _ANSWER_BYTES = 64 * 1024, 64 * 1024 * 1024
 _MAX_TOKENS_NAME = "max_tokens"
 _SECONDS = re.compile(r"[0-9]{1,5}")
@@ -70,15 +72,8 @@ class UpstreamEngine:
 
     def __init__(self, *, keys: Mapping[str, Secret] | None = None) -> None:
         self._keys = dict(keys or {})
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE_S),
-            # Bytes are passed on as they are, so they must not come packed in a way the caller did not ask for.
-            headers={"Content-Type": "application/json", "Accept-Encoding": "identity", "User-Agent": "corral"},
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
-            auto_decompress=False,
-        )
+        self._places: dict[str, Place] = {}
+        self._pool = Pool(max_connections=_MAX_CONNECTIONS, connect_s=_CONNECT_S, silence_s=_SILENCE_S, idle_s=_KEEP_ALIVE_S)
 
     async def load(self, model: Model, options: LoadOptions) -> "UpstreamRunner":
         """A runner for a stub; nothing is loaded. Raises: invalid for an address that is none."""
@@ -87,60 +82,67 @@ class UpstreamEngine:
 
     async def open_stream(self, base_url: str, path: str, body: bytes) -> "UpstreamStream":
         """See UpstreamRelay."""
-        if self._session.closed:
+        if self._pool.is_closed:
             raise CorralError("unavailable", "the server is shutting down", retry_after_s=5)
-        key = self._keys.get(base_url)
-        headers = {"Authorization": f"Bearer {key.reveal()}"} if key else {}
         try:
-            response = await self._session.post(f"{base_url}{path}", data=body, headers=headers, allow_redirects=False)
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+            place = self._places.get(base_url) or self._place(base_url)
+            return UpstreamStream(self._pool, place, await self._pool.post(place, path, body))
+        except (OSError, ValueError) as error:
             raise _unreachable() from error
-        return UpstreamStream(response)
+
+    def _place(self, base_url: str) -> Place:
+        """Raises: ValueError."""
+        key = self._keys.get(base_url)
+        place = self._places[base_url] = Place(base_url, _HEADERS | ({"Authorization": f"Bearer {key.reveal()}"} if key else {}))
+        return place
 
     async def close(self) -> None:
         """End every connection."""
-        await self._session.close()
+        self._pool.close()
 
 
 class UpstreamStream:
     """A HubStream: an upstream's answer that is still arriving."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
+    def __init__(self, pool: Pool, place: Place, answer: Answer) -> None:
+        self._pool = pool
+        self._place = place
+        self._answer = answer
 
     @property
     def status(self) -> int:
         """Of the answer."""
-        return self._response.status
+        return self._answer.status
 
     @property
     def headers(self) -> Sequence[tuple[str, str]]:
         """As received; lower-case names."""
-        return [(name.lower(), value) for name, value in self._response.headers.items()]
+        return self._answer.headers
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives. Raises: upstream_failed when it ends too early."""
-        try:
-            async for data in self._response.content.iter_any():
-                yield data
-        except (aiohttp.ClientError, OSError) as error:
-            raise CorralError("upstream_failed", "the upstream broke off its answer") from error
+        while data := await self._next():
+            yield data
 
     async def read(self, limit_bytes: int) -> bytes:
         """The body, cut off at the limit. Raises: upstream_failed."""
-        body = bytearray()
-        async for data in self.chunks():
-            body += data
-            if len(body) >= limit_bytes:
-                break
-        return bytes(body[:limit_bytes])
+        body = await self._next()
+        if not self._answer.is_read:
+            whole = bytearray(body)
+            while len(whole) < limit_bytes and (data := await self._next()):
+                whole += data
+            body = bytes(whole)
+        return body[:limit_bytes]
+
+    async def _next(self) -> bytes:
+        try:
+            return await self._answer.next()
+        except BrokenAnswer as error:
+            raise CorralError("upstream_failed", "the upstream broke off its answer") from error
 
     async def close(self) -> None:
         """Give the connection back, or end it when the body was not read to its end. Safe to call twice."""
-        if self._response.content.at_eof():
-            self._response.release()
-        else:
-            self._response.close()
+        self._pool.release(self._place, self._answer)
 
 
 class UpstreamRunner:
