@@ -44,16 +44,12 @@ class SqlCredentials:
         self._nonces_used = 0
 
     async def device(self, key: DevicePublicKey) -> tuple[Device, Account] | None:
-        """One inline read by the unique index of live keys: 17 µs with the records made."""
-        row = self._database.row(_DEVICE_BY_KEY, key.raw)
-        return (_device_of(row), account_of(row)) if row else None
+        """By the unique index of live keys."""
+        return self._database.look_up(_DEVICE_BY_KEY, _device_and_owner, key.raw)
 
     async def api_key(self, public_id: str) -> StoredApiKey | None:
-        """One inline read by primary key: 17 µs with the records made."""
-        row = self._database.row(_API_KEY_BY_ID, public_id)
-        if row is None:
-            return None
-        return StoredApiKey(key=_api_key_of(row), owner=account_of(row), hmac=row[-2], pepper_id=row[-1])
+        """By primary key."""
+        return self._database.look_up(_API_KEY_BY_ID, _stored_api_key, public_id)
 
     async def devices_of(self, account_id: str) -> Sequence[Device]:
         """Live ones, oldest first."""
@@ -276,6 +272,14 @@ def parse_scopes(text: str) -> frozenset[Scope]:
 
 def _time(micros: int | None) -> datetime | None:
     return None if micros is None else from_micros(micros)
+
+
+def _device_and_owner(row: tuple[Any, ...]) -> tuple[Device, Account]:
+    return _device_of(row), account_of(row)
+
+
+def _stored_api_key(row: tuple[Any, ...]) -> StoredApiKey:
+    return StoredApiKey(key=_api_key_of(row), owner=account_of(row), hmac=row[-2], pepper_id=row[-1])
 
 
 def _device_of(row: Sequence[Any]) -> Device:

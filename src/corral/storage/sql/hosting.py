@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
@@ -77,6 +77,13 @@ class _Hosted(NamedTuple):
     manifest_digest: str
 
 
+def _hosted_row(raw: tuple[Any, ...]) -> _Hosted:
+    """A row as the file has it."""
+    *head, is_public, created_at, namespace, model, tag, updated_at, digest = raw
+    times = from_micros(created_at), from_micros(updated_at or 0)
+    return _Hosted._make((*head, bool(is_public), times[0], namespace, model, tag, times[1], digest))
+
+
 class SqlHosting:
     """A HostedStore, and the way to put models of this machine into it. cache_dir: may be deleted at any time. read_facts: how
     the headers of weights are read, which strangers may have pushed."""
@@ -107,18 +114,13 @@ class SqlHosting:
         return hosted
 
     async def get(self, name: str) -> HostedModel | None:
-        """One inline read by primary key. Raises: unavailable when the model is offered but its manifest cannot be read."""
+        """By primary key. Raises: unavailable when the model is offered but its manifest cannot be read."""
         try:
             key = _key_of(name)
         except CorralError:
             return None
-        raw = self._database.row(_HOSTED_BY_NAME, key)
-        if raw is None:
-            return None
-        *head, is_public, created_at, namespace, model, tag, updated_at, digest = raw
-        times = from_micros(created_at), from_micros(updated_at or 0)
-        row = _Hosted._make((*head, bool(is_public), times[0], namespace, model, tag, times[1], digest))
-        return await self._hosted_of(row)
+        row = self._database.look_up(_HOSTED_BY_NAME, _hosted_row, key)
+        return None if row is None else await self._hosted_of(row)
 
     async def offer(self, model: HostedModel) -> None:
         """Raises: bad_request for a name that is none, not_found when the model is in no repository of this hub."""
