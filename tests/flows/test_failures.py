@@ -110,10 +110,17 @@ def test_second_sigterm_of_up_ends_a_running_stream_with_an_error_line(running: 
     assert running.up is not None
     with opened("POST", f"{running.local_url}/api/generate", {"model": MODEL, **LONG}) as response:
         assert json.loads(response.readline())["done"] is False
+        servers = [pid for pid, command in descendants(running.up.process.pid).items() if "--supervised" in command]
+        for pid in servers:
+            # Busy for a moment, so that both signals find them at once.
+            os.kill(pid, signal.SIGSTOP)
         running.up.process.send_signal(signal.SIGTERM)
         # The first lets what runs finish; the second does not wait for it.
         running.up.wait_for("Stopping")
         running.up.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: all(waiting_signals(pid) == 2 for pid in servers), "both signals to be passed on", timeout_s=10)
+        for pid in servers:
+            os.kill(pid, signal.SIGCONT)
         last = [line for line in response if line.strip()][-1]
     assert "error" in json.loads(last), last
     assert running.up.finish() == 0
@@ -222,6 +229,13 @@ def test_commands_without_a_local_server_say_how_to_start_it(fresh: Stack) -> No
     done = fresh.corral("list", status=1)
     assert "corral" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def waiting_signals(pid: int) -> int:
+    """How many different signals a process has not come to yet. Of one kind there is never more than one."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (mask,) = [line.split()[1] for line in status.splitlines() if line.startswith("ShdPnd:")]
+    return int(mask, 16).bit_count()
 
 
 def engines_of(stack: Stack) -> list[int]:

@@ -141,7 +141,8 @@ class Supervisor:
         while True:
             await signals.get()
             for child in self._children:
-                child.signal(signal.SIGTERM)
+                # Not SIGTERM again: a child that has not yet come to the first would see the two as one, and drain on.
+                child.signal(signal.SIGINT)
 
 
 class _Child:
