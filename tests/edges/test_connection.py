@@ -419,14 +419,45 @@ async def test_r07_who_leaves_with_requests_waiting_ends_the_one_that_runs(serve
     assert served.seen == []
 
 
-async def test_request_right_behind_a_refused_body_gets_all_the_time_it_takes(served: Served) -> None:
+async def test_r16_connection_that_rests_too_long_is_closed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "IDLE_S", 0.05)
+    reader, writer = await served.open()
+    writer.write(request("POST", "/echo", b"x", keep=True))
+    await asyncio.wait_for(reader.readuntil(b"}"), 20)
+    assert await asyncio.wait_for(reader.read(), 20) == b""
+    await until(not served.state.connections for _ in iter(int, 1))
+    writer.close()
+
+
+async def test_connection_rests_from_its_last_answer_on(served: Served) -> None:
+    reader, writer = await served.open()
+    writer.write(request("POST", "/echo", b"x", keep=True))
+    await asyncio.wait_for(reader.readuntil(b"}"), 20)
+    [only] = served.state.connections
+    only._idle_since -= connection.IDLE_S - 1
+    only._look_at_idleness()
+    writer.write(request("POST", "/echo", b"y", keep=True))
+    await asyncio.wait_for(reader.readuntil(b"}"), 20)
+    only._look_at_idleness()
+    assert not only.transport.is_closing()
+    only._idle_since -= connection.IDLE_S
+    only._look_at_idleness()
+    assert await asyncio.wait_for(reader.read(), 20) == b""
+    writer.close()
+
+
+async def test_request_right_behind_a_refused_body_gets_all_the_time_it_takes(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "IDLE_S", 0.0)
     reader, writer = await served.open()
     writer.write(request("POST", "/refuse", b"", "Content-Length: 3", keep=True))
     await asyncio.wait_for(reader.readuntil(b"}"), 20)
     [only] = served.state.connections
     writer.write(b"abc" + request("GET", "/wait", keep=True))
     await asyncio.wait_for(reader.readuntil(b"begun"), 20)
-    assert only.timeout_keep_alive_task is None
+    only._look_at_idleness()
+    assert not only.transport.is_closing()
     served.goes_on.set()
     await asyncio.wait_for(reader.readuntil(b"0\r\n\r\n"), 20)
     writer.close()

@@ -91,7 +91,6 @@ def connection_factory(app: Application, state: State) -> Callable[[], "Connecti
         ws="none",
         lifespan="off",
         interface="asgi3",
-        timeout_keep_alive=IDLE_S,
         log_config=None,
         access_log=False,
         proxy_headers=False,
@@ -121,6 +120,8 @@ class Connection(HttpToolsProtocol):
         self._lingering: _Lingering | None = None
         #: What is being answered; `cycle` is the request that came last.
         self._running: RequestResponseCycle | None = None
+        self._idle_since = 0.0
+        self._idle_timer: asyncio.TimerHandle | None = None
 
     # What asyncio calls
 
@@ -132,6 +133,8 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of everything."""
         self._stop_timer()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         super().connection_lost(exc)
         if (running := self._running) is not None and not running.response_complete:
             running.disconnected = True
@@ -143,7 +146,6 @@ class Connection(HttpToolsProtocol):
         if self._lingering is not None:
             self._lingering.bytes += len(data)
         self._pending_bytes += len(data)
-        self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
         except HttpParserUpgrade as offer:
@@ -213,8 +215,6 @@ class Connection(HttpToolsProtocol):
             # Thousands fit into what is read at once, and each takes a hundred times what it took on the wire.
             raise _TooMuch("Too many requests at once.")
         self._stop_timer()
-        # Set again when the end of the request before came in the same piece.
-        self._unset_keepalive_if_required()
         self._pending_bytes = 0
         self._is_in_body = True
         self._state.renew_date()
@@ -272,11 +272,17 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request, or for the rest of this one."""
-        super().on_response_complete()
-        if self._is_in_body and self.cycle.response_complete and not self.transport.is_closing():
-            self._unset_keepalive_if_required()
+        """Go on with the next request, or wait for it, or for the rest of this one. Not uvicorn's way, which makes and cancels a
+        timer for each."""
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._is_in_body:
             self._linger(then_closes=False)
+        else:
+            self._rest()
 
     def shutdown(self) -> None:
         """End an idle connection now, a busy one after its answer."""
@@ -285,6 +291,24 @@ class Connection(HttpToolsProtocol):
         super().shutdown()
 
     # Time
+
+    def _rest(self) -> None:
+        """Give the next request its time."""
+        self._idle_since = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(IDLE_S, self._look_at_idleness)
+
+    def _look_at_idleness(self) -> None:
+        """Once in a while: has nothing come for so long?"""
+        self._idle_timer = None
+        if self._is_in_message or self._is_in_body or not (self.cycle is None or self.cycle.response_complete):
+            # Another time begins with the answer.
+            return
+        left_s = self._idle_since + IDLE_S - self.loop.time()
+        if left_s <= 0:
+            self.transport.close()
+        else:
+            self._idle_timer = self.loop.call_later(left_s, self._look_at_idleness)
 
     def _await_head(self) -> None:
         if self._timer is None and self._lingering is None:
@@ -329,7 +353,7 @@ class Connection(HttpToolsProtocol):
         if then_closes:
             self.transport.close()
         else:
-            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+            self._rest()
 
 
 class _Lingering:
