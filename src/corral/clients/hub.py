@@ -54,6 +54,7 @@ from corral.wire.strong import NONCE_BYTES, sign_headers
 _MAX_REPLY_BYTES: Final = 1024 * 1024
 _MAX_ERROR_BYTES: Final = 64 * 1024
 _CONNECT_TIMEOUT_S: Final = 10.0
+_SMALL_BODY_BYTES: Final = 64 * 1024
 _SMALL_CALL_TIMEOUT_S: Final = 30.0
 #: A hub that refuses a strong signature is asked at most this often whether it still takes them.
 _RECHECK_EVERY_NS: Final = 60 * 1_000_000_000
@@ -325,8 +326,7 @@ class HubClient:
         response = await self._session.request(
             call.method,
             URL(f"{hub}{target}", encoded=True),
-            # aiohttp reads a BytesIO piecewise; large bytes it would write in one go, and warn.
-            data=io.BytesIO(call.body) if call.body else None,
+            data=_sendable(call.body),
             headers=headers,
             allow_redirects=False,
             proxy=self._proxies.proxy_of(str(hub)),
@@ -336,6 +336,12 @@ class HubClient:
         answer = HubResponse(hub, response)
         self._open.add(answer)
         return answer
+
+
+def _sendable(body: bytes) -> bytes | io.BytesIO | None:
+    """A small body leaves in one packet with the head. Larger bytes aiohttp would write in one go, and warn; a BytesIO it reads
+    piecewise."""
+    return (body or None) if len(body) <= _SMALL_BODY_BYTES else io.BytesIO(body)
 
 
 class HubResponse:
