@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from flows import warm
+
 PASSWORD = "correct horse battery staple"
 MODEL = "smollm2:135m"
 #: A request whose answer goes on until somebody ends it: greedily continued, counting has no end.
@@ -176,17 +178,9 @@ class Stack:
         return running
 
     def corral(self, *arguments: str, given: str = "", status: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run a corral command to its end and check its exit status. given: its standard input."""
-        done = subprocess.run(
-            [*corral_command(), *arguments],
-            env={**self.env, **environment},
-            cwd=self.home,
-            input=given,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
+        """Run a corral command to its end and check its exit status, warm. given: its standard input."""
+        env = {**self.env, **environment}
+        done = warm.run(arguments, env=env, cwd=self.home, given=given, timeout_s=PATIENCE_S)
         assert done.returncode == status, f"corral {' '.join(arguments)}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
