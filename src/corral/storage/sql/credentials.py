@@ -26,9 +26,9 @@ _API_KEY_BY_ID = (
     " FROM api_keys k JOIN accounts a ON a.id = k.account_id WHERE k.id = ? AND a.deleted_at IS NULL"
 )
 # An expired nonce counts as a new one; a live one is left as it is, which changes no row.
-_USE_NONCE = sa.text(
-    "INSERT INTO nonces (nonce, expires_at) VALUES (:nonce, :expires_at)"
-    " ON CONFLICT (nonce) DO UPDATE SET expires_at = excluded.expires_at WHERE nonces.expires_at <= :now"
+_USE_NONCE = (
+    "INSERT INTO nonces (nonce, expires_at) VALUES (?, ?)"
+    " ON CONFLICT (nonce) DO UPDATE SET expires_at = excluded.expires_at WHERE nonces.expires_at <= ?"
 )
 #: After how many uses of a nonce the expired ones are cleared away: their cost is spread thinly and the table stays small.
 _NONCES_BETWEEN_CLEANUPS = 256
@@ -203,15 +203,10 @@ class SqlCredentials:
     async def use_nonce(self, nonce: str, *, now: datetime, expires_at: datetime) -> bool:
         """One statement, so that of two who come at once only one changes a row."""
         self._nonces_used += 1
-        clean_up = self._nonces_used % _NONCES_BETWEEN_CLEANUPS == 0
-        values = {"nonce": nonce, "now": to_micros(now), "expires_at": to_micros(expires_at)}
-
-        def work(connection: sa.Connection) -> bool:
-            if clean_up:
-                connection.execute(nonces.delete().where(nonces.c.expires_at <= now))
-            return connection.execute(_USE_NONCE, values).rowcount == 1
-
-        return await self._database.write_relaxed(work)
+        if self._nonces_used % _NONCES_BETWEEN_CLEANUPS == 0:
+            expired = nonces.delete().where(nonces.c.expires_at <= now)
+            await self._database.write_relaxed(lambda connection: connection.execute(expired))
+        return await self._database.write_row(_USE_NONCE, nonce, to_micros(expires_at), to_micros(now)) == 1
 
 
 def _device_from(row: Mapping[Any, Any]) -> Device:
