@@ -196,8 +196,13 @@ async def _hosted(
 @contextlib.asynccontextmanager
 async def _web_tools(settings: Settings, services: HubServices, meter: "UsageMeter") -> "AsyncIterator[WebTools]":
     """Web search and fetch, as far as the operator set them up."""
-    from corral.clients.web import PageClient, PublicResolver, SearxngClient, open_page_session, open_search_session
     from corral.hub.web_tools import WebTools
+
+    if not (settings.search_url or settings.is_web_fetch_on):
+        # What goes out by itself takes a fifth of a second and 10 MB to import, and most hubs never do.
+        yield WebTools(engine=None, fetcher=None, usage=meter, clock=services.clock)
+        return
+    from corral.clients.web import PageClient, PublicResolver, SearxngClient, open_page_session, open_search_session
 
     user_agent = f"corral/{corral.__version__}"
     resolver = PublicResolver(settings.web_fetch_networks)
