@@ -8,6 +8,14 @@ import pytest
 from flows.stack import BOUNDED, MODEL, Stack
 
 
+@pytest.fixture(scope="session")
+def home_with_model(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
+    """A home that `corral up --model` has made and left: the small model on both sides, no account. For `Stack(like=…)`."""
+    with Stack(tmp_path_factory.mktemp("first")) as stack:
+        stack.start("--model", f"{MODEL}={small_model}", *BOUNDED)
+    return stack.home
+
+
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Stack]:
     """An installation that was never started, with an empty home. Ended with the test."""
@@ -16,16 +24,23 @@ def fresh(tmp_path: Path) -> Iterator[Stack]:
 
 
 @pytest.fixture
-def running(fresh: Stack, small_model: Path) -> Stack:
+def stocked(tmp_path: Path, home_with_model: Path) -> Iterator[Stack]:
+    """An installation that was started before, with the small model and no account, and is not running. Ended with the test."""
+    with Stack(tmp_path, like=home_with_model) as stack:
+        yield stack
+
+
+@pytest.fixture
+def running(stocked: Stack) -> Stack:
     """A started installation with the small model and no account."""
-    fresh.start("--model", f"{MODEL}={small_model}", *BOUNDED)
-    return fresh
+    stocked.start()
+    return stocked
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iterator[Stack]:
+def shared(tmp_path_factory: pytest.TempPathFactory, home_with_model: Path) -> Iterator[Stack]:
     """A started installation with the small model and the administrator alice, for the tests of one module."""
-    with Stack(tmp_path_factory.mktemp("stack")) as stack:
-        stack.start("--model", f"{MODEL}={small_model}", *BOUNDED)
+    with Stack(tmp_path_factory.mktemp("stack"), like=home_with_model) as stack:
+        stack.start()
         stack.add_account("alice")
         yield stack

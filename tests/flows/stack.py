@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -138,11 +139,14 @@ class Running:
 
 
 class Stack:
-    """A home directory, two ports and the environment that binds them. Starting it is the test's business."""
+    """A home directory, two ports and the environment that binds them. Starting it is the test's business. like: a home that an
+    installation has left, of which this one gets a copy."""
 
-    def __init__(self, folder: Path, **environment: str) -> None:
+    def __init__(self, folder: Path, *, like: Path | None = None, **environment: str) -> None:
         self.home = folder / "home"
         self.home.mkdir(parents=True)
+        if like is not None:
+            shutil.copytree(like, self.home, dirs_exist_ok=True, symlinks=True, copy_function=copy_or_link)
         local_port, hub_port = free_port(), free_port()
         self.local_url, self.hub_url = f"http://127.0.0.1:{local_port}", f"http://localhost:{hub_port}"
         self.opened_links = folder / "opened"
@@ -218,6 +222,14 @@ class Stack:
         key = self.add_key(name, "inference", "keys")
         self.corral("signin", "--api-key-stdin", given=key + "\n")
         return key
+
+
+def copy_or_link(source: str, target: str) -> None:
+    """For a copy of a home: what is linked in it, as model files are, is linked once more."""
+    if Path(source).stat().st_nlink > 1:
+        Path(target).hardlink_to(source)
+    else:
+        shutil.copy2(source, target)
 
 
 def corral_command() -> list[str]:
