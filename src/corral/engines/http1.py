@@ -28,6 +28,7 @@ _HIGH_WATER_BYTES = 256 * 1024
 _SMALL_BODY_BYTES = 64 * 1024
 _HAPPY_EYEBALLS_S = 0.25
 _HOST = re.compile(r"[A-Za-z0-9._:%-]+")
+_DIGITS = re.compile(r"[0-9.]+|[0-9a-f:.]*:[0-9a-f:.]*")
 #: Of a header's value, as it may be sent.
 _VALUE = re.compile(r"[\t !-~]*")
 _PATH_SAFE = "/%:@!$&'()*+,;=~"
@@ -81,7 +82,8 @@ async def _connected(place: Place, silence_s: float) -> "Connection":
         place.host,
         place.port,
         ssl=_trust() if place.is_secure else None,
-        happy_eyeballs_delay=_HAPPY_EYEBALLS_S,
+        # A race of one is run with tasks and all; an address of digits has no second.
+        happy_eyeballs_delay=None if _DIGITS.fullmatch(place.host) else _HAPPY_EYEBALLS_S,
     )
     return connection
 
