@@ -27,28 +27,48 @@ from flows.stack import (
 CLOUD = f"{MODEL}-cloud"
 
 
-def test_hub_killed_in_the_middle_of_a_relayed_stream_ends_it_with_an_error_line(fresh: Stack, small_model: Path) -> None:
-    up = fresh.start("--model", f"{MODEL}={small_model}")
-    fresh.add_account()
-    fresh.sign_in()
-    up.end()
-    # Two processes now, so that one can be killed without the other.
-    hub, local = fresh.begin("hub", "serve"), fresh.begin("serve", CORRAL_HUB=fresh.hub_url)
+def test_hub_killed_in_the_middle_of_a_relayed_stream_ends_it_with_an_error_line(stocked: Stack) -> None:
+    # Two commands, so that one can be killed without the other.
+    hub, local = stocked.begin("hub", "serve"), stocked.begin("serve", CORRAL_HUB=stocked.hub_url)
     try:
-        for url in (f"{fresh.hub_url}/readyz", f"{fresh.local_url}/api/version"):
+        for url in (f"{stocked.hub_url}/readyz", f"{stocked.local_url}/api/version"):
             wait_until(lambda url=url: answers(url), f"{url} to answer")
-        with opened("POST", f"{fresh.local_url}/api/generate", {"model": CLOUD, **LONG}) as response:
+        stocked.add_account()
+        stocked.sign_in()
+        with opened("POST", f"{stocked.local_url}/api/generate", {"model": CLOUD, **LONG}) as response:
             assert json.loads(response.readline())["done"] is False
             hub.end(signal.SIGKILL)
             last = [line for line in response if line.strip()][-1]
         assert "error" in json.loads(last), last
-        refused = fresh.generate(CLOUD)
+        refused = stocked.generate(CLOUD)
         assert refused.status in (502, 503), refused
         assert "Traceback" not in local.output
-        assert fresh.generate(MODEL).status == 200
+        assert stocked.generate(MODEL).status == 200
     finally:
         hub.end()
         local.end()
+
+
+def test_t097_engine_shows_no_secret_and_refuses_strangers(shared: Stack) -> None:
+    assert shared.generate(MODEL).status == 200
+    for pid in engines_of(shared):
+        environment = dict(item.partition("=")[::2] for item in Path(f"/proc/{pid}/environ").read_text().split("\0") if item)
+        assert not [name for name in environment if name.startswith(("CORRAL_", "OLLAMA_")) and name != "CORRAL_ENGINE_KEY"]
+        arguments = Path(f"/proc/{pid}/cmdline").read_text()
+        secrets = [value for name, value in environment.items() if "KEY" in name and value]
+        assert not [value for value in secrets if value in arguments]
+        ports = listening_ports(pid)
+        assert ports
+        for address, port in ports:
+            assert address == "127.0.0.1"
+            assert call("POST", f"http://127.0.0.1:{port}/completion", {"prompt": "x"}).status == 401
+
+
+def test_ctrl_c_while_run_streams_ends_it_without_a_traceback(shared: Stack) -> None:
+    story: Running = shared.begin("run", MODEL, "Write a very long story about a very long road.")
+    story.wait_for(r"\w+ \w+ \w+")
+    story.end(signal.SIGINT)
+    assert "Traceback" not in story.output
 
 
 def test_r9_engine_killed_in_the_middle_of_a_stream_gives_an_error_line_and_is_started_again(shared: Stack) -> None:
@@ -80,21 +100,6 @@ def test_r19_killed_server_takes_its_engine_along(running: Stack) -> None:
     assert engines
     running.up.end(signal.SIGKILL)
     wait_until(lambda: not any(is_alive(pid) for pid in engines), "the engine to die", timeout_s=10)
-
-
-def test_t097_engine_shows_no_secret_and_refuses_strangers(shared: Stack) -> None:
-    assert shared.generate(MODEL).status == 200
-    for pid in engines_of(shared):
-        environment = dict(item.partition("=")[::2] for item in Path(f"/proc/{pid}/environ").read_text().split("\0") if item)
-        assert not [name for name in environment if name.startswith(("CORRAL_", "OLLAMA_")) and name != "CORRAL_ENGINE_KEY"]
-        arguments = Path(f"/proc/{pid}/cmdline").read_text()
-        secrets = [value for name, value in environment.items() if "KEY" in name and value]
-        assert not [value for value in secrets if value in arguments]
-        ports = listening_ports(pid)
-        assert ports
-        for address, port in ports:
-            assert address == "127.0.0.1"
-            assert call("POST", f"http://127.0.0.1:{port}/completion", {"prompt": "x"}).status == 401
 
 
 def test_ctrl_c_of_up_ends_everything_it_started(running: Stack) -> None:
@@ -194,17 +199,14 @@ def test_t091_created_files_are_private_even_under_a_lax_umask(fresh: Stack, sma
     assert not [path for path in (hub_home, *below) if path.lstat().st_mode & 0o077]
 
 
-def test_unreachable_hub_is_told_as_such_and_local_models_run_on(fresh: Stack, small_model: Path) -> None:
-    up = fresh.start("--model", f"{MODEL}={small_model}")
-    up.end()
-    fresh.up = None
+def test_unreachable_hub_is_told_as_such_and_local_models_run_on(stocked: Stack) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
-    local = fresh.begin("serve", CORRAL_HUB=nowhere)
+    local = stocked.begin("serve", CORRAL_HUB=nowhere)
     try:
-        wait_until(lambda: answers(f"{fresh.local_url}/api/version"), "the local server", watch=local)
-        assert fresh.generate(CLOUD).status in (502, 503)
-        assert fresh.generate(MODEL).status == 200
-        done = fresh.corral("signin", status=1, CORRAL_HUB=nowhere)
+        wait_until(lambda: answers(f"{stocked.local_url}/api/version"), "the local server", watch=local)
+        assert stocked.generate(CLOUD).status in (502, 503)
+        assert stocked.generate(MODEL).status == 200
+        done = stocked.corral("signin", status=1, CORRAL_HUB=nowhere)
         assert nowhere.partition("://")[2] in done.stderr
         assert "Traceback" not in done.stderr
     finally:
@@ -216,13 +218,6 @@ def test_ctrl_c_while_signin_waits_ends_it_without_a_traceback(shared: Stack) ->
     signin.wait_for(r"/connect\?")
     assert signin.end(signal.SIGINT) in (1, 130, -signal.SIGINT)
     assert "Traceback" not in signin.output
-
-
-def test_ctrl_c_while_run_streams_ends_it_without_a_traceback(shared: Stack) -> None:
-    story: Running = shared.begin("run", MODEL, "Write a very long story about a very long road.")
-    story.wait_for(r"\w+ \w+ \w+")
-    story.end(signal.SIGINT)
-    assert "Traceback" not in story.output
 
 
 def test_commands_without_a_local_server_say_how_to_start_it(fresh: Stack) -> None:
