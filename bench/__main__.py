@@ -14,17 +14,22 @@ ROOT = Path(__file__).resolve().parent.parent
 # The tests' way of starting real processes serves the bench as well.
 sys.path.insert(0, str(ROOT / "tests"))
 
-from bench import catalog, figures, registry  # noqa: E402
-from bench.measure import Figure, table  # noqa: E402
+from bench import catalog, credentials, figures, registry  # noqa: E402
+from bench.measure import Figure, skipped, table  # noqa: E402
 from flows.stack import MODEL, Running, Stack, answers, free_port, wait_until  # noqa: E402
 
 MODEL_FILE = ROOT / ".cache/SmolLM2-135M-Instruct.Q4_1.gguf"
 WITH_ENGINE = ("P1", "P2", "P3", "P4")
-WITH_HUB = ("P5", "P6", "P8")
+WITH_HUB = ("P5", "P6", "P8", "P15", "P16")
 WITH_REGISTRY = ("P9", "P10")
 #: On hubs of their own.
-ALONE = ("P12", "P14")
-ALL = (*WITH_ENGINE, *WITH_HUB, *WITH_REGISTRY, "P12", "P13", "P14")
+ALONE = ("P11", "P12", "P14")
+#: Not taken here, and why.
+NOT_HERE = {
+    "P7": ("hub unary, against LiteLLM's proxy", "LiteLLM's proxy is not among what the bench installs"),
+    "P17": ("two workers against one", "a hub has one worker"),
+}
+ALL = (*WITH_ENGINE, *WITH_HUB, *WITH_REGISTRY, "P13", *ALONE, *NOT_HERE)
 
 
 def main() -> int:
@@ -53,11 +58,15 @@ def measure(wanted: set[str], model: Path) -> Iterator[Figure]:
     """The figures, as they are found."""
     with tempfile.TemporaryDirectory(prefix="corral-bench-") as name:
         folder = Path(name)
+        for number in sorted(wanted & set(NOT_HERE)):
+            yield skipped(number, *NOT_HERE[number])
         if "P14" in wanted:
             yield from figures.p14(folder / "p14")
+        if "P11" in wanted:
+            yield from credentials.p11(folder / "p11")
         if "P12" in wanted:
             yield from catalog.p12(folder / "p12")
-        if wanted - set(ALONE):
+        if wanted - {*ALONE, *NOT_HERE}:
             with Servers(folder, model) as servers:
                 yield from _on(servers, wanted)
                 if wanted & set(WITH_REGISTRY):
@@ -106,6 +115,10 @@ def _on(servers: Servers, wanted: set[str]) -> Iterator[Figure]:
         yield from figures.p13(stack)
     if "P8" in wanted:
         yield from figures.p8(stack)
+    if "P15" in wanted:
+        yield from credentials.p15(stack)
+    if "P16" in wanted:
+        yield from credentials.p16(stack, stack.add_key())
     if wanted & {"P5", "P6"}:
         port = free_port()
         with figures.started("bench.fixed_upstream", str(port), port=port):

@@ -251,12 +251,16 @@ def resident_mb(pid: int) -> float:
 
 
 @contextmanager
-def started(module: str, *arguments: str, port: int) -> Iterator[None]:
-    """A helper process of the bench, until the end of the block."""
+def started(module: str, *arguments: str, port: int = 0) -> Iterator[None]:
+    """A helper process of the bench, until the end of the block. port: where it listens; 0 for one that says when it is ready."""
     with ExitStack() as stack:
-        process = subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=ROOT)
+        process = subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=ROOT, stdout=None if port else subprocess.PIPE)
         stack.callback(process.wait)
         stack.callback(process.terminate)
+        if process.stdout is not None:
+            assert process.stdout.readline(), f"{module} ended"
+            yield
+            return
 
         def is_open() -> bool:
             with socket.socket() as probe:
