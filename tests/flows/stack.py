@@ -4,8 +4,10 @@ Nothing here reaches into the program. A test sees what a person sees: what a co
 show and which processes are there.
 """
 
+import codecs
 import contextlib
 import http.client
+import io
 import json
 import os
 import re
@@ -16,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,8 +89,9 @@ class Running:
     """A started command whose output can be waited for while it runs."""
 
     def __init__(self, arguments: Sequence[str], env: dict[str, str], cwd: Path) -> None:
+        # Unbuffered: what is printed is seen before its line is full.
         self.process = subprocess.Popen(
-            arguments, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            arguments, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
         )
         self.output = ""
         self._grew = threading.Condition()
@@ -97,24 +100,32 @@ class Running:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
+        decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
+        while read := self.process.stdout.read(65536):
             with self._grew:
-                self.output += line
+                self.output += decoder.decode(read)
                 self._grew.notify_all()
         with self._grew:
             self._grew.notify_all()
 
     def wait_for(self, pattern: str, *, timeout_s: float = PATIENCE_S) -> re.Match[str]:
-        """The first match in what it printed so far or prints yet. Fails when it ends or stays silent."""
+        """The first match in the lines it printed so far or prints yet. Fails when it ends or stays silent."""
 
-        def is_decided() -> bool:
-            return bool(re.search(pattern, self.output)) or not self._reader.is_alive() or self.process.poll() is not None
+        def lines() -> str:
+            return self.output[: self.output.rfind("\n") + 1] if self._reader.is_alive() else self.output
 
+        return self._first(lambda: re.search(pattern, lines()), pattern, timeout_s)
+
+    def wait_for_words(self, pattern: str) -> re.Match[str]:
+        """As `wait_for`, but a line that is not finished counts too."""
+        return self._first(lambda: re.search(pattern, self.output), pattern, PATIENCE_S)
+
+    def _first(self, search: Callable[[], re.Match[str] | None], pattern: str, timeout_s: float) -> re.Match[str]:
         with self._grew:
-            self._grew.wait_for(is_decided, timeout_s)
+            self._grew.wait_for(lambda: search() or not self._reader.is_alive() or self.process.poll() is not None, timeout_s)
         if self.process.poll() is not None:
             self._reader.join(5)
-        found = re.search(pattern, self.output)
+        found = search()
         assert found, f"{pattern!r} was not printed (exit {self.process.poll()}):\n{self.output}"
         return found
 

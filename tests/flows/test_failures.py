@@ -66,7 +66,7 @@ def test_t097_engine_shows_no_secret_and_refuses_strangers(shared: Stack) -> Non
 
 def test_ctrl_c_while_run_streams_ends_it_without_a_traceback(shared: Stack) -> None:
     story: Running = shared.begin("run", MODEL, "Write a very long story about a very long road.")
-    story.wait_for(r"\w+ \w+ \w+")
+    story.wait_for_words(r"\w+ \w+ \w+")
     story.end(signal.SIGINT)
     assert "Traceback" not in story.output
 
