@@ -3,6 +3,7 @@
 Quick tests (no sockets, no processes) need none of this: `make test T=tests ARGS="-m 'not engine and not flow'"` runs them alone.
 """
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -16,6 +17,10 @@ settings.load_profile("corral")
 
 # A shell's background job starts with SIGINT ignored and hands that on to what the tests start, where Ctrl-C would do nothing.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Collecting makes millions of objects that all stay. Looking through them for garbage again and again costs half of its time, and
+# later every full collection would look through them once more; `pytest_collection_finish` sets them aside for good.
+gc.disable()
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -45,6 +50,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "small_model" in getattr(item, "fixturenames", ()):
             item.add_marker("engine")
     items.sort(key=_slowness)
+
+
+def pytest_collection_finish() -> None:
+    """From here on the garbage collector works again, and only on what the tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 def _slowness(item: pytest.Item) -> int:
