@@ -6,6 +6,9 @@ import { pathToFileURL } from 'node:url'
 // Resolved from the working directory, where node_modules is; this file lives elsewhere.
 const require = createRequire(process.cwd() + '/')
 
+/** As in jobs.py. */
+export const TOKENS = 4
+
 /** An installed package. */
 export async function installed(name) {
   return import(pathToFileURL(require.resolve(name)).href)
@@ -15,7 +18,9 @@ export async function installed(name) {
 export async function serve(checks, tell) {
   for await (const line of createInterface({ input: process.stdin })) {
     const report = {}
-    for (const [name, check] of Object.entries(checks(JSON.parse(line)))) {
+    const job = JSON.parse(line)
+    for (const [name, check] of Object.entries(checks(job))) {
+      if (job.only && !job.only.includes(name)) continue
       try {
         report[name] = await check()
       } catch (error) {

@@ -1,8 +1,8 @@
 // What the unmodified `ollama` package of npm sees. See jobs.mjs.
-import { installed, serve } from './jobs.mjs'
+import { installed, serve, TOKENS } from './jobs.mjs'
 
 const { Ollama } = await installed('ollama')
-const options = { num_predict: 12, temperature: 0, seed: 1 }
+const options = { num_predict: TOKENS, temperature: 0, seed: 1 }
 const messages = [{ role: 'user', content: 'Say hello.' }]
 // Greedily continued, counting has no end.
 const endless = { prompt: '1 2 3 4 5 6 7 8 9 10 11 12', raw: true, options: { num_predict: -1, temperature: 0, repeat_penalty: 1.0 } }

@@ -1,9 +1,9 @@
 // What the unmodified `openai` package of npm sees. See jobs.mjs.
-import { installed, serve } from './jobs.mjs'
+import { installed, serve, TOKENS } from './jobs.mjs'
 
 const { OpenAI } = await installed('openai')
 const messages = [{ role: 'user', content: 'Say hello.' }]
-const more = { max_tokens: 12, temperature: 0 }
+const more = { max_tokens: TOKENS, temperature: 0 }
 // As often as npm_ollama.mjs.
 const LEAVES = 9
 
@@ -50,6 +50,7 @@ async function leave(client, model) {
 await serve(
   ({ url, model, key, leaves }) => {
     const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: key || 'unused', maxRetries: 0 })
+    if (leaves) return { leave: () => leave(client, model) }
     return {
       models: async () => (await client.models.list()).data.map((each) => each.id),
       model: async () => (await client.models.retrieve(model)).id,
@@ -61,10 +62,9 @@ await serve(
       chat_streamed: () => chat_streamed(client, model, messages),
       conversation: () => conversation(client, model),
       response: async () => {
-        const answer = await client.responses.create({ model, input: 'Say hello.', max_output_tokens: 12, temperature: 0 })
+        const answer = await client.responses.create({ model, input: 'Say hello.', max_output_tokens: TOKENS, temperature: 0 })
         return { text: answer.output_text, status: answer.status, tokens: answer.usage.output_tokens }
       },
-      ...(leaves ? { leave: () => leave(client, model) } : {}),
       unknown_model: async () => client.chat.completions.create({ model: 'no-such-model', messages }),
     }
   },

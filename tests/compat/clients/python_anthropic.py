@@ -7,7 +7,7 @@ import jobs
 
 MESSAGES = [{"role": "user", "content": "Say hello."}]
 # The package has no argument for a temperature any more; the dialect still has the member.
-MORE = {"max_tokens": 12, "extra_body": {"temperature": 0}}
+MORE = {"max_tokens": jobs.TOKENS, "extra_body": {"temperature": 0}}
 
 
 def message(client, model):
@@ -48,7 +48,7 @@ def blocks(client, model):
         {"role": "user", "content": [result]},
     ]
     thinking = {"type": "enabled", "budget_tokens": 1024}
-    answer = client.messages.create(model=model, messages=messages, max_tokens=12, thinking=thinking)
+    answer = client.messages.create(model=model, messages=messages, max_tokens=jobs.TOKENS, thinking=thinking)
     return answer.role
 
 

@@ -8,7 +8,7 @@ from langchain_ollama import ChatOllama, OllamaEmbeddings
 
 def conversation(job):
     """The tokens of each prompt and answer, and the pieces that each came in."""
-    chat = ChatOllama(model=job["model"], base_url=job["url"], temperature=0, seed=1, num_predict=12)
+    chat = ChatOllama(model=job["model"], base_url=job["url"], temperature=0, seed=1, num_predict=jobs.TOKENS)
     messages, counts = [], []
     for question in ("My name is Ann.", "What is my name?"):
         messages.append(HumanMessage(question))

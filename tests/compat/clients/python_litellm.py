@@ -6,7 +6,7 @@ import litellm
 
 def conversation(job):
     """The tokens of each prompt and answer, and the pieces that each came in."""
-    more = {"temperature": 0, "seed": 1, "max_tokens": 12, "stream": True, "stream_options": {"include_usage": True}}
+    more = {"temperature": 0, "seed": 1, "max_tokens": jobs.TOKENS, "stream": True, "stream_options": {"include_usage": True}}
     messages, counts = [], []
     for question in ("My name is Ann.", "What is my name?"):
         messages.append({"role": "user", "content": question})

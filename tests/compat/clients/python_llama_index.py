@@ -10,7 +10,8 @@ from llama_index.llms.ollama import Ollama
 def conversation(job):
     """The tokens of each prompt and answer, and the pieces that each came in. Without a context window of its own, the package
     asks the server for the model's."""
-    model = Ollama(model=job["model"], base_url=job["url"], temperature=0, additional_kwargs={"num_predict": 12, "seed": 1})
+    more = {"num_predict": jobs.TOKENS, "seed": 1}
+    model = Ollama(model=job["model"], base_url=job["url"], temperature=0, additional_kwargs=more)
     messages, counts = [], []
     for question in ("My name is Ann.", "What is my name?"):
         messages.append(ChatMessage(role="user", content=question))

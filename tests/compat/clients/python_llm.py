@@ -14,7 +14,7 @@ def conversation(job):
     talk = llm_ollama.Ollama(job["model"]).conversation()
     counts = []
     for question in ("My name is Ann.", "What is my name?"):
-        answer = talk.prompt(question, temperature=0, seed=1, num_predict=12)
+        answer = talk.prompt(question, temperature=0, seed=1, num_predict=jobs.TOKENS)
         pieces = list(answer)
         counts.append([answer.input_tokens, answer.output_tokens, len(pieces)])
     return counts

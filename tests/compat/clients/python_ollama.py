@@ -9,7 +9,7 @@ import json
 import jobs
 import ollama
 
-OPTIONS = {"num_predict": 12, "temperature": 0, "seed": 1}
+OPTIONS = {"num_predict": jobs.TOKENS, "temperature": 0, "seed": 1}
 MESSAGES = [{"role": "user", "content": "Say hello."}]
 SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
 #: A model too small for tools calls one all the same where the form of its answer is given, and a template that speaks of tools

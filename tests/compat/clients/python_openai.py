@@ -10,14 +10,14 @@ MESSAGES = [{"role": "user", "content": "Say hello."}]
 
 def chat(client, model):
     """One answer."""
-    answer = client.chat.completions.create(model=model, messages=MESSAGES, max_tokens=12, temperature=0)
+    answer = client.chat.completions.create(model=model, messages=MESSAGES, max_tokens=jobs.TOKENS, temperature=0)
     choice = answer.choices[0]
     return {"text": choice.message.content, "finish": choice.finish_reason, "tokens": answer.usage.completion_tokens}
 
 
 def chat_streamed(client, model):
     """A stream with its usage."""
-    more = {"max_tokens": 12, "temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
+    more = {"max_tokens": jobs.TOKENS, "temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
     chunks = list(client.chat.completions.create(model=model, messages=MESSAGES, **more))
     text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
     finish = [choice.finish_reason for chunk in chunks for choice in chunk.choices if choice.finish_reason]
@@ -27,13 +27,13 @@ def chat_streamed(client, model):
 
 def completion(client, model):
     """Text from a prompt."""
-    answer = client.completions.create(model=model, prompt="Say hello.", max_tokens=12, temperature=0)
+    answer = client.completions.create(model=model, prompt="Say hello.", max_tokens=jobs.TOKENS, temperature=0)
     return {"text": answer.choices[0].text, "finish": answer.choices[0].finish_reason, "tokens": answer.usage.completion_tokens}
 
 
 def completion_streamed(client, model):
     """The same as a stream with its usage."""
-    more = {"max_tokens": 12, "temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
+    more = {"max_tokens": jobs.TOKENS, "temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
     chunks = list(client.completions.create(model=model, prompt="Say hello.", **more))
     text = "".join(choice.text for chunk in chunks for choice in chunk.choices)
     return {"text": text, "tokens": chunks[-1].usage.completion_tokens, "chunks": len(chunks)}
@@ -49,14 +49,14 @@ def embeddings(client, model):
 
 def response(client, model):
     """One answer by the newer route."""
-    more = {"max_output_tokens": 12, "temperature": 0}
+    more = {"max_output_tokens": jobs.TOKENS, "temperature": 0}
     answer = client.responses.create(model=model, input="Say hello.", instructions="Be brief.", **more)
     return {"text": answer.output_text, "status": answer.status, "tokens": answer.usage.output_tokens}
 
 
 def response_streamed(client, model):
     """The same as a stream, put together by the package."""
-    more = {"max_output_tokens": 12, "temperature": 0}
+    more = {"max_output_tokens": jobs.TOKENS, "temperature": 0}
     with client.responses.stream(model=model, input="Say hello.", instructions="Be brief.", **more) as events:
         names = [event.type for event in events]
         answer = events.get_final_response()
@@ -66,7 +66,7 @@ def response_streamed(client, model):
 def conversation(client, model):
     """Two streamed turns: the tokens of each prompt and answer."""
     messages, counts = [], []
-    more = {"max_tokens": 12, "temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
+    more = {"max_tokens": jobs.TOKENS, "temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
     for question in ("My name is Ann.", "What is my name?"):
         messages.append({"role": "user", "content": question})
         chunks = list(client.chat.completions.create(model=model, messages=messages, **more))
