@@ -2,8 +2,9 @@
 
 A request passes, in this order: the strict checks of `_refuse_malformed` → the server's guard (Host and Origin rules) → the route
 table → the bounded body (of whoever has to show a credential, only when there is one; on routes that stream it, never here) →
-authentication (last: who was let in before the body could bring it after the credential was revoked) → the route's `Access` → the
-handler. Whatever raises a `CorralError` on the way is answered in the dialect of the route. Nothing here decides by path: permissions are part of the route table, and an endpoint cannot be made without one.
+authentication (last: who was let in first could bring the body after the credential was revoked) → the route's `Access` → the
+handler. Whatever raises a `CorralError` on the way is answered in the dialect of the route. Nothing here decides by path:
+permissions are part of the route table, and an endpoint cannot be made without one.
 `request.url` and `request.base_url` are never used, since they are rebuilt from the Host header.
 """
 
