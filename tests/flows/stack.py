@@ -34,8 +34,8 @@ LONG = {
     "raw": True,
     "options": {"num_predict": 4000, "temperature": 0, "repeat_penalty": 1.0},
 }
-#: For `corral up`: so small a model may go on for ever, and one answer in ten to a greeting does. One thread computes: several would
-#: wait for the one that has lost its core to another test, and burn theirs waiting.
+#: For `corral up`: so small a model may go on for ever, and one answer in ten to a greeting does. One thread computes: several
+#: would wait for the one that has lost its core to another test, and burn theirs waiting.
 BOUNDED = ("--parameter", "num_predict 200", "--parameter", "num_thread 1")
 #: How long anything may take before a test calls it stuck. Generous: the machine may be busy with other work.
 PATIENCE_S = 60.0

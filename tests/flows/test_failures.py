@@ -5,11 +5,13 @@ import os
 import signal
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from flows.stack import (
+    BOUNDED,
     LONG,
     MODEL,
     Running,
@@ -25,6 +27,26 @@ from flows.stack import (
 )
 
 CLOUD = f"{MODEL}-cloud"
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iterator[Stack]:
+    """An installation with the small model, whose very first start was under a umask that hides nothing."""
+    with Stack(tmp_path_factory.mktemp("stack")) as stack:
+        before = os.umask(0)
+        try:
+            stack.start("--model", f"{MODEL}={small_model}", *BOUNDED)
+        finally:
+            os.umask(before)
+        yield stack
+
+
+@pytest.fixture
+def running(begun: Stack) -> Stack:
+    """That installation, started again where a test before has ended it."""
+    if begun.up is None or begun.up.process.poll() is not None:
+        begun.start()
+    return begun
 
 
 def test_hub_killed_in_the_middle_of_a_relayed_stream_ends_it_with_an_error_line(stocked: Stack) -> None:
@@ -49,9 +71,18 @@ def test_hub_killed_in_the_middle_of_a_relayed_stream_ends_it_with_an_error_line
         local.end()
 
 
-def test_t097_engine_shows_no_secret_and_refuses_strangers(shared: Stack) -> None:
-    assert shared.generate(MODEL).status == 200
-    for pid in engines_of(shared):
+def test_t091_created_files_are_private_even_under_a_lax_umask(begun: Stack) -> None:
+    assert stat.S_IMODE((begun.home / ".ollama/id_ed25519").stat().st_mode) == 0o600
+    hub_home = begun.home / ".corral"
+    below = list(hub_home.rglob("*"))
+    assert {path.name for path in below} >= {"hub.db", "peppers.json", "registry-keys.json", "blobs"}
+    assert [path for path in below if path.name.startswith("sha256-")]
+    assert not [path for path in (hub_home, *below) if path.lstat().st_mode & 0o077]
+
+
+def test_t097_engine_shows_no_secret_and_refuses_strangers(running: Stack) -> None:
+    assert running.generate(MODEL).status == 200
+    for pid in engines_of(running):
         environment = dict(item.partition("=")[::2] for item in Path(f"/proc/{pid}/environ").read_text().split("\0") if item)
         assert not [name for name in environment if name.startswith(("CORRAL_", "OLLAMA_")) and name != "CORRAL_ENGINE_KEY"]
         arguments = Path(f"/proc/{pid}/cmdline").read_text()
@@ -64,42 +95,49 @@ def test_t097_engine_shows_no_secret_and_refuses_strangers(shared: Stack) -> Non
             assert call("POST", f"http://127.0.0.1:{port}/completion", {"prompt": "x"}).status == 401
 
 
-def test_ctrl_c_while_run_streams_ends_it_without_a_traceback(shared: Stack) -> None:
-    story: Running = shared.begin("run", MODEL, "Write a very long story about a very long road.")
+def test_ctrl_c_while_signin_waits_ends_it_without_a_traceback(running: Stack) -> None:
+    signin = running.begin("signin")
+    signin.wait_for(r"/connect\?")
+    assert signin.end(signal.SIGINT) in (1, 130, -signal.SIGINT)
+    assert "Traceback" not in signin.output
+
+
+def test_ctrl_c_while_run_streams_ends_it_without_a_traceback(running: Stack) -> None:
+    story: Running = running.begin("run", MODEL, "Write a very long story about a very long road.")
     story.wait_for_words(r"\w+ \w+ \w+")
     story.end(signal.SIGINT)
     assert "Traceback" not in story.output
 
 
-def test_r9_engine_killed_in_the_middle_of_a_stream_gives_an_error_line_and_is_started_again(shared: Stack) -> None:
-    with opened("POST", f"{shared.local_url}/api/generate", {"model": MODEL, **LONG}) as response:
+def test_r9_engine_killed_in_the_middle_of_a_stream_gives_an_error_line_and_is_started_again(running: Stack) -> None:
+    with opened("POST", f"{running.local_url}/api/generate", {"model": MODEL, **LONG}) as response:
         assert json.loads(response.readline())["done"] is False
-        for pid in engines_of(shared):
+        for pid in engines_of(running):
             os.kill(pid, signal.SIGKILL)
         last = [line for line in response if line.strip()][-1]
     assert "error" in json.loads(last), last
-    wait_until(lambda: shared.generate(MODEL).status == 200, "the model to run again")
+    wait_until(lambda: running.generate(MODEL).status == 200, "the model to run again")
 
 
-def test_r9_engine_killed_under_an_openai_stream_gives_an_error_event_and_no_done(shared: Stack) -> None:
+def test_r9_engine_killed_under_an_openai_stream_gives_an_error_event_and_no_done(running: Stack) -> None:
     messages = [{"role": "user", "content": "Count to ten thousand."}]
     body = {"model": MODEL, "messages": messages, "stream": True, "max_tokens": 4000}
-    with opened("POST", f"{shared.local_url}/v1/chat/completions", body) as response:
+    with opened("POST", f"{running.local_url}/v1/chat/completions", body) as response:
         assert response.readline().startswith(b"data: ")
-        for pid in engines_of(shared):
+        for pid in engines_of(running):
             os.kill(pid, signal.SIGKILL)
         rest = response.read()
     assert b'"error"' in rest
     assert b"[DONE]" not in rest
 
 
-def test_r19_killed_server_takes_its_engine_along(running: Stack) -> None:
-    assert running.generate(MODEL).status == 200
-    assert running.up is not None
-    engines = engines_of(running)
-    assert engines
-    running.up.end(signal.SIGKILL)
-    wait_until(lambda: not any(is_alive(pid) for pid in engines), "the engine to die", timeout_s=10)
+def test_second_up_starts_in_seconds_and_changes_nothing(running: Stack, small_model: Path) -> None:
+    running.add_account()
+    before = [model["digest"] for model in call("GET", f"{running.local_url}/api/tags").json["models"]]
+    running.stop()
+    up = running.start("--model", f"{MODEL}={small_model}")
+    assert [model["digest"] for model in call("GET", f"{running.local_url}/api/tags").json["models"]] == before
+    assert "/signup?code=" not in up.output
 
 
 def test_ctrl_c_of_up_ends_everything_it_started(running: Stack) -> None:
@@ -109,6 +147,15 @@ def test_ctrl_c_of_up_ends_everything_it_started(running: Stack) -> None:
     assert running.up.end(signal.SIGINT) in (0, 130)
     assert "Traceback" not in running.up.output
     wait_until(lambda: not any(is_alive(pid) for pid in started), "every process to end", timeout_s=10)
+
+
+def test_r19_killed_server_takes_its_engine_along(running: Stack) -> None:
+    assert running.generate(MODEL).status == 200
+    assert running.up is not None
+    assert engines_of(running)
+    started = descendants(running.up.process.pid)
+    running.up.end(signal.SIGKILL)
+    wait_until(lambda: not any(is_alive(pid) for pid in started), "the servers and the engine to die", timeout_s=10)
 
 
 def test_second_sigterm_of_up_ends_a_running_stream_with_an_error_line(running: Stack) -> None:
@@ -129,15 +176,6 @@ def test_second_sigterm_of_up_ends_a_running_stream_with_an_error_line(running: 
         last = [line for line in response if line.strip()][-1]
     assert "error" in json.loads(last), last
     assert running.up.finish() == 0
-
-
-def test_second_up_starts_in_seconds_and_changes_nothing(running: Stack, small_model: Path) -> None:
-    running.add_account()
-    before = [model["digest"] for model in call("GET", f"{running.local_url}/api/tags").json["models"]]
-    running.stop()
-    up = running.start("--model", f"{MODEL}={small_model}")
-    assert [model["digest"] for model in call("GET", f"{running.local_url}/api/tags").json["models"]] == before
-    assert "/signup?code=" not in up.output
 
 
 def test_up_on_a_taken_port_names_it_and_leaves_nothing_behind(fresh: Stack) -> None:
@@ -185,20 +223,6 @@ def test_t091_unusable_device_key_is_refused_with_the_mending_command(fresh: Sta
         done.end()
 
 
-def test_t091_created_files_are_private_even_under_a_lax_umask(fresh: Stack, small_model: Path) -> None:
-    before = os.umask(0)
-    try:
-        fresh.start("--model", f"{MODEL}={small_model}")
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((fresh.home / ".ollama/id_ed25519").stat().st_mode) == 0o600
-    hub_home = fresh.home / ".corral"
-    below = list(hub_home.rglob("*"))
-    assert {path.name for path in below} >= {"hub.db", "peppers.json", "registry-keys.json", "blobs"}
-    assert [path for path in below if path.name.startswith("sha256-")]
-    assert not [path for path in (hub_home, *below) if path.lstat().st_mode & 0o077]
-
-
 def test_unreachable_hub_is_told_as_such_and_local_models_run_on(stocked: Stack) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
     local = stocked.begin("serve", CORRAL_HUB=nowhere)
@@ -211,13 +235,6 @@ def test_unreachable_hub_is_told_as_such_and_local_models_run_on(stocked: Stack)
         assert "Traceback" not in done.stderr
     finally:
         local.end()
-
-
-def test_ctrl_c_while_signin_waits_ends_it_without_a_traceback(shared: Stack) -> None:
-    signin = shared.begin("signin")
-    signin.wait_for(r"/connect\?")
-    assert signin.end(signal.SIGINT) in (1, 130, -signal.SIGINT)
-    assert "Traceback" not in signin.output
 
 
 def test_commands_without_a_local_server_say_how_to_start_it(fresh: Stack) -> None:
