@@ -3,6 +3,8 @@
 .PHONY: help up test check fix bench reference lock clean
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
+# Where this is set, each of the hundreds of Python processes of a run compiles all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
 MODEL := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -21,12 +23,12 @@ up: ## install, fetch the first model, run hub and local server until Ctrl-C
 	@# A model this small may never come to an end by itself, so it has one.
 	@exec $(BIN)/corral up --model smollm2:135m=$(MODEL) --parameter "num_predict 1024"
 
-test: .dev ## all checks and tests; `make test T=tests/wire` runs a part
+test: ## all checks and tests; `make test T=tests/wire` runs a part
 ifeq ($(strip $(T)),)
-	@# One of these waits for the network while the other computes.
-	@$(MAKE) --jobs=2 check .fetched
+	@# Some wait for the network while others compute.
+	@$(MAKE) --jobs=4 .model check .compat .warm
 else
-	@python=$$(tools/find_python) && $$python tools/first_model.py >/dev/null
+	@$(MAKE) .dev .model
 endif
 	@$(BIN)/python -m pytest $(WORKERS) $(T) $(ARGS)
 
@@ -38,8 +40,7 @@ check: .dev ## formatting, lint and types
 fix: .dev ## format and mend what ruff can mend
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
 
-bench: .dev ## the figures of docs/performance.md, as one table and as JSON in bench/results
-	@python=$$(tools/find_python) && $$python tools/first_model.py >/dev/null
+bench: .dev .model ## the figures of docs/performance.md, as one table and as JSON in bench/results
 	@$(BIN)/python -m bench $(ARGS)
 
 reference: .dev ## rewrite docs/reference.md from the code
@@ -51,9 +52,18 @@ lock: .dev ## renew the hash-pinned locks from pyproject.toml and requirements/*
 clean: ## remove what was built or downloaded here
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: .fetched
-.fetched:
-	@python=$$(tools/find_python) && $$python tools/first_model.py >/dev/null && $$python tools/bootstrap.py compat
+.PHONY: .model
+.model:
+	@python=$$(tools/find_python) && $$python tools/first_model.py >/dev/null
+
+.PHONY: .compat
+.compat: .dev
+	@python=$$(tools/find_python) && $$python tools/bootstrap.py compat
+
+# pytest compiles the tests in its own way. Its workers, which start at the same time, would each do all of it.
+.PHONY: .warm
+.warm: .dev
+	@[ -d tests/__pycache__ ] || seen=$$($(BIN)/python -m pytest --collect-only -qq 2>&1) || { echo "$$seen"; exit 1; }
 
 .PHONY: .dev
 .dev:

@@ -3,6 +3,9 @@
 Usage: bootstrap.py run|dev|compat. `run` is what `make up` needs, `dev` what `make test` needs (a superset), `compat` builds the
 environments of the unmodified clients in `.cache/`. Each leaves a stamp that names what it was made from, so the next run is a
 file read. Only the standard library may be imported here.
+
+uv installs, in seconds where pip takes a minute. pip fetches it, and takes its place where it fails: uv knows nothing of pip's
+settings, so it may not find the way to an index that pip finds.
 """
 
 import contextlib
@@ -13,13 +16,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 CACHE = ROOT / ".cache"
-LOCKS = {"run": ROOT / "requirements/run.lock", "dev": ROOT / "requirements/dev.lock"}
+LOCKS = {name: ROOT / f"requirements/{name}.lock" for name in ("uv", "run", "dev")}
 COMPAT = ROOT / "tests/compat"
 
 
@@ -45,11 +48,11 @@ def _project(what: str) -> None:
     wanted = {"run": ("run", "dev"), "dev": ("dev",)}[what]
     if any(_is_stamped(VENV / f".corral-{name}", _digest(LOCKS[name], ROOT / "pyproject.toml")) for name in wanted):
         return
-    _make_venv(VENV)
-    _install(VENV, ["--require-hashes", "-r", str(LOCKS[what])], title="installing", total=_count(LOCKS[what]))
+    # The first start of a command shall not compile. Tests compile what they use while they wait, a third of what there is.
+    _install(VENV, _locked(LOCKS[what]), title="installing", uv_only=["--compile-bytecode"] if what == "run" else [])
     # The build backend is in the lock; isolation would download an unpinned one.
-    _run(_pip(VENV, ["install", "-q", "--no-deps", "--no-build-isolation", "-e", str(ROOT)]))
-    # pip compiles what it installs; our own code would be compiled at every start where Python may not write beside it.
+    _install(VENV, ["--no-deps", "--no-build-isolation", "-e", str(ROOT)], title="installing corral")
+    # Our own code would be compiled at every start where Python may not write beside it.
     _run([str(_python(VENV)), "-m", "compileall", "-q", str(ROOT / "src")])
     (VENV / f".corral-{what}").write_text(made_from)
 
@@ -61,14 +64,12 @@ def _compat() -> None:
     stamp = CACHE / "compat/.stamp"
     if _is_stamped(stamp, made_from):
         return
-    venv, node = CACHE / "compat/venv", CACHE / "compat/node"
-    _make_venv(venv)
-    # Each client is imported once or twice, and most of its modules never: Python compiles what is.
-    _install(venv, ["--no-compile", "--require-hashes", "-r", str(lock)], title="unmodified clients", total=_count(lock))
-    _install_frameworks(CACHE / "compat/frameworks", frameworks, uv=_python(venv).with_name("uv"))
+    _install(CACHE / "compat/venv", _locked(lock), title="unmodified clients")
+    _install(CACHE / "compat/frameworks", _locked(frameworks), title="frameworks")
     if not shutil.which("npm"):
         print("npm is not installed: the tests of the npm client will be skipped", file=sys.stderr)
         return
+    node = CACHE / "compat/node"
     node.mkdir(parents=True, exist_ok=True)
     for file in (package, package_lock):
         shutil.copy(file, node)
@@ -76,35 +77,37 @@ def _compat() -> None:
     stamp.write_text(made_from)
 
 
-def _install_frameworks(venv: Path, lock: Path, *, uv: Path) -> None:
-    """More than a hundred packages, which take pip a minute and uv, where it finds its way to the index, seconds."""
+def _install(venv: Path, arguments: list[str], *, title: str, uv_only: Sequence[str] = ()) -> None:
+    """By uv; where that fails by pip, whose words then say why. arguments: words that both understand; uv_only: more for uv."""
     _make_venv(venv)
-    command = [str(uv), "pip", "install", "-q", "--python", str(_python(venv)), "--require-hashes", "-r", str(lock)]
     try:
-        _run(command)
+        _install_by_uv(venv, [*uv_only, *arguments], title=title)
     except (OSError, subprocess.CalledProcessError):
-        _install(venv, ["--no-compile", "--require-hashes", "-r", str(lock)], title="frameworks", total=_count(lock))
+        _install_by_pip(venv, arguments, title=title)
 
 
-def _make_venv(venv: Path) -> None:
-    if _python(venv).exists() and _runs(_python(venv)):
-        return
-    print(f"creating {venv.relative_to(ROOT)} with Python {sys.version.split()[0]}", file=sys.stderr)
-    shutil.rmtree(venv, ignore_errors=True)
-    # Debian ships ensurepip apart from Python; pip itself can install into an environment that has none.
-    options = [] if importlib.util.find_spec("ensurepip") else ["--without-pip"]
-    _run([sys.executable, "-m", "venv", *options, str(venv)])
+def _install_by_uv(venv: Path, arguments: list[str], *, title: str) -> None:
+    command = [str(_uv()), "pip", "install", "--python", str(_python(venv))]
+    print(title, file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        subprocess.run([*command, *arguments], check=True)
+    else:
+        _run([*command, "-q", *arguments])
 
 
-def _pip(venv: Path, arguments: list[str]) -> list[str]:
-    quiet = ["--disable-pip-version-check", "--no-input"]
-    if importlib.util.find_spec("ensurepip"):
-        return [str(_python(venv)), "-m", "pip", *quiet, *arguments]
-    return [sys.executable, "-m", "pip", "--python", str(_python(venv)), *quiet, *arguments]
+def _uv() -> Path:
+    """The program, which pip fetches unless it is there."""
+    venv, lock = CACHE / "uv", LOCKS["uv"]
+    if not _is_stamped(venv / ".stamp", _digest(lock)):
+        _make_venv(venv)
+        # Where no wheel fits this machine, building one would take longer than pip takes for all the rest.
+        _run(_pip(venv, ["install", "-q", "--no-compile", "--only-binary=:all:", *_locked(lock)]))
+        (venv / ".stamp").write_text(_digest(lock))
+    return _python(venv).with_name("uv")
 
 
-def _install(venv: Path, arguments: list[str], *, title: str, total: int) -> None:
-    """pip install, told as one line that is redrawn on a terminal and printed now and then elsewhere."""
+def _install_by_pip(venv: Path, arguments: list[str], *, title: str) -> None:
+    """Told as one line that is redrawn on a terminal and printed now and then elsewhere."""
     command = _pip(venv, ["install", "--progress-bar=off", *arguments])
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
@@ -114,7 +117,7 @@ def _install(venv: Path, arguments: list[str], *, title: str, total: int) -> Non
             seen.append(line)
             if match := re.match(r"(?:Collecting|Requirement already satisfied:) ([\w.-]+)", line):
                 fetched = sum(1 for old in seen if old.startswith(("Collecting", "Requirement already")))
-                show(f"{min(fetched, total)}/{total} {match[1]}", fetched)
+                show(f"{fetched} {match[1]}", fetched)
             elif line.startswith("Installing collected"):
                 show("unpacking", 0)
     if process.wait() != 0:
@@ -122,7 +125,7 @@ def _install(venv: Path, arguments: list[str], *, title: str, total: int) -> Non
 
 
 @contextlib.contextmanager
-def _one_line(title: str) -> Iterator[object]:
+def _one_line(title: str) -> Iterator[Callable[[str, int], None]]:
     is_terminal = sys.stderr.isatty()
 
     def show(text: str, step: int) -> None:
@@ -134,6 +137,23 @@ def _one_line(title: str) -> Iterator[object]:
     yield show
     if is_terminal:
         print(f"\r\x1b[2K{title}  done", file=sys.stderr)
+
+
+def _make_venv(venv: Path) -> None:
+    if _python(venv).exists() and _runs(_python(venv)):
+        return
+    print(f"creating {venv.relative_to(ROOT)} with Python {sys.version.split()[0]}", file=sys.stderr)
+    shutil.rmtree(venv, ignore_errors=True)
+    # An environment needs a pip of its own, which takes seconds to put there, only where this Python has none.
+    options = ["--without-pip"] if importlib.util.find_spec("pip") else []
+    _run([sys.executable, "-m", "venv", *options, str(venv)])
+
+
+def _pip(venv: Path, arguments: list[str]) -> list[str]:
+    quiet = ["--disable-pip-version-check", "--no-input"]
+    if importlib.util.find_spec("pip"):
+        return [sys.executable, "-m", "pip", "--python", str(_python(venv)), *quiet, *arguments]
+    return [str(_python(venv)), "-m", "pip", *quiet, *arguments]
 
 
 def _run(command: list[str]) -> None:
@@ -149,8 +169,8 @@ def _python(venv: Path) -> Path:
     return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def _count(lock: Path) -> int:
-    return len(re.findall(r"^[\w.-]+==", lock.read_text(), flags=re.MULTILINE))
+def _locked(lock: Path) -> list[str]:
+    return ["--require-hashes", "-r", str(lock)]
 
 
 def _digest(*files: Path) -> str:

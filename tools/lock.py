@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMAND = ["uv", "pip", "compile", "--quiet", "--upgrade", "--universal", "--python-version=3.11"]
 COMMAND += ["--generate-hashes", "--no-emit-index-url", "--no-header", "--no-annotate"]
 LOCKS = (
+    ("requirements/uv.lock", ["requirements/uv.in"]),
     ("requirements/run.lock", ["pyproject.toml", "requirements/build.in"]),
     ("requirements/dev.lock", ["-c", "requirements/run.lock", "pyproject.toml", "requirements/build.in", "requirements/dev.in"]),
     ("tests/compat/requirements.lock", ["tests/compat/requirements.in"]),
