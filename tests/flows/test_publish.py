@@ -58,9 +58,8 @@ def page_of(stack: Stack, path: str) -> tuple[int, str]:
 
 
 def test_private_push_is_made_public_in_the_browser_and_pulled_without_an_account(
-    alice: Stack, browser: Browser, elsewhere: Stack, tmp_path: Path
+    alice: Stack, browser: Browser, elsewhere: Stack
 ) -> None:
-    pictures = tmp_path / "pictures"
     push(alice, "alice/tiny", "--private")
     url = f"{alice.hub_url}/alice/tiny"
     with person(browser) as page, person(browser) as visitor:
@@ -68,7 +67,7 @@ def test_private_push_is_made_public_in_the_browser_and_pulled_without_an_accoun
         sign_in(page, alice)
         wait_until(lambda: "Q4_1" in page.goto(url).text(), "the description")  # type: ignore[union-attr]
         expect(page.locator("h1")).to_contain_text("private")
-        look_at(page, "publish-private", pictures)
+        look_at(page, "publish-private")
 
         # Signed out, it is not, in the same words as what never was.
         visitor.goto(url)
@@ -79,19 +78,19 @@ def test_private_push_is_made_public_in_the_browser_and_pulled_without_an_accoun
         assert "does not exist" in refused.stderr
 
         page.get_by_role("link", name="Make public").click()
-        look_at(page, "publish-confirm", pictures)
+        look_at(page, "publish-confirm")
         page.get_by_role("button", name="Make public").click()
         expect(page.get_by_text("It is public.")).to_be_visible()
-        look_at(page, "publish-public", pictures)
+        look_at(page, "publish-public")
         page.emulate_media(color_scheme="dark")
-        look_at(page, "publish-public-dark", pictures)
+        look_at(page, "publish-public-dark")
 
         # Whoever opens the page copies the command, and runs it where nobody is signed in.
         visitor.context.grant_permissions(["clipboard-read", "clipboard-write"])
         visitor.goto(url)
         visitor.get_by_role("button", name="Copy command").first.click()
         command = visitor.evaluate("navigator.clipboard.readText()")
-        look_at(visitor, "publish-visitor", pictures)
+        look_at(visitor, "publish-visitor")
     program, *arguments = shlex.split(command)
     assert program == "corral"
     elsewhere.corral(*arguments)
@@ -109,7 +108,7 @@ def press(page: Page, role: str, name: str) -> None:
     page.keyboard.press("Enter")
 
 
-def test_owner_works_by_keyboard_without_scripts_on_a_phone(alice: Stack, browser: Browser, tmp_path: Path) -> None:
+def test_owner_works_by_keyboard_without_scripts_on_a_phone(alice: Stack, browser: Browser) -> None:
     push(alice, "alice/phone")
     alice.add_account("bob", admin=False)
     context = browser.new_context(viewport={"width": 360, "height": 740}, java_script_enabled=False)
@@ -159,7 +158,7 @@ def test_t119_account_is_deleted_by_keyboard_without_scripts_and_takes_its_model
     context.close()
 
 
-def test_tab_reaches_the_owners_actions(alice: Stack, browser: Browser, tmp_path: Path) -> None:
+def test_tab_reaches_the_owners_actions(alice: Stack, browser: Browser) -> None:
     push(alice, "alice/tabbed")
     with person(browser) as page:
         sign_in(page, alice)
@@ -173,8 +172,8 @@ def test_tab_reaches_the_owners_actions(alice: Stack, browser: Browser, tmp_path
         expect(page.get_by_text("It is public.")).to_be_visible()
         for name, path in (("access", "/access"), ("readme", "/readme"), ("delete", "/delete"), ("hide", "/hide")):
             page.goto(f"{alice.hub_url}/settings/models/alice/tabbed{path}")
-            look_at(page, f"repository-{name}", tmp_path / "pictures")
+            look_at(page, f"repository-{name}")
         for name, path in (("namespace", "/alice"), ("library", "/library"), ("search", "/search?q=tabbed"), ("home", "/")):
             page.goto(alice.hub_url + path)
             expect(page.get_by_role("link", name="alice/tabbed")).to_be_visible()
-            look_at(page, f"listing-{name}", tmp_path / "pictures")
+            look_at(page, f"listing-{name}")

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from flows.browser import chromium, look_at, person, tab_to
-from flows.stack import MODEL, PASSWORD, Stack, call
+from flows.stack import BOUNDED, MODEL, PASSWORD, Stack, call
 
 pytestmark = pytest.mark.browser
 CLOUD = f"{MODEL}-cloud"
@@ -21,7 +21,25 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield started
 
 
-def test_newcomer_from_an_empty_home_to_a_revoked_key(running: Stack, browser: Browser, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory, home_with_model: Path) -> Iterator[Stack]:
+    """A started installation where anybody may make an account."""
+    with Stack(tmp_path_factory.mktemp("open"), like=home_with_model, CORRAL_SIGNUP="open") as stack:
+        stack.start()
+        stack.add_account()
+        yield stack
+
+
+@pytest.fixture
+def running(started: Stack) -> Iterator[Stack]:
+    """That installation with its device connected to nobody. Each test makes an account of its own."""
+    yield started
+    started.corral("signout")
+
+
+def test_newcomer_from_an_empty_home_to_a_revoked_key(fresh: Stack, small_model: Path, browser: Browser) -> None:
+    running = fresh
+    running.start("--model", f"{MODEL}={small_model}", *BOUNDED)
     setup_link = setup_link_of(running)
 
     # Step 2: the local server needs no authentication.
@@ -35,6 +53,8 @@ def test_newcomer_from_an_empty_home_to_a_revoked_key(running: Stack, browser: B
 
     with person(browser) as page:
         # Step 4: create the account, connect the device; the waiting command notices.
+        page.goto(setup_link)
+        look_at(page, "signup-first")
         create_account(page, setup_link)
         signin = running.begin("signin")
         link = signin.wait_for(r"http://\S+/connect\?\S+")[0]
@@ -66,45 +86,43 @@ def test_newcomer_from_an_empty_home_to_a_revoked_key(running: Stack, browser: B
     assert running.generate(MODEL).status == 200
 
 
-def test_pages_at_phone_and_laptop_width_show_everything(running: Stack, browser: Browser, tmp_path: Path) -> None:
-    pictures = tmp_path / "pictures"
+def test_pages_at_phone_and_laptop_width_show_everything(running: Stack, browser: Browser) -> None:
     with person(browser) as page:
-        setup_link = setup_link_of(running)
-        page.goto(setup_link)
-        look_at(page, "signup", pictures)
-        create_account(page, setup_link)
+        page.goto(f"{running.hub_url}/signup")
+        look_at(page, "signup")
+        create_account(page, f"{running.hub_url}/signup", "ben")
         signin = running.begin("signin")
         link = signin.wait_for(r"http://\S+/connect\?\S+")[0]
         page.goto(link)
-        look_at(page, "connect", pictures)
+        look_at(page, "connect")
         connect(page, link, signin.wait_for(r"SHA256:\S{43}")[0])
-        look_at(page, "connected", pictures)
+        look_at(page, "connected")
         signin.finish()
         page.goto(f"{running.hub_url}/settings/keys")
-        look_at(page, "keys-first", pictures)
+        look_at(page, "keys-first")
         create_key(page, running, "a-key-with-a-rather-long-name-that-has-to-fit-somewhere")
-        look_at(page, "keys-created", pictures)
+        look_at(page, "keys-created")
         page.goto(f"{running.hub_url}/settings/keys")
-        look_at(page, "keys", pictures)
+        look_at(page, "keys")
         for path in ("/", "/settings", "/settings/usage", "/nowhere"):
             page.goto(running.hub_url + path)
-            look_at(page, "page" + path.replace("/", "-"), pictures)
+            look_at(page, "page" + path.replace("/", "-"))
         page.emulate_media(color_scheme="dark")
         page.goto(f"{running.hub_url}/settings/keys")
-        look_at(page, "keys-dark", pictures)
+        look_at(page, "keys-dark")
     with person(browser) as visitor:
         visitor.goto(f"{running.hub_url}/signin")
-        look_at(visitor, "signin", pictures)
+        look_at(visitor, "signin")
 
 
 def test_keyboard_alone_connects_a_device_and_makes_and_revokes_a_key(running: Stack, browser: Browser) -> None:
     with person(browser) as page:
-        page.goto(setup_link_of(running))
-        for label, text in (("Name", "alice"), ("E-mail (optional)", "alice@example.org"), ("Password", PASSWORD)):
+        page.goto(f"{running.hub_url}/signup")
+        for label, text in (("Name", "carl"), ("E-mail (optional)", "carl@example.org"), ("Password", PASSWORD)):
             tab_to(page, page.get_by_label(label, exact=True))
             page.keyboard.type(text)
         page.keyboard.press("Enter")
-        expect(page.get_by_text("alice").first).to_be_visible()
+        expect(page.get_by_text("carl").first).to_be_visible()
         signin = running.begin("signin")
         page.goto(signin.wait_for(r"http://\S+/connect\?\S+")[0])
         press(page, page.get_by_role("button", name="Connect", exact=False).first)
@@ -126,7 +144,7 @@ def test_connect_page_without_scripts_still_connects(running: Stack, browser: Br
     context = browser.new_context(java_script_enabled=False)
     try:
         page = context.new_page()
-        create_account(page, setup_link_of(running))
+        create_account(page, f"{running.hub_url}/signup", "dora")
         signin = running.begin("signin")
         connect(page, signin.wait_for(r"http://\S+/connect\?\S+")[0], "SHA256:")
         assert signin.finish() == 0
@@ -134,13 +152,14 @@ def test_connect_page_without_scripts_still_connects(running: Stack, browser: Br
         context.close()
 
 
-def test_delete_of_the_encoded_key_signs_one_device_out(shared: Stack) -> None:
-    key = shared.sign_in()
-    (device,) = call("GET", f"{shared.hub_url}/api/user/keys", key=key).json
-    assert shared.generate(CLOUD).status == 200
+def test_delete_of_the_encoded_key_signs_one_device_out(running: Stack) -> None:
+    running.add_account("emil", admin=False)
+    key = running.sign_in("emil")
+    (device,) = call("GET", f"{running.hub_url}/api/user/keys", key=key).json
+    assert running.generate(CLOUD).status == 200
     encoded = encoded_key(device["key"])
-    assert call("DELETE", f"{shared.hub_url}/api/user/keys/{encoded}", key=key).status == 200
-    assert shared.generate(CLOUD).status == 401
+    assert call("DELETE", f"{running.hub_url}/api/user/keys/{encoded}", key=key).status == 200
+    assert running.generate(CLOUD).status == 401
 
 
 def setup_link_of(stack: Stack) -> str:
@@ -149,13 +168,13 @@ def setup_link_of(stack: Stack) -> str:
     return stack.up.wait_for(r"http://\S+/signup\?code=\S+")[0]
 
 
-def create_account(page: Page, setup_link: str) -> None:
-    page.goto(setup_link)
-    page.get_by_label("Name", exact=True).fill("alice")
-    page.get_by_label("E-mail").fill("alice@example.org")
+def create_account(page: Page, link: str, name: str = "alice") -> None:
+    page.goto(link)
+    page.get_by_label("Name", exact=True).fill(name)
+    page.get_by_label("E-mail").fill(f"{name}@example.org")
     page.get_by_label("Password", exact=True).fill(PASSWORD)
     page.get_by_role("button", name="Create account").click()
-    expect(page.get_by_text("alice").first).to_be_attached()
+    expect(page.get_by_text(name).first).to_be_attached()
     assert "/signup" not in page.url
 
 
