@@ -514,7 +514,7 @@ async def test_load_without_memory_is_tried_once_more_alone_with_one_slot() -> N
         ("b:1b", 1024, 1),
     ]
     assert bench.engine.alive == ["b:1b"]
-    await bench.once(B)
+    await bench.once(B, options={"num_ctx": 1024})
     assert len(bench.engine.asked) == 3
 
 
@@ -594,12 +594,32 @@ async def test_option_that_was_asked_for_loads_again_and_an_automatic_one_does_n
     await bench.once(A, options={"num_ctx": 4096, "temperature": 0.1})
     assert bench.engine.names == ["a:1b"]
     await bench.once(A, options={"num_ctx": 2048})
-    await bench.once(A)
-    await bench.once(A, options={"num_ctx": 0, "num_gpu": -1, "num_thread": 0, "num_batch": 0, "main_gpu": None})
+    await bench.once(A, options={"num_ctx": 2048, "num_gpu": -1, "num_thread": 0, "num_batch": 0, "main_gpu": None})
     assert [options.num_ctx for _, options in bench.engine.asked] == [4096, 2048]
-    await bench.once(A, options={"num_gpu": 0, "use_mmap": False})
+    await bench.once(A, options={"num_ctx": 2048, "num_gpu": 0, "use_mmap": False})
     assert bench.engine.asked[-1][1].num_gpu == 0
     assert len(bench.engine.asked) == 3
+
+
+@in_virtual_time
+@pytest.mark.parametrize(("name", "value"), [("num_ctx", 32), ("num_batch", 8), ("num_thread", 1), ("use_mmap", False)])
+async def test_what_one_caller_asked_for_is_not_what_the_next_one_gets(name: str, value: object) -> None:
+    bench = Bench()
+    await bench.once(A, options={name: value})
+    await bench.once(A)
+    await bench.once(A)
+    given = [getattr(options, name) for _, options in bench.engine.asked]
+    assert given[0] == value
+    assert len(given) == 2
+    assert given[1] != value
+
+
+@in_virtual_time
+async def test_layers_stay_on_the_gpu_where_one_caller_wanted_them() -> None:
+    bench = Bench()
+    await bench.once(A, options={"num_gpu": 3})
+    await bench.once(A)
+    assert len(bench.engine.asked) == 1
 
 
 @in_virtual_time
@@ -650,7 +670,7 @@ async def test_embedding_loads_again_once_and_is_kept_from_then_on() -> None:
     await bench.once(A)
     await bench.once(A, embedding=True)
     await bench.once(A, options={"num_ctx": 2048})
-    await bench.once(A, embedding=True)
+    await bench.once(A, options={"num_ctx": 2048}, embedding=True)
     assert [options.embedding for _, options in bench.engine.asked] == [False, True, True]
 
 

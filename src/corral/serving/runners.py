@@ -89,12 +89,15 @@ class _Wish:
     explicit: Mapping[str, object]
     options: LoadOptions
 
-    def is_met_by(self, model: Model, options: LoadOptions) -> bool:
-        """Whether a runner loaded so will do. What nobody asked for is no reason to load again."""
+    def is_met_by(self, wish: "_Wish", options: LoadOptions) -> bool:
+        """Whether a runner that was loaded for that wish, with these options, will do. What nobody asked for is no reason to load
+        again; what somebody else asked for is one, but for the layers on a GPU. Source: ollama server/sched.go needsReload."""
+        left = (name for name in wish.explicit if name not in self.explicit and name != "num_gpu")
         return (
             all(getattr(options, name) == value for name, value in self.explicit.items())
+            and all(getattr(options, name) == getattr(self.options, name) for name in left)
             and (options.embedding or not self.options.embedding)
-            and (model.adapters, model.projector) == (self.model.adapters, self.model.projector)
+            and (wish.model.adapters, wish.model.projector) == (self.model.adapters, self.model.projector)
         )
 
 
@@ -102,6 +105,7 @@ class _Loaded:
     """A runner and its books. claims: requests that hold or wait for a slot. is_leaving: takes no new claims. is_gone: ended."""
 
     def __init__(self, wish: _Wish, options: LoadOptions, runner: Runner, keep_alive_s: float, now: datetime) -> None:
+        self.wish = wish
         self.key = wish.key
         self.blame = wish.blame
         self.model = wish.model
@@ -272,7 +276,7 @@ class Runners:
 
     def _suitable(self, wish: _Wish) -> _Loaded | None:
         loaded = self._loaded.get(wish.key)
-        if loaded is None or loaded.is_leaving or not wish.is_met_by(loaded.model, loaded.options):
+        if loaded is None or loaded.is_leaving or not wish.is_met_by(loaded.wish, loaded.options):
             return None
         return loaded
 
@@ -380,7 +384,7 @@ class Runners:
                 load.waiting
                 and not load.task.done()
                 and load.wish.key == wish.key
-                and wish.is_met_by(load.wish.model, load.wish.options)
+                and wish.is_met_by(load.wish, load.wish.options)
             ):
                 load.waiting += 1
                 return load
