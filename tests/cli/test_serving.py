@@ -16,19 +16,24 @@ pytestmark = pytest.mark.flow
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:
-    made = Stack(tmp_path)
-    yield made
-    made.stop()
+    with Stack(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """One `corral up` for the tests that leave it running, with the administrator alice."""
-    made = Stack(tmp_path_factory.mktemp("running"))
-    made.start()
-    made.add_account("alice")
-    yield made
-    made.stop()
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One installation with the administrator alice."""
+    with Stack(tmp_path_factory.mktemp("begun")) as made:
+        made.add_account("alice")
+        yield made
+
+
+@pytest.fixture
+def running(begun: Stack) -> Stack:
+    """Its `corral up`, started again where a test before has ended it."""
+    if begun.up is None or begun.up.process.poll() is not None:
+        begun.start()
+    return begun
 
 
 def test_serve_speaks_once_its_port_answers_and_ends_with_status_0(stack: Stack) -> None:
@@ -91,40 +96,9 @@ def test_hub_serve_with_several_workers_is_refused_plainly(stack: Stack) -> None
     assert "one worker" in stack.corral("hub", "serve", "--workers", "2", status=2).stderr
 
 
-def test_up_prints_both_addresses_and_ends_both_with_status_0(stack: Stack) -> None:
-    running = stack.start()
-    assert running.output.splitlines()[:2] == [
-        f"hub     {stack.hub_url}      data in ~/.corral",
-        f"local   {stack.local_url.replace('127.0.0.1', 'localhost')}      models in ~/.ollama/models",
-    ]
-    children = list(descendants(running.process.pid))
-    assert len(children) == 2
-    assert running.end(signal.SIGTERM) == 0
-    assert not any(is_alive(pid) for pid in children)
-
-
 def test_up_points_its_local_server_at_its_hub(running: Stack) -> None:
     done = running.corral("whoami", status=1)
     assert done.stderr == f"Error: not signed in to {running.hub_url.removeprefix('http://')}\n→ corral signin\n"
-
-
-def test_up_ends_and_says_so_when_one_server_dies(stack: Stack) -> None:
-    running = stack.start()
-    hub = next(pid for pid, command in descendants(running.process.pid).items() if "hub serve" in command)
-    others = [pid for pid in descendants(running.process.pid) if pid != hub]
-    os.kill(hub, signal.SIGKILL)
-    assert running.finish() == 1
-    assert "Error: the hub ended: killed by SIGKILL" in running.output
-    assert not any(is_alive(pid) for pid in others)
-    stack.up = None
-
-
-def test_servers_end_when_up_is_killed(stack: Stack) -> None:
-    running = stack.start()
-    children = list(descendants(running.process.pid))
-    running.end(signal.SIGKILL)
-    stack.up = None
-    wait_until(lambda: not any(is_alive(pid) for pid in children), "both servers to end")
 
 
 def test_second_up_says_that_the_port_is_taken(running: Stack) -> None:
@@ -157,9 +131,8 @@ def test_password_comes_from_standard_input_or_a_terminal_alone(stack: Stack) ->
         stack.corral("hub", "user", "add", "bob", "--password", "x" * 20)
 
 
-def test_unknown_account_is_told_apart_from_a_fault(stack: Stack) -> None:
-    stack.add_account("alice")
-    done = stack.corral("hub", "key", "list", "nobody", status=1)
+def test_unknown_account_is_told_apart_from_a_fault(begun: Stack) -> None:
+    done = begun.corral("hub", "key", "list", "nobody", status=1)
     assert done.stderr == "Error: there is no account named nobody\n"
 
 
@@ -247,3 +220,35 @@ def test_model_of_an_upstream_is_offered_and_withdrawn(running: Stack) -> None:
 @pytest.mark.parametrize("expires", ["tomorrow", "2020-01-01", "0d", "-5d"])
 def test_expiry_that_makes_no_sense_is_wrong_usage(running: Stack, expires: str) -> None:
     assert "Error: " in running.corral("keys", "create", "x", "--expires", expires, status=2).stderr
+
+
+# ── Ends of the whole, last so that few have to start it anew ────────────────────────────────────────────────────────
+
+
+def test_up_prints_both_addresses_and_ends_both_with_status_0(running: Stack) -> None:
+    assert running.up is not None
+    assert running.up.output.splitlines()[:2] == [
+        f"hub     {running.hub_url}      data in ~/.corral",
+        f"local   {running.local_url.replace('127.0.0.1', 'localhost')}      models in ~/.ollama/models",
+    ]
+    children = list(descendants(running.up.process.pid))
+    assert len(children) == 2
+    assert running.up.end(signal.SIGTERM) == 0
+    assert not any(is_alive(pid) for pid in children)
+
+
+def test_up_ends_and_says_so_when_one_server_dies(running: Stack) -> None:
+    assert running.up is not None
+    hub = next(pid for pid, command in descendants(running.up.process.pid).items() if "hub serve" in command)
+    others = [pid for pid in descendants(running.up.process.pid) if pid != hub]
+    os.kill(hub, signal.SIGKILL)
+    assert running.up.finish() == 1
+    assert "Error: the hub ended: killed by SIGKILL" in running.up.output
+    assert not any(is_alive(pid) for pid in others)
+
+
+def test_servers_end_when_up_is_killed(running: Stack) -> None:
+    assert running.up is not None
+    children = list(descendants(running.up.process.pid))
+    running.up.end(signal.SIGKILL)
+    wait_until(lambda: not any(is_alive(pid) for pid in children), "both servers to end")
