@@ -21,7 +21,8 @@ from corral.cli.context import Environment, Failed, hub_option, json_option, pas
 from corral.cli.hub_access import HubAccess, host_of, hub_access, hub_of_local_server, not_signed_in
 
 _WAIT_S = 15 * 60
-_POLL_S = (2.0, 2.0, 2.0, 3.0, 4.0, 5.0)
+#: Whoever is signed in in the browser presses Connect within seconds; whoever still has to sign up takes minutes.
+_POLL_S = (1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 3.0, 4.0, 5.0)
 
 
 @command(variables=HUB_VARIABLES)
