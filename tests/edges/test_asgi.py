@@ -26,7 +26,9 @@ from corral.edges.asgi import (
     maybe_visitor,
     stream,
 )
+from corral.edges.bodies import Disconnected
 from corral.wire.errors import CorralError
+from corral.wire.frames import ndjson_error
 
 ALICE = Account(id="a1", name="alice", email="", is_admin=False, created_at=datetime(2026, 1, 1, tzinfo=UTC))
 
@@ -432,3 +434,23 @@ async def test_visitor_is_let_through_where_a_route_is_open_and_nowhere_else() -
     assert (await caller.request("GET", "/open", headers=proof)).json() == {"fingerprint": "SHA256:x"}
     assert (await caller.request("GET", "/closed", headers=proof)).status == 401
     assert (await caller.request("GET", "/public", headers=proof)).json() == {"fingerprint": None}
+
+
+async def test_events_are_closed_when_their_caller_left_before_the_first_frame() -> None:
+    closed = []
+
+    async def events() -> AsyncIterator[bytes]:
+        try:
+            yield b"x"
+            yield b"y"
+        finally:
+            closed.append(True)
+
+    async def send(_: object) -> None:
+        raise Disconnected
+
+    scope = {"type": "http", "corral.closing": asyncio.Event()}
+    response = await stream(Request(scope), events(), bytes, content_type="text/plain", error_frame=ndjson_error)
+    with pytest.raises(Disconnected):
+        await response(scope, None, send)  # type: ignore[arg-type]
+    assert closed

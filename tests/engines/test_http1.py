@@ -1,6 +1,7 @@
 """HTTP to whoever runs models: whole answers however they are cut, and an end to everything else."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -133,7 +134,9 @@ async def test_what_is_said_in_advance_is_no_answer(server: RawServer) -> None:
         assert (answer.status, answer.headers, await answer.read(100)) == (200, [("kind", "Late")], b"Hello")
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://u@x", "http://x:99999", "x", "http://x y", "http://x\u2028y"])
+@pytest.mark.parametrize(
+    "url", ["ftp://x", "http://", "http://u@x", "http://x:99999", "http://x:0", "x", "http://x y", "http://x\u2028y"]
+)
 def test_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         Place(url, {})
@@ -276,6 +279,97 @@ async def test_request_that_is_cancelled_leaves_its_place_to_others(server: RawS
     while not server.asked:
         await asyncio.sleep(0)
     waiting.cancel()
+    assert await asked(pool, where) == b"Hello"
+    pool.close()
+
+
+async def test_second_release_does_not_take_the_connection_from_whoever_has_it_now(server: RawServer, pool: Pool) -> None:
+    server.answers["/x"] = [HELLO]
+    where = Place(server.url, {})
+    first = await pool.post(where, "/x", b"{}")
+    await first.read(100)
+    pool.release(where, first)
+    second = await pool.post(where, "/x", b"{}")
+    pool.release(where, first)
+    assert second.connection is first.connection
+    assert await second.read(100) == b"Hello"
+    pool.release(where, second)
+
+
+@pytest.mark.parametrize("late", [None, b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nEVIL"], ids=["end", "unsolicited"])
+async def test_what_came_late_is_seen_before_a_connection_is_used_again(pool: Pool, late: bytes | None) -> None:
+    """Without the event loop having had time to look: that is what a busy one is like."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> list[socket.socket]:
+        peer, _ = listener.accept()
+        peer.recv(1000)
+        peer.sendall(HELLO)
+        return [peer]
+
+    where = Place(f"http://127.0.0.1:{listener.getsockname()[1]}", {})
+    serving = asyncio.create_task(asyncio.to_thread(serve))
+    answer = await pool.post(where, "/x", b"{}")
+    await answer.read(100)
+    [peer] = await serving
+    pool.release(where, answer)
+    peer.sendall(late) if late else peer.close()
+    assert not answer.connection.is_quiet()
+    assert pool._take(where) is None
+    for each in (peer, listener):
+        each.close()
+
+
+@pytest.mark.parametrize("status", [b"099", b"000", b"600", b"999"])
+async def test_status_that_is_none_is_broken(server: RawServer, status: bytes) -> None:
+    with pytest.raises(BrokenAnswer):
+        await fetched(server, b"HTTP/1.1 " + status + b" X\r\nContent-Length: 2\r\n\r\nok")
+
+
+async def test_answer_that_we_cut_off_is_not_whole(server: RawServer) -> None:
+    server.answers["/x"] = [b"HTTP/1.1 200 OK\r\n\r\npart", asyncio.Event()]
+    pool, where = Pool(max_connections=2, connect_s=5, silence_s=5, idle_s=4), Place(server.url, {})
+    answer = await pool.post(where, "/x", b"{}")
+    assert await answer.next() == b"part"
+    pool.close()
+    with pytest.raises(BrokenAnswer):
+        await answer.next()
+
+
+async def test_server_that_we_keep_waiting_is_not_silent(server: RawServer) -> None:
+    block = b"x" * 2**20
+    server.answers["/x"] = [b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (8 * 2**20), *[block] * 8]
+    async with posted(place(server), "/x", b"", silence_s=0.05) as answer:
+        while not answer.connection._is_paused:
+            await asyncio.sleep(0)
+        answer.connection._heard_at -= 1
+        answer.connection._listen()
+        assert len(await answer.read(8 * 2**20)) == 8 * 2**20
+
+
+async def test_server_that_ends_while_it_is_spoken_to_is_noticed_at_once(pool: Pool) -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write_eof()
+        await over.wait()
+        writer.transport.abort()
+
+    over = asyncio.Event()
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as listening:
+        where = Place(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", {})
+        with pytest.raises(BrokenAnswer):
+            await asyncio.wait_for(pool.post(where, "/x", bytes(20 * 2**20)), 3)
+        over.set()
+
+
+async def test_place_in_a_full_pool_is_not_waited_for_for_ever(server: RawServer) -> None:
+    server.answers["/x"] = [HELLO]
+    pool, where = Pool(max_connections=1, connect_s=0.02, silence_s=5, idle_s=4), Place(server.url, {})
+    answer = await pool.post(where, "/x", b"{}")
+    with pytest.raises(TimeoutError):
+        await pool.post(where, "/x", b"{}")
+    await answer.read(100)
+    pool.release(where, answer)
     assert await asked(pool, where) == b"Hello"
     pool.close()
 

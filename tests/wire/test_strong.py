@@ -4,6 +4,7 @@ import base64
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import sha512
 from urllib.parse import quote
 
 import pytest
@@ -306,6 +307,17 @@ def test_other_spelling_of_the_standard_is_read_when_it_was_signed(edit: Callabl
     base = "\n".join([*(f'"{name}": {covered[name]}' for name in names), f'"@signature-params": {canonical}'])
     signature = f"{label}=:{base64.b64encode(KEY.sign(base.encode())).decode()}:"
     assert verify(headers | {"signature-input": spelling, "signature": signature}).key == KEY.public
+
+
+def test_other_digests_of_the_standard_are_read_when_they_were_signed() -> None:
+    headers = signed()
+    both = f"{headers['content-digest']}, sha-512=:{base64.b64encode(sha512(BODY).digest()).decode()}:"
+    parameters = headers["signature-input"].partition("=")[2]
+    lines = ['"@method": POST', f'"@target-uri": {URL}', '"content-type": application/json', f'"content-digest": {both}']
+    base = "\n".join([*lines, f'"@signature-params": {parameters}'])
+    signature = f"corral=:{base64.b64encode(KEY.sign(base.encode())).decode()}:"
+    assert verify(headers | {"content-digest": both, "signature": signature}).key == KEY.public
+    refused(headers | {"content-digest": both})
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ async def stream(
         await _close(events)
         raise
     closing: asyncio.Event = request.scope["corral.closing"]
-    return _StreamResponse(_frames(first, events, encode, error_frame, end, closing), content_type)
+    return _StreamResponse(_frames(first, events, encode, error_frame, end, closing), events, content_type)
 
 
 async def _frames(
@@ -246,19 +246,23 @@ async def _close(events: AsyncIterator[Any]) -> None:
 
 
 class _StreamResponse(Response):
-    """Sends frames as they come, and always closes the iterator it was given."""
+    """Sends frames as they come, and always closes what they are made of, also when the frames never began."""
 
-    def __init__(self, frames: AsyncGenerator[bytes, None], content_type: str) -> None:
+    def __init__(self, frames: AsyncGenerator[bytes, None], events: AsyncIterator[Any], content_type: str) -> None:
         self.frames = frames
+        self.events = events
         self.status_code = 200
         self.background = None
         self.raw_headers = [(b"content-type", content_type.encode()), (b"cache-control", b"no-store")]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with contextlib.aclosing(self.frames) as frames:
-            async for frame in frames:
-                await send({"type": "http.response.body", "body": frame, "more_body": True})
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async with contextlib.aclosing(self.frames) as frames:
+                async for frame in frames:
+                    await send({"type": "http.response.body", "body": frame, "more_body": True})
+        finally:
+            await _close(self.events)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -11,6 +11,7 @@ Not here, because nothing that runs models wants them: redirects, cookies, compr
 
 import asyncio
 import re
+import select
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -52,7 +53,9 @@ class Place:
         if not _HOST.fullmatch(self.host):
             raise ValueError("no host has such a name")
         self.is_secure = parts.scheme == "https"
-        self.port = parts.port or (443 if self.is_secure else 80)
+        self.port = parts.port if parts.port is not None else 443 if self.is_secure else 80
+        if not self.port:
+            raise ValueError("nothing listens on port 0")
         name = f"[{self.host}]" if ":" in self.host else self.host
         authority = name if parts.port is None else f"{name}:{parts.port}"
         lines = {"Host": authority, **headers}
@@ -117,7 +120,11 @@ class Pool:
 
     async def post(self, place: Place, target: str, body: bytes) -> "Answer":
         """Returns when status and headers are there; the answer is given back by `release`. Raises: OSError, UnicodeError."""
-        await self._free.acquire()
+        if self._free.locked():
+            async with asyncio.timeout(self._connect_s):
+                await self._free.acquire()
+        else:
+            await self._free.acquire()
         connection: Connection | None = None
         try:
             connection = self._take(place)
@@ -135,8 +142,9 @@ class Pool:
     def release(self, place: Place, answer: "Answer") -> None:
         """Keep the connection for the next request, or end it when the body was not read to its end. Safe to call twice."""
         connection = answer.connection
-        if connection not in self._used:
+        if answer.is_released:
             return
+        answer.is_released = True
         if self.is_closed or not connection.is_reusable:
             self._let_go(connection)
             return
@@ -161,7 +169,7 @@ class Pool:
         oldest = asyncio.get_running_loop().time() - self._idle_s
         while idle:
             connection, since = idle.pop()
-            if connection.is_reusable and since > oldest:
+            if connection.is_reusable and since > oldest and connection.is_quiet():
                 return connection
             connection.abort()
         return None
@@ -190,7 +198,7 @@ class Answer:
     """An answer that is arriving. status, headers (lower-case names): there from the beginning, since `Connection.ask` waits for
     them."""
 
-    __slots__ = ("_ready", "_ready_bytes", "connection", "headers", "is_whole", "status")
+    __slots__ = ("_ready", "_ready_bytes", "connection", "headers", "is_released", "is_whole", "status")
 
     def __init__(self, connection: "Connection") -> None:
         self.connection = connection
@@ -198,6 +206,7 @@ class Answer:
         self.headers: list[tuple[str, str]] = []
         #: Whether all of it has arrived, read or not.
         self.is_whole = False
+        self.is_released = False
         self._ready: list[bytes] = []
         self._ready_bytes = 0
 
@@ -252,6 +261,8 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._error: BrokenAnswer | None = None
         self._heard_at = 0.0
+        #: We are the ones who keep the server waiting.
+        self._is_paused = False
         self._watch: asyncio.TimerHandle | None = None
         #: Bytes given to the parser since it last handed something on.
         self._pending_bytes = 0
@@ -267,6 +278,14 @@ class Connection(asyncio.Protocol):
         if self._error is not None or transport is None or transport.is_closing() or not self._keeps_alive:
             return False
         return (self._answer is None or self._answer.is_read) and transport.get_write_buffer_size() == 0
+
+    def is_quiet(self) -> bool:
+        """Whether nothing has come that the event loop has not looked at yet: the end, which a server may send right behind an
+        answer, or words that nobody asked for and that would be taken for the next answer."""
+        assert self._transport is not None
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not poll.poll(0)
 
     async def ask(self, request: Sequence[bytes]) -> Answer:
         """Send a request; returns when status and headers of its answer are there. Raises: BrokenAnswer."""
@@ -295,11 +314,15 @@ class Connection(asyncio.Protocol):
 
     def resume(self) -> None:
         """Read on after there was enough."""
+        self._is_paused = False
+        self._heard_at = self._loop.time()
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def abort(self) -> None:
         """End it now."""
+        if self._error is None:
+            self._error = BrokenAnswer("the connection was ended")
         if self._transport is not None:
             self._transport.abort()
 
@@ -324,6 +347,11 @@ class Connection(asyncio.Protocol):
         if self._pending_bytes > _MAX_HEAD_BYTES:
             self._fail("endless headers")
         self._wake()
+
+    def eof_received(self) -> None:
+        """The server says no more. asyncio would first wait until it has taken all that we have to say."""
+        if self._transport is not None and self._transport.get_write_buffer_size():
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
@@ -361,6 +389,8 @@ class Connection(asyncio.Protocol):
         """The body begins, unless this was said in advance."""
         assert self._answer is not None
         status = self._parser.get_status_code()
+        if not 100 <= status < 600:
+            raise ValueError("no status")
         if status < 200:
             return
         self._pending_bytes = 0
@@ -373,6 +403,7 @@ class Connection(asyncio.Protocol):
         assert self._answer is not None
         self._pending_bytes = 0
         if self._answer.put(body) and self._transport is not None:
+            self._is_paused = True
             self._transport.pause_reading()
 
     def on_message_complete(self) -> None:
@@ -392,7 +423,7 @@ class Connection(asyncio.Protocol):
         self._watch = None
         if self._answer is None or self._answer.is_whole:
             return
-        left_s = self._heard_at + self._silence_s - self._loop.time()
+        left_s = self._silence_s if self._is_paused else self._heard_at + self._silence_s - self._loop.time()
         if left_s <= 0:
             self._fail(f"nothing for {self._silence_s:.0f} s")
         else:

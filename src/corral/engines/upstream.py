@@ -25,6 +25,8 @@ _CONNECT_S, _SILENCE_S = 10.0, 600.0
 #: nothing.
 _KEEP_ALIVE_S = 4.0
 _MAX_CONNECTIONS = 1000
+#: Addresses that are remembered with what is sent there.
+_MAX_PLACES = 1000
 #: Bytes are passed on as they are, so they must not come packed in a way the caller did not ask for.
 _HEADERS = {"Content-Type": "application/json", "Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "corral"}
 _ERROR_BYTES, _ANSWER_BYTES = 64 * 1024, 64 * 1024 * 1024
@@ -92,6 +94,8 @@ class UpstreamEngine:
 
     def _place(self, base_url: str) -> Place:
         """Raises: ValueError."""
+        if len(self._places) >= _MAX_PLACES:
+            self._places.clear()
         key = self._keys.get(base_url)
         place = self._places[base_url] = Place(base_url, _HEADERS | ({"Authorization": f"Bearer {key.reveal()}"} if key else {}))
         return place

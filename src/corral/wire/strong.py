@@ -54,6 +54,7 @@ _INPUT = re.compile(
     r'corral=(\("@method" "@target-uri"( "content-type")? "content-digest"\)'
     r';created=([0-9]{10});keyid="([A-Za-z0-9+/]{68})";alg="ed25519";nonce="([A-Za-z0-9_-]{16,64})";tag="corral-v1")'
 )
+_DIGEST = re.compile(r"sha-256=:[A-Za-z0-9+/]{43}=:")
 _SIGNATURE = re.compile(r"corral=:([A-Za-z0-9+/]{85}[AQgw]==):")
 
 
@@ -160,23 +161,27 @@ def verify_headers(method: str, url: str, headers: Mapping[str, str], *, body: b
     """Check a strong signature over everything it must cover. url: our configured public URL plus the raw target, never rebuilt
     from Host. headers: lower-case names, repeated fields joined by `, `. Raises: unauthorized; clock_skew when the clock is
     minutes off."""
-    content_type = headers.get("content-type")
-    spelled = _INPUT.fullmatch(headers.get("signature-input", "")) if _is_plain(method, url, content_type) else None
-    if spelled is None:
-        key, created, nonce = _verified_by_package(method, url, headers, body)
-    else:
-        parameters, covers_type, created_text, blob_text, nonce = spelled.groups()
-        public, signature = key_from_blob_text(blob_text), _SIGNATURE.fullmatch(headers.get("signature", ""))
-        digest = _digest(body)
-        if public is None or signature is None or (covers_type is None) != (content_type is None):
-            raise CorralError("unauthorized")
-        if headers.get("content-digest") != digest:
-            raise CorralError("unauthorized")
-        message = _base(method, url, content_type, digest, parameters)
-        verify(DeviceProof(public, a2b_base64(signature[1])), message)
-        key, created = public, int(created_text)
+    found = _verified_by_hand(method, url, headers, body) or _verified_by_package(method, url, headers, body)
+    key, created, nonce = found
     _check_age(created, now)
     return StrongProof(key, nonce)
+
+
+def _verified_by_hand(method: str, url: str, headers: Mapping[str, str], body: bytes) -> tuple[DevicePublicKey, int, str] | None:
+    """(key, created, nonce) of a signature in our own spelling; None for any other. The key need not be of the main subgroup, as
+    in the stock form: one that is not cannot be connected. Raises: unauthorized."""
+    content_type = headers.get("content-type")
+    spelled = _INPUT.fullmatch(headers.get("signature-input", ""))
+    signature = _SIGNATURE.fullmatch(headers.get("signature", ""))
+    digest = headers.get("content-digest", "")
+    if not (spelled and signature and _DIGEST.fullmatch(digest) and _is_plain(method, url, content_type)):
+        return None
+    parameters, covers_type, created, blob_text, nonce = spelled.groups()
+    public = key_from_blob_text(blob_text)
+    if public is None or (covers_type is None) != (content_type is None) or digest != _digest(body):
+        raise CorralError("unauthorized")
+    verify(DeviceProof(public, a2b_base64(signature[1])), _base(method, url, content_type, digest, parameters))
+    return public, int(created), nonce
 
 
 def _verified_by_package(method: str, url: str, headers: Mapping[str, str], body: bytes) -> tuple[DevicePublicKey, int, str]:
