@@ -183,7 +183,7 @@ async def test_t107_prompt_that_is_never_made_is_an_engine_failure(server: RawSe
 
 
 async def test_server_that_reads_a_long_prompt_is_left_to_it(server: RawServer) -> None:
-    client = LlamaHttp(server.url, Secret("s3cret"), explain, stop=never, template_s=2)
+    client = LlamaHttp(server.url, Secret("s3cret"), explain, stop=never, template_s=0.5)
     has_read = asyncio.Event()
     server.answer("/apply-template", {"prompt": "hi"})
     server.stream(CHAT, WORD, END)

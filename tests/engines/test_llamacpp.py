@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from corral.core.ports import ChatCall, CompletionCall, Finish, LoadOptions, Runner, Sampling
 from corral.core.records import Model
@@ -287,13 +288,14 @@ async def test_r19_llama_server_dies_with_its_parent(pretender: str, told: Calla
 # ── The real engine ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def real(small_model: Path) -> Model:
     return weights("smollm2:135m", weights=str(small_model), size_bytes=small_model.stat().st_size)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def runner(real: Model) -> AsyncIterator[LlamaRunner]:
+    """An engine for the tests that leave it as it was."""
     loaded = await LlamaCppEngine(SeededEntropy(), environment=HUB_ENVIRONMENT).load(real, SMALL)
     assert isinstance(loaded, LlamaRunner)
     yield loaded
@@ -306,6 +308,7 @@ async def test_r19_engine_dies_with_its_parent(real: Model) -> None:
     await died(await orphaned("", real.weights))
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_r8_closed_answer_frees_its_slot_within_two_seconds(runner: LlamaRunner) -> None:
     async with aclosing(runner.complete(ENDLESS)) as events:  # type: ignore[type-var]
         await anext(events)
@@ -326,11 +329,15 @@ async def kill_while_answering(runner: Runner) -> None:
 
 
 @needs_proc
-async def test_r9_engine_killed_in_the_middle_of_an_answer_is_an_engine_failure(runner: LlamaRunner) -> None:
-    with pytest.raises(CorralError, match="signal 9") as failed:
-        await kill_while_answering(runner)
-    assert failed.value.code == "engine_failed"
-    assert not await runner.is_healthy()
+async def test_r9_engine_killed_in_the_middle_of_an_answer_is_an_engine_failure(real: Model) -> None:
+    runner = await LlamaCppEngine(SeededEntropy()).load(real, SMALL)
+    try:
+        with pytest.raises(CorralError, match="signal 9") as failed:
+            await kill_while_answering(runner)
+        assert failed.value.code == "engine_failed"
+        assert not await runner.is_healthy()
+    finally:
+        await runner.close()
 
 
 @needs_proc
@@ -357,6 +364,7 @@ async def test_r9_killed_engine_is_started_again_and_held_back_when_it_keeps_dyi
 
 
 @needs_proc
+@pytest.mark.asyncio(loop_scope="module")
 async def test_t097_engine_has_no_secret_of_ours_and_its_own_in_no_argument(runner: LlamaRunner, real: Model) -> None:
     process = Path(f"/proc/{runner.pid}")
     environment, arguments = (process / "environ").read_text(), (process / "cmdline").read_text()
@@ -370,6 +378,7 @@ async def test_t097_engine_has_no_secret_of_ours_and_its_own_in_no_argument(runn
 
 
 @needs_proc
+@pytest.mark.asyncio(loop_scope="module")
 async def test_t097_engine_listens_on_loopback_only_and_refuses_calls_without_its_key(runner: LlamaRunner) -> None:
     (port,) = listening(runner.pid)
     url = f"http://127.0.0.1:{port}"
@@ -472,11 +481,13 @@ async def test_t107_template_reaches_nothing_of_python(real: Model, tmp_path: Pa
 
 
 async def test_answer_that_fills_its_context_goes_on_where_it_may(real: Model) -> None:
-    endless = CompletionCall(prompt="1 2 3", sampling=Sampling(values={"ignore_eos": True, "n_predict": 270}))
-    for shift, said in ((True, 270), (False, 256)):
+    for shift, said in ((True, 40), (False, 16)):
         runner = await LlamaCppEngine(SeededEntropy()).load(real, LoadOptions(num_ctx=256, context_shift=shift))
         try:
-            *_, end = [event async for event in runner.complete(endless)]
+            # A prompt that leaves little of the context: reading it takes a third of the time that saying as much does.
+            long = (await runner.tokenize("one two three four five six seven eight ") * 30)[:240]
+            sampling = Sampling(values={"ignore_eos": True, "n_predict": 40})
+            *_, end = [event async for event in runner.complete(CompletionCall(prompt="", context=long, sampling=sampling))]
             assert isinstance(end, Finish)
             assert end.reason == "length"
             assert end.timings.eval_tokens == said if shift else end.timings.eval_tokens <= said
