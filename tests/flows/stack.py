@@ -37,6 +37,8 @@ LONG = {
 #: For `corral up`: so small a model may go on for ever, and one answer in ten to a greeting does. One thread computes: several
 #: would wait for the one that has lost its core to another test, and burn theirs waiting.
 BOUNDED = ("--parameter", "num_predict 200", "--parameter", "num_thread 1")
+#: The same where nobody looks at how much it says.
+BRIEF = (*BOUNDED, "--parameter", "num_predict 32")
 #: How long anything may take before a test calls it stuck. Generous: the machine may be busy with other work.
 PATIENCE_S = 60.0
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.stack import MODEL, Stack, corral_command
+from flows.stack import BRIEF, MODEL, Stack, corral_command
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -48,9 +48,9 @@ def as_make_up_does() -> list[str]:
 
 @pytest.fixture
 def newcomer(tmp_path: Path, small_model: Path) -> Iterator[Stack]:
-    """What `make up` starts, and the administrator alice."""
+    """What `make up` starts, but for answers of fewer words, and the administrator alice."""
     with Stack(tmp_path) as stack:
-        stack.start("--model", f"{MODEL}={small_model}", *as_make_up_does())
+        stack.start("--model", f"{MODEL}={small_model}", *as_make_up_does(), *BRIEF)
         stack.add_account("alice")
         yield stack
 

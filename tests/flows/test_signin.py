@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from flows.browser import chromium, look_at, person, tab_to
-from flows.stack import BOUNDED, MODEL, PASSWORD, Stack, call
+from flows.stack import BRIEF, MODEL, PASSWORD, Stack, call
 
 pytestmark = pytest.mark.browser
 CLOUD = f"{MODEL}-cloud"
@@ -39,7 +39,7 @@ def running(started: Stack) -> Iterator[Stack]:
 
 def test_newcomer_from_an_empty_home_to_a_revoked_key(fresh: Stack, small_model: Path, browser: Browser) -> None:
     running = fresh
-    running.start("--model", f"{MODEL}={small_model}", *BOUNDED)
+    running.start("--model", f"{MODEL}={small_model}", *BRIEF)
     setup_link = setup_link_of(running)
 
     # Step 2: the local server needs no authentication.
