@@ -86,11 +86,11 @@ def web() -> Iterator[Recorder]:
 
 
 @pytest.fixture(scope="module")
-def signed_in(web: Recorder, tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iterator[Stack]:
+def signed_in(web: Recorder, tmp_path_factory: pytest.TempPathFactory, home_with_model: Path) -> Iterator[Stack]:
     """A started installation that may search and fetch on this machine, with its device connected."""
     environment = {"CORRAL_SEARCH_URL": web.url, "CORRAL_WEB_FETCH": "on", "CORRAL_WEB_FETCH_NETWORKS": "127.0.0.0/8"}
-    with Stack(tmp_path_factory.mktemp("stack"), **environment) as stack:
-        stack.start("--model", f"{MODEL}={small_model}")
+    with Stack(tmp_path_factory.mktemp("stack"), like=home_with_model, **environment) as stack:
+        stack.start()
         stack.add_account("alice")
         stack.sign_in()
         yield stack

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from flows.stack import BOUNDED, MODEL, Stack, answers, call, free_port, opened, wait_until
+from flows.stack import MODEL, Stack, answers, call, free_port, opened, wait_until
 
 pytestmark = pytest.mark.flow
 
@@ -146,14 +146,15 @@ def begin_pull(stack: Stack, slow: SlowRegistry, *, at: str = "") -> None:
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iterator[Stack]:
-    """An installation whose device alice connected, for pushing as well, and the model `alice/tiny` in it."""
-    with Stack(tmp_path_factory.mktemp("hub")) as stack:
-        stack.start("--model", f"{MODEL}={small_model}", *BOUNDED)
+def hub(tmp_path_factory: pytest.TempPathFactory, home_with_model: Path) -> Iterator[Stack]:
+    """An installation whose device alice connected, for pushing as well, and the model `alice/tiny` in it, which says little."""
+    with Stack(tmp_path_factory.mktemp("hub"), like=home_with_model) as stack:
+        stack.start()
         stack.add_account("alice")
         key = stack.add_key("alice", "inference", "keys", "models:pull", "models:push")
         stack.corral("signin", "--api-key-stdin", given=key + "\n")
-        stack.corral("cp", MODEL, "alice/tiny")
+        (stack.home / "Modelfile").write_text(f"FROM {MODEL}\nPARAMETER num_predict 4\n")
+        stack.corral("create", "alice/tiny")
         yield stack
 
 
