@@ -16,7 +16,8 @@ FROM {weights}
 SYSTEM \"""You are a pirate.
 Say "arr".\"""
 PARAMETER temperature 0
-PARAMETER num_predict 8
+PARAMETER num_predict 4
+PARAMETER num_thread 1
 PARAMETER stop <|im_end|>
 LICENSE Apache-2.0
 MESSAGE user hi
@@ -24,12 +25,21 @@ MESSAGE assistant arr
 """
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A running local server."""
+    with Stack(tmp_path_factory.mktemp("library")) as stack:
+        running = stack.begin("serve")
+        wait_until(lambda: answers(f"{stack.local_url}/api/version"), "the local server", watch=running)
+        yield stack
+
+
 @pytest.fixture
-def local(fresh: Stack) -> Stack:
-    """A running local server with nothing installed."""
-    running = fresh.begin("serve")
-    wait_until(lambda: answers(f"{fresh.local_url}/api/version"), "the local server", watch=running)
-    return fresh
+def local(server: Stack) -> Stack:
+    """That server with nothing installed."""
+    for name in names(server):
+        assert call("DELETE", f"{server.local_url}/api/delete", {"model": name}).status == 200
+    return server
 
 
 def write_modelfile(stack: Stack, weights: Path, text: str = MODELFILE) -> None:
@@ -163,7 +173,7 @@ def test_we_read_and_run_what_ollama_made(local: Stack, small_model: Path, ollam
     local.corral("create", "base")
     with served_by_ollama(local, ollama) as env:
         (local.home / "theirs").write_text(
-            'FROM base\nSYSTEM "Be\nbrief."\nPARAMETER num_predict 4\nMESSAGE user hi\nMESSAGE assistant yo\n'
+            'FROM base\nSYSTEM "Be\nbrief."\nPARAMETER num_predict 3\nMESSAGE user hi\nMESSAGE assistant yo\n'
         )
         tell(ollama, env, "create", "theirs", "-f", str(local.home / "theirs"))
     shown = call("POST", f"{local.local_url}/api/show", {"model": "theirs"}).json

@@ -46,7 +46,8 @@ def secured(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iter
     with Stack(tmp_path_factory.mktemp("secured")) as stack:
         serve(stack, "on")
         authorize_this_device(stack, "--rights", "manage")
-        (stack.home / "Modelfile").write_text(f"FROM {small_model}\nPARAMETER temperature 0\nPARAMETER num_predict 8\n")
+        parameters = ("temperature 0", "num_predict 4", "num_thread 1")
+        (stack.home / "Modelfile").write_text("\nPARAMETER ".join([f"FROM {small_model}", *parameters]))
         stack.corral("create", MODEL, "-f", "Modelfile", **SIGNING)
         stack.corral("cp", MODEL, "other", **SIGNING)
         yield stack
