@@ -1,6 +1,8 @@
 """A pushed model that is offered straight from the blob store, and what becomes of the offer: services on real storage."""
 
+import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,14 +52,28 @@ class Hub:
         return names
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What every test begins with: tables, the account, the model."""
+
+    folder = tmp_path_factory.mktemp("home")
+    settings = Settings.from_env({"HOME": str(folder)})
+
+    async def make() -> None:
+        async with open_hub_services(settings) as services:
+            alice = await services.accounts.add("alice", email="", password=PASSWORD, is_admin=False)
+            await Hub(services, registry_services(settings, services), with_key(alice)).push()
+
+    asyncio.run(make())
+    return folder
+
+
 @pytest.fixture
-async def hub(tmp_path: Path) -> AsyncIterator[Hub]:
+async def hub(tmp_path: Path, home: Path) -> AsyncIterator[Hub]:
+    shutil.copytree(home, tmp_path, dirs_exist_ok=True)
     settings = Settings.from_env({"HOME": str(tmp_path)})
     async with open_hub_services(settings) as services:
-        alice = await services.accounts.add("alice", email="", password=PASSWORD, is_admin=False)
-        hub = Hub(services, registry_services(settings, services), with_key(alice))
-        await hub.push()
-        yield hub
+        yield Hub(services, registry_services(settings, services), with_key(await services.accounts.named("alice")))
 
 
 async def test_pushed_model_is_offered_without_a_copy(hub: Hub) -> None:
