@@ -17,16 +17,14 @@ _FIGURE = re.compile(r"^(?:total|load|prompt eval|eval) (?:duration|count|rate):
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iterator[Stack]:
-    """A started installation with the small model, for the conversations of this module."""
+    """A started installation with the small model, for the conversations of this module. Each leaves nothing installed."""
     with Stack(tmp_path_factory.mktemp("repl"), TERM="xterm-256color") as stack:
         stack.start("--model", f"{MODEL}={small_model}")
         yield stack
 
 
-def conversation(stack: Stack, *arguments: str, **environment: str) -> Terminal:
-    return Terminal(
-        [*corral_command(), "run", MODEL, *arguments], {**stack.env, "TERM": "xterm-256color", **environment}, stack.home
-    )
+def conversation(stack: Stack, *arguments: str, model: str = MODEL, **environment: str) -> Terminal:
+    return Terminal([*corral_command(), "run", model, *arguments], {**stack.env, **environment}, stack.home)
 
 
 def masked(session: str) -> list[str]:
@@ -74,10 +72,9 @@ def record(stack: Stack) -> str:
     return f"$ corral run {MODEL}\n{terminal.screen.text.strip()}"
 
 
-def test_page_shows_the_conversation_that_a_terminal_shows(fresh: Stack, small_model: Path) -> None:
-    # An installation of its own: the recording lists what is installed, as it was installed.
-    fresh.start("--model", f"{MODEL}={small_model}")
-    recorded = record(fresh)
+def test_page_shows_the_conversation_that_a_terminal_shows(stack: Stack) -> None:
+    recorded = record(stack)
+    stack.corral("rm", "captain")
     before, _, rest = PAGE.read_text().partition("writes it anew.\n\n```\n")
     shown, _, after = rest.partition("```\n")
     if os.environ.get("CORRAL_TEST_RECORD") == "1":
@@ -200,20 +197,20 @@ def test_cloud_model_is_talked_with_once_this_device_is_connected(stack: Stack) 
         assert terminal.finish() == 0
 
 
-def test_server_that_goes_away_ends_no_conversation(fresh: Stack, small_model: Path) -> None:
-    fresh.start("--model", f"{MODEL}={small_model}")
-    with conversation(fresh) as terminal:
+def test_server_that_goes_away_ends_no_conversation(stack: Stack) -> None:
+    stack.corral("cp", MODEL, "lost")
+    with conversation(stack, model="lost") as terminal:
         terminal.say("/set parameter num_predict 8")
         terminal.say("My name is Ann.")
-        fresh.stop()
+        stack.stop()
         assert "Error: could not connect to" in terminal.say("What is my name?")
-        fresh.start()
+        stack.start()
         assert "Error" not in terminal.say("What is my name?")
         terminal.say("/save ann")
         terminal.say("/load gone")
-        assert "MESSAGE user My name is Ann." in fresh.corral("show", "--modelfile", "ann").stdout
-        fresh.corral("rm", "ann", MODEL)
-        assert f"Error: model '{MODEL}' not found" in terminal.say("Are you there?").replace("404 Not Found: ", "")
+        assert "MESSAGE user My name is Ann." in stack.corral("show", "--modelfile", "ann").stdout
+        stack.corral("rm", "ann", "lost")
+        assert "Error: model 'lost' not found" in terminal.say("Are you there?").replace("404 Not Found: ", "")
         terminal.say("/bye", wait=False)
         assert terminal.finish() == 0
 
