@@ -275,7 +275,7 @@ def wait_until(is_so: Any, what: str, *, timeout_s: float = PATIENCE_S, watch: R
             watch.finish()
             raise AssertionError(f"waited for {what}, but the command ended:\n{watch.output}")
         assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s for {what}" + (f":\n{watch.output}" if watch else "")
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 def descendants(pid: int) -> dict[int, str]:
