@@ -6,20 +6,20 @@ As a script it is a process that is killed at one point of a push after the othe
 import asyncio
 import contextlib
 import errno
+import gc
 import hashlib
-import importlib
-import json
 import os
 import signal
 import sqlite3
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from argon2 import PasswordHasher
@@ -31,6 +31,7 @@ from corral.hub import passwords
 from corral.hub.registry import Registry
 from corral.main.services import HubServices, RegistryServices, open_hub_services, registry_services
 from corral.settings import Settings
+from corral.storage.sql import engine as engine_module
 from corral.storage.sql.accounts import SqlAccounts
 from corral.wire.errors import CorralError
 from corral.wire.manifest import MANIFEST_TYPE
@@ -45,6 +46,9 @@ ADA = account("Ada")
 _CALLS = ("pwrite", "fsync", "ftruncate", "replace", "unlink", "symlink", "write")
 #: A block and a remainder, as one part; the second is short.
 _PART_BYTES, _MORE_BYTES = (1 << 20) + 1234, 4321
+
+#: The first moment at which a push is killed, and how many are drawn for one kill.
+_EARLIEST_S, _DRAWS = 0.0005, 12
 
 #: (number of the operation, its name, what does it, by half if it is told so) -> its result.
 Step = Callable[[int, str, Callable[..., Any]], Any]
@@ -82,7 +86,8 @@ async def opened(home: Path) -> AsyncIterator[Hub]:
 
 @dataclass
 class Push:
-    """One push of a model, the same for the same number. said: what was answered, to be held to it. say: told of each answer."""
+    """One push of a model, the same for the same number, which is below 10,000. said: what was answered, to be held to it.
+    say: told of each answer."""
 
     number: int
     say: Callable[[str], None] = lambda line: None
@@ -94,8 +99,8 @@ class Push:
 
     @cached_property
     def parts(self) -> tuple[bytes, bytes]:
-        random = Random(self.number)
-        return random.randbytes(_PART_BYTES), random.randbytes(_MORE_BYTES)
+        middle, end = self.number + _PART_BYTES, self.number + _PART_BYTES + _MORE_BYTES
+        return _noise()[self.number : middle], _noise()[middle:end]
 
     @cached_property
     def weights(self) -> bytes:
@@ -133,6 +138,11 @@ class Push:
         self.answered(f"blob {digest_of(CONFIG)}")
         await hub.registry.put_manifest(self.name, "latest", hub.caller, self.manifest, MANIFEST_TYPE)
         self.answered("manifest latest")
+
+
+@cache
+def _noise() -> bytes:
+    return Random(0).randbytes(10_000 + _PART_BYTES + _MORE_BYTES)
 
 
 async def _pieces(content: bytes) -> AsyncIterator[bytes]:
@@ -333,7 +343,9 @@ async def _one_life(home: Path, results: Path, before: Push | None, push: Push, 
 
 
 def in_child(work: Callable[[], Any]) -> int:
-    """Fork, and do it there: what all children import is imported once. The status it ended with."""
+    """Fork, and do it there, as warm as this process is. The status it ended with."""
+    # A thread would be missing in the child, and with it whatever it was about to let go.
+    assert threading.active_count() == 1
     child = os.fork()
     if child == 0:
         # The default for SIGALRM ends a process as SIGKILL does, without a word.
@@ -342,53 +354,75 @@ def in_child(work: Callable[[], Any]) -> int:
     return os.waitpid(child, 0)[1]
 
 
-def _lives(home: Path, results: Path, points: list[float], first: int) -> None:
-    before: Push | None = None
-    for number, point in enumerate(points, first):
-        life = partial(_one_life, home, results, before, Push(number), point)
-        status = in_child(lambda life=life: asyncio.run(life()))
-        is_killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGALRM)
-        if (status and not is_killed) or not (results / f"{number}.checked").exists():
-            sys.exit(f"push {number} at {point} ended with {status}")
-        said = (results / f"{number}.said").read_text()
-        # A line that was cut off was not said.
-        before = Push(number, said=[line for line in said.splitlines(keepends=True) if line.endswith("\n")])
-        before.said = [line.rstrip() for line in before.said]
-        print(number, f"{point:.4g}", "killed" if is_killed else "ended", len(before.said), flush=True)
+def live_cheaply() -> None:
+    """Patched, because every life would make a hash that no password has and put the same statements together as the one before;
+    neither is part of what is killed. Nothing is open when a process forks: whoever closes a database empties its engines."""
+    passwords.PasswordHasher = partial(_cheap, PasswordHasher)
+    for name in ("_write_engine", "_read_engine"):
+        setattr(engine_module, name, cache(getattr(engine_module, name)))
 
 
-def _rehearse(home: Path, results: Path, number: int) -> tuple[int, float]:
-    """How many operations a push is, and how long it takes. Imports what that needs. In a child, because who forks must have no
-    thread."""
-    reader, writer = os.pipe()
-
-    def work() -> None:
-        count, seconds = asyncio.run(_one_life(home, results, None, Push(number), 1))
-        modules = [name for name in sys.modules if name.startswith(("corral.", "sqlalchemy."))]
-        os.write(writer, json.dumps([count, seconds, modules]).encode())
-
-    assert in_child(work) == 0
-    count, seconds, modules = json.loads(os.read(reader, 1 << 16))
-    for name in modules:
-        importlib.import_module(name)
-    return count, seconds
-
-
-def cheap(make: Callable[..., PasswordHasher], **cost: Any) -> PasswordHasher:
+def _cheap(make: Callable[..., PasswordHasher], **cost: Any) -> PasswordHasher:
     return make(**{**cost, "time_cost": 1, "memory_cost": 8})
 
 
+def share() -> None:
+    """What this process holds, it goes on sharing with its children: the garbage collector would write on every page of it."""
+    gc.disable()
+    gc.freeze()
+
+
+class _Lives:
+    """One process after the other, each killed in its own push, after it held the one before to what that was answered."""
+
+    def __init__(self, home: Path, results: Path, random: Random, first: int) -> None:
+        self._home, self._results, self._random = home, results, random
+        self._number, self._before = first, cast(Push | None, None)
+
+    def end_at(self, point: float) -> None:
+        """A moment behind the end of the push kills nothing, so an earlier one is drawn: how long a push takes depends on what
+        else the machine does."""
+        for _ in range(_DRAWS):
+            if self._one(point):
+                return
+            if point >= 1:
+                sys.exit(f"a push without operation {point / 2}")
+            point = self._random.uniform(_EARLIEST_S, point)
+        sys.exit(f"no kill within {point} s")
+
+    def _one(self, point: float) -> bool:
+        """Whether it was killed."""
+        self._number += 1
+        life = partial(_one_life, self._home, self._results, self._before, Push(self._number), point)
+        status = in_child(lambda: asyncio.run(life()))
+        is_killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGALRM)
+        if (status and not is_killed) or not (self._results / f"{self._number}.checked").exists():
+            sys.exit(f"push {self._number} at {point} ended with {status}")
+        # A line that was cut off was not said.
+        lines = (self._results / f"{self._number}.said").read_text().splitlines(keepends=True)
+        self._before = Push(self._number, said=[line.rstrip() for line in lines if line.endswith("\n")])
+        print(self._number, f"{point:.4g}", "killed" if is_killed else "ended", len(self._before.said), flush=True)
+        return is_killed
+
+
 def main() -> None:
-    """Die at COUNT points, of which two thirds are operations, before or behind them, and the others moments."""
+    """Die at COUNT points, of which two thirds, or as many as there are, lie before and behind operations.
+
+    The others are moments.
+    """
     home, results, first, count = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-    # Patched because every life makes one hash that no password has, and that is no part of a push.
-    passwords.PasswordHasher = partial(cheap, PasswordHasher)
-    operations, seconds = _rehearse(home, results, first)
+    live_cheaply()
+    # The first time everything is imported, and statements are put together; the second time shows how long a push takes.
+    for number in (first, first + 1):
+        operations, seconds = asyncio.run(_one_life(home, results, None, Push(number), 1))
+    share()
     random = Random(first)
     points: list[float] = random.sample(range(2, 2 * operations + 2), min(2 * operations, 2 * count // 3))
-    points += [random.uniform(0.001, min(0.9, seconds)) for _ in range(count - len(points))]
+    points += [random.uniform(_EARLIEST_S, min(0.9, seconds)) for _ in range(count - len(points))]
     random.shuffle(points)
-    _lives(home, results, points, first + 1)
+    lives = _Lives(home, results, random, first + 1)
+    for point in points:
+        lives.end_at(point)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ As a script it is a process that is killed at one step of a restore after the ot
 
 import asyncio
 import contextlib
-import importlib
 import json
 import os
 import shutil
@@ -14,10 +13,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from argon2 import PasswordHasher
-
 from corral.core.records import Scope
-from corral.hub import passwords
 from corral.main.backup import back_up
 from corral.main.restore import restore
 from corral.main.services import HubServices, open_hub_services, registry_services, rotate_keys
@@ -25,7 +21,7 @@ from corral.settings import Settings
 from corral.wire.errors import CorralError
 from corral.wire.manifest import MANIFEST_TYPE
 from fakes_registry import digest_of
-from registry_faults import Disk, cheap, in_child, killed_at, untouched
+from registry_faults import Disk, in_child, killed_at, live_cheaply, share, untouched
 from registry_hub import CONFIG, TINY, a_manifest, chunks, with_key
 
 _PASSWORD = "nine green bottles on a wall"
@@ -108,22 +104,13 @@ def former_of(home: Path) -> tuple[int, str]:
 def _script(directory: Path) -> None:
     """Be killed behind every step of a restore, which is before the next one."""
     template, archive = directory / "hub", directory / "backup.tar"
-    # What all children import is imported once, before the first of them is made.
-    reader, writer = os.pipe()
-
-    def rehearse() -> None:
-        shutil.copytree(template, directory / "rehearsal", symlinks=True)
-        disk = Disk(untouched)
-        asyncio.run(put_back(directory / "rehearsal", archive, disk))
-        asyncio.run(condition(directory / "rehearsal"))
-        modules = [name for name in sys.modules if name.startswith(("corral.", "sqlalchemy."))]
-        os.write(writer, json.dumps([disk.count, modules]).encode())
-
-    _must(in_child(rehearse) == 0, "rehearsal")
-    count, modules = json.loads(os.read(reader, 1 << 16))
-    for name in modules:
-        importlib.import_module(name)
-    for point in range(3, 2 * count + 2, 2):
+    # What all children import is imported once, and statements are put together, before the first of them is made.
+    shutil.copytree(template, directory / "rehearsal", symlinks=True)
+    disk = Disk(untouched)
+    asyncio.run(put_back(directory / "rehearsal", archive, disk))
+    asyncio.run(condition(directory / "rehearsal"))
+    share()
+    for point in range(3, 2 * disk.count + 2, 2):
         home = Path(shutil.copytree(template, directory / "home", symlinks=True))
         status = in_child(lambda home=home, point=point: asyncio.run(put_back(home, archive, Disk(killed_at(point)))))
         _must(os.WIFSIGNALED(status), f"{point} was not killed: {status}")
@@ -151,10 +138,9 @@ def _must(is_so: bool, what: str) -> None:
 
 def main() -> None:
     """Make a hub, and be killed."""
-    # Patched because every start makes one hash that no password has, and that is no part of a restore.
-    passwords.PasswordHasher = partial(cheap, PasswordHasher)
+    live_cheaply()
     directory = Path(sys.argv[1])
-    _must(in_child(lambda: asyncio.run(make(directory))) == 0, "making a hub")
+    asyncio.run(make(directory))
     _script(directory)
 
 
