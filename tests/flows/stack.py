@@ -218,7 +218,7 @@ class Stack:
 
     def generate(self, model: str, prompt: str = "Why is the sky blue?", *, at: str = "", key: str = "", **more: Any) -> Answer:
         """POST /api/generate with few tokens to wait for. at: a base URL, the local server when empty."""
-        body = {"model": model, "prompt": prompt, "options": {"num_predict": 8, "temperature": 0, "seed": 1}, **more}
+        body = {"model": model, "prompt": prompt, "options": {"num_predict": 4, "temperature": 0, "seed": 1}, **more}
         return call("POST", f"{at or self.local_url}/api/generate", body, key=key)
 
     def add_account(self, name: str = "alice", *, admin: bool = True) -> None:
