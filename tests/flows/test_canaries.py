@@ -8,27 +8,27 @@ CLOUD = f"{MODEL}-cloud"
 PROMPT = "canary-prompt-4f1d the owl and the cat"
 
 
-def test_t113_canary_secrets_are_absent_from_logs_and_files(fresh: Stack, small_model: Path) -> None:
-    fresh.env["OLLAMA_DEBUG"] = "2"
-    up = fresh.start("--model", f"{MODEL}={small_model}")
+def test_t113_canary_secrets_are_absent_from_logs_and_files(stocked: Stack) -> None:
+    stocked.env["OLLAMA_DEBUG"] = "2"
+    up = stocked.start()
     setup_code = up.wait_for(r"/signup\?code=(\S+)")[1]
     shown = up.output
-    fresh.add_account()
-    key = fresh.sign_in()
-    device_secret = (fresh.home / ".ollama/id_ed25519").read_text().splitlines()[2]
-    fresh.generate(CLOUD, PROMPT)
-    fresh.generate(MODEL, PROMPT, at=fresh.hub_url, key=key)
+    stocked.add_account()
+    key = stocked.sign_in()
+    device_secret = (stocked.home / ".ollama/id_ed25519").read_text().splitlines()[2]
+    stocked.generate(CLOUD, PROMPT)
+    stocked.generate(MODEL, PROMPT, at=stocked.hub_url, key=key)
     # Error paths see the same secrets: a wrong one, one in the wrong place, one beside another.
     damaged = key[:-1] + ("A" if key[-1] != "A" else "B")
-    fresh.generate(MODEL, PROMPT, at=fresh.hub_url, key=damaged)
-    fresh.generate("no-such-model", PROMPT, at=fresh.hub_url, key=key)
-    call("GET", f"{fresh.hub_url}/api/me?key={key}&password=canary-password-81c2")
-    call("POST", f"{fresh.hub_url}/api/me", headers={"Authorization": f"Bearer {key}", "x-api-key": key})
-    call("POST", f"{fresh.hub_url}/api/generate", b'{"model": ' + PROMPT.encode(), key=key)
+    stocked.generate(MODEL, PROMPT, at=stocked.hub_url, key=damaged)
+    stocked.generate("no-such-model", PROMPT, at=stocked.hub_url, key=key)
+    call("GET", f"{stocked.hub_url}/api/me?key={key}&password=canary-password-81c2")
+    call("POST", f"{stocked.hub_url}/api/me", headers={"Authorization": f"Bearer {key}", "x-api-key": key})
+    call("POST", f"{stocked.hub_url}/api/generate", b'{"model": ' + PROMPT.encode(), key=key)
     cookie = {"Cookie": "corral-11435=canary-cookie-77aa"}
-    call("POST", f"{fresh.local_url}/api/generate", b'{"prompt": "' + PROMPT.encode(), headers=cookie)
-    listing = call("GET", f"{fresh.hub_url}/api/keys", key=key).body.decode()
-    fresh.stop()
+    call("POST", f"{stocked.local_url}/api/generate", b'{"prompt": "' + PROMPT.encode(), headers=cookie)
+    listing = call("GET", f"{stocked.hub_url}/api/keys", key=key).body.decode()
+    stocked.stop()
 
     logged = up.output[len(shown) :]
     for name, secret in {
@@ -44,7 +44,7 @@ def test_t113_canary_secrets_are_absent_from_logs_and_files(fresh: Stack, small_
     }.items():
         assert secret not in logged, f"the {name} was logged"
         assert secret not in listing, f"the {name} is listed"
-        holders = [path for path in fresh.home.rglob("*") if path.is_file() and secret.encode() in small(path)]
+        holders = [path for path in stocked.home.rglob("*") if path.is_file() and secret.encode() in small(path)]
         allowed = ["id_ed25519"] if name == "device key" else []
         assert [path.name for path in holders] == allowed, f"the {name} is in a file"
     assert "Traceback" not in logged
