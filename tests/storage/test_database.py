@@ -3,7 +3,6 @@
 import asyncio
 import os
 import shutil
-import signal
 import sqlite3
 import stat
 import subprocess
@@ -394,24 +393,38 @@ def test_scopes_of_a_newer_release_give_nothing() -> None:
 # ── Killed in the middle ─────────────────────────────────────────────────────────────────────────────────────────────
 
 _CHURN = """
-import asyncio, sys
+import asyncio, os, signal, sys
 from pathlib import Path
 from corral.core.records import ApiKey, Scope
 from corral.storage.sql.credentials import SqlCredentials
 from corral.storage.sql.engine import open_database
 from fakes import NOON
 
-async def main(path, round_number):
+async def churn(path, round_number, said):
     store = SqlCredentials(open_database(Path(path)))
     for number in range(100_000):
         key_id = f"{round_number}-{number}"
         key = ApiKey(id=key_id, account_id="a1", name="n", prefix="p", scopes=frozenset(Scope), created_at=NOON)
         await store.add_api_key(key, hmac=bytes(32), pepper_id="p1")
-        print("created", key.id, flush=True)
+        print("created", key.id, file=said, flush=True)
         await store.revoke_api_key("a1", key.id, now=NOON)
-        print("revoked", key.id, flush=True)
+        print("revoked", key.id, file=said, flush=True)
 
-asyncio.run(main(sys.argv[1], sys.argv[2]))
+for round_number in range(10):
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        asyncio.run(churn(sys.argv[1], round_number, os.fdopen(writer, "w")))
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        # After more answers in each round.
+        lines = [said.readline() for _ in range(2 + 3 * round_number)]
+        os.kill(child, signal.SIGKILL)
+        lines += said.readlines()
+    os.waitpid(child, 0)
+    # A line cut off by the kill was not answered.
+    print("".join(line for line in lines if line.endswith("\\n")), end="", flush=True)
 """
 
 
@@ -420,9 +433,12 @@ def test_r002_kill_in_create_and_revoke_keeps_what_was_answered(path: Path) -> N
     database = open_database(path)
     asyncio.run(SqlAccounts(database).add(ADA, "hash"))
     database.close_now()
-    answered: list[str] = []
-    for round_number in range(10):
-        answered += _churn_until_killed(path, round_number)
+    environment = {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry), "PATH": os.environ["PATH"]}
+    # Forked by one process that imports once, and not by this one, which may have threads.
+    command = [sys.executable, "-c", _CHURN, str(path)]
+    answered = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=environment, timeout=120
+    ).stdout.splitlines()
     created = {line.split()[1] for line in answered if line.startswith("created")}
     revoked = {line.split()[1] for line in answered if line.startswith("revoked")}
     assert len(revoked) > 10
@@ -437,16 +453,3 @@ def test_r002_kill_in_create_and_revoke_keeps_what_was_answered(path: Path) -> N
             assert asyncio.run(SqlCredentials(database).revoke_api_key("a1", key_id, now=NOON))
     assert len(keys) <= len(created) + 10
     database.close_now()
-
-
-def _churn_until_killed(path: Path, round_number: int) -> list[str]:
-    """The lines a process wrote before it was killed, after more of them in each round."""
-    environment = {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry), "PATH": os.environ["PATH"]}
-    command = [sys.executable, "-c", _CHURN, str(path), str(round_number)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(2 + 3 * round_number)]
-        process.send_signal(signal.SIGKILL)
-        rest = process.stdout.read()
-    # A line cut off by the kill was not answered.
-    return [line for line in [*lines, *rest.splitlines(keepends=True)] if line.endswith("\n")]
