@@ -76,24 +76,32 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @cache
-def modules() -> dict[str, ast.Module]:
-    """Dotted name below `corral` -> parsed module; a package is named without `__init__`."""
+def paths() -> dict[str, Path]:
+    """Dotted name below `corral` -> file; a package is named without `__init__`."""
     found = {}
     for path in sorted(SOURCE.rglob("*.py")):
         parts = path.relative_to(SOURCE).with_suffix("").parts
-        name = ".".join(part for part in parts if part != "__init__") or "__init__"
-        found[name] = ast.parse(path.read_text(), filename=str(path))
+        found[".".join(part for part in parts if part != "__init__") or "__init__"] = path
     return found
 
 
-def imports(tree: ast.Module) -> Iterator[tuple[str, int]]:
+@cache
+def nodes(name: str) -> list[ast.AST]:
+    """Everything in a module, once for all tests."""
+    return list(ast.walk(ast.parse(paths()[name].read_text(), filename=name)))
+
+
+@cache
+def imports(name: str) -> list[tuple[str, int]]:
     """Every imported dotted name with its line, also those inside functions. `from a import b` gives `a.b`."""
-    for node in ast.walk(tree):
+    found = []
+    for node in nodes(name):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
+            found += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: write imports in full"
-            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+            assert node.level == 0, f"{name} line {node.lineno}: write imports in full"
+            found += [(f"{node.module}.{alias.name}", node.lineno) for alias in node.names]
+    return found
 
 
 def room(name: str) -> str:
@@ -101,10 +109,10 @@ def room(name: str) -> str:
     return name.split(".")[0]
 
 
-@pytest.mark.parametrize("name", [name for name in modules() if name != "__init__"])
+@pytest.mark.parametrize("name", [name for name in paths() if name != "__init__"])
 def test_module_imports_only_what_its_room_may(name: str) -> None:
     own, wrong = room(name), []
-    for target, line in imports(modules()[name]):
+    for target, line in imports(name):
         parts = target.split(".")
         if parts[0] == "corral" and len(parts) > 1:
             other = parts[1]
@@ -117,8 +125,8 @@ def test_module_imports_only_what_its_room_may(name: str) -> None:
 
 
 def test_modules_of_one_room_import_each_other_without_cycles() -> None:
-    names = modules().keys()
-    needs = {name: {_module_of(target, names) for target, _ in imports(tree)} - {"", name} for name, tree in modules().items()}
+    names = paths().keys()
+    needs = {name: {_module_of(target, names) for target, _ in imports(name)} - {"", name} for name in names}
     needs = {name: {other for other in others if room(other) == room(name)} for name, others in needs.items()}
     while free := [name for name, others in needs.items() if not others]:
         needs = {name: others.difference(free) for name, others in needs.items() if name not in free}
@@ -133,8 +141,8 @@ def _module_of(target: str, names: object) -> str:
 
 
 def test_modules_and_functions_stay_below_their_ceilings(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = {name: len((SOURCE / path).read_text().splitlines()) for name, path in _paths().items()}
-    functions = {f"{name}.{node.name}": length for name, tree in modules().items() for node, length in _functions(tree)}
+    lines = {name: len(path.read_text().splitlines()) for name, path in paths().items()}
+    functions = {f"{name}.{node.name}": length for name in paths() for node, length in _functions(name)}
     with capsys.disabled():
         for title, sizes in (("modules", lines), ("functions", functions)):
             largest = sorted(sizes.items(), key=lambda item: -item[1])[:5]
@@ -143,12 +151,8 @@ def test_modules_and_functions_stay_below_their_ceilings(capsys: pytest.CaptureF
     assert not {name: size for name, size in functions.items() if size > FUNCTION_LINES and name not in TABLES}
 
 
-def _paths() -> dict[str, Path]:
-    return {".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in sorted(SOURCE.rglob("*.py"))}
-
-
-def _functions(tree: ast.Module) -> Iterator[tuple[Function, int]]:
-    for node in ast.walk(tree):
+def _functions(name: str) -> Iterator[tuple[Function, int]]:
+    for node in nodes(name):
         if isinstance(node, Function):
             yield node, (node.end_lineno or node.lineno) - node.lineno + 1
 
@@ -168,7 +172,7 @@ def test_t111_nothing_rebuilds_a_url_from_the_host_header() -> None:
 def _uses(attribute: str, *, of: str) -> list[str]:
     return [
         f"{name} line {node.lineno}"
-        for name, tree in modules().items()
-        for node in ast.walk(tree)
+        for name in paths()
+        for node in nodes(name)
         if isinstance(node, ast.Attribute) and node.attr == attribute and isinstance(node.value, ast.Name) and node.value.id == of
     ]
