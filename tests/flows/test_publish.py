@@ -38,6 +38,18 @@ def elsewhere(tmp_path: Path) -> Iterator[Stack]:
         yield stack
 
 
+@pytest.fixture(scope="module")
+def small_screen(browser: Browser) -> Page:
+    return browser.new_context(viewport={"width": 360, "height": 740}, java_script_enabled=False).new_page()
+
+
+@pytest.fixture
+def phone(small_screen: Page) -> Page:
+    """A page of a phone that runs no scripts, with empty cookies."""
+    small_screen.context.clear_cookies()
+    return small_screen
+
+
 def sign_in(page: Page, stack: Stack, name: str = "alice") -> None:
     page.goto(f"{stack.hub_url}/signin")
     page.get_by_label("Name", exact=False).first.fill(name)
@@ -65,7 +77,8 @@ def test_private_push_is_made_public_in_the_browser_and_pulled_without_an_accoun
     with person(browser) as page, person(browser) as visitor:
         # Signed in, it is there, and described once somebody had time to look into it.
         sign_in(page, alice)
-        wait_until(lambda: "Q4_1" in page.goto(url).text(), "the description")  # type: ignore[union-attr]
+        wait_until(lambda: "Q4_1" in page.request.get(url).text(), "the description")
+        page.goto(url)
         expect(page.locator("h1")).to_contain_text("private")
         look_at(page, "publish-private")
 
@@ -108,54 +121,48 @@ def press(page: Page, role: str, name: str) -> None:
     page.keyboard.press("Enter")
 
 
-def test_owner_works_by_keyboard_without_scripts_on_a_phone(alice: Stack, browser: Browser) -> None:
+def test_owner_works_by_keyboard_without_scripts_on_a_phone(alice: Stack, phone: Page) -> None:
     push(alice, "alice/phone")
     alice.add_account("bob", admin=False)
-    context = browser.new_context(viewport={"width": 360, "height": 740}, java_script_enabled=False)
-    page = context.new_page()
-    sign_in(page, alice)
+    sign_in(phone, alice)
 
-    page.goto(f"{alice.hub_url}/alice/phone")
-    press(page, "link", "Write a README")
-    page.get_by_label("What people should know about it").fill(README)
-    press(page, "button", "Save README")
-    expect(page.get_by_role("heading", name="Tiny", exact=True)).to_be_visible()
-    assert page.locator(".prose script, .prose img").count() == 0
-    press(page, "link", "Access")
-    page.get_by_label("Let somebody in").fill("bob")
-    press(page, "button", "Let in")
-    expect(page.get_by_role("button", name="Remove bob")).to_be_visible()
-    press(page, "button", "Remove bob")
-    expect(page.get_by_text("Nobody but you.")).to_be_visible()
-    press(page, "link", "Delete alice/phone…")
-    page.get_by_label("Type alice/phone to delete it").fill("alice/phone")
-    press(page, "button", "Delete it")
-    expect(page.get_by_text("The model is deleted.")).to_be_visible()
-    assert page.get_by_role("link", name="alice/phone").count() == 0
-    context.close()
+    phone.goto(f"{alice.hub_url}/alice/phone")
+    press(phone, "link", "Write a README")
+    phone.get_by_label("What people should know about it").fill(README)
+    press(phone, "button", "Save README")
+    expect(phone.get_by_role("heading", name="Tiny", exact=True)).to_be_visible()
+    assert phone.locator(".prose script, .prose img").count() == 0
+    press(phone, "link", "Access")
+    phone.get_by_label("Let somebody in").fill("bob")
+    press(phone, "button", "Let in")
+    expect(phone.get_by_role("button", name="Remove bob")).to_be_visible()
+    press(phone, "button", "Remove bob")
+    expect(phone.get_by_text("Nobody but you.")).to_be_visible()
+    press(phone, "link", "Delete alice/phone…")
+    phone.get_by_label("Type alice/phone to delete it").fill("alice/phone")
+    press(phone, "button", "Delete it")
+    expect(phone.get_by_text("The model is deleted.")).to_be_visible()
+    assert phone.get_by_role("link", name="alice/phone").count() == 0
 
 
 def test_t119_account_is_deleted_by_keyboard_without_scripts_and_takes_its_models_and_keys_along(
-    alice: Stack, browser: Browser
+    alice: Stack, phone: Page
 ) -> None:
     alice.add_account("carol", admin=False)
     key = alice.add_key("carol", "inference", "models:push")
     url = f"{alice.hub_url}/v2/carol/tiny/blobs/uploads/"
     assert call("POST", url, key=key).status == 202
-    context = browser.new_context(viewport={"width": 360, "height": 740}, java_script_enabled=False)
-    page = context.new_page()
-    sign_in(page, alice, "carol")
-    page.goto(f"{alice.hub_url}/settings")
-    press(page, "link", "Delete carol…")
-    expect(page.get_by_text("1 private model goes: carol/tiny")).to_be_visible()
-    page.get_by_label("Type carol to delete the account").fill("carol")
-    press(page, "button", "Delete the account")
-    expect(page.get_by_text("Your account is deleted.")).to_be_visible()
-    page.goto(f"{alice.hub_url}/settings")
-    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    sign_in(phone, alice, "carol")
+    phone.goto(f"{alice.hub_url}/settings")
+    press(phone, "link", "Delete carol…")
+    expect(phone.get_by_text("1 private model goes: carol/tiny")).to_be_visible()
+    phone.get_by_label("Type carol to delete the account").fill("carol")
+    press(phone, "button", "Delete the account")
+    expect(phone.get_by_text("Your account is deleted.")).to_be_visible()
+    phone.goto(f"{alice.hub_url}/settings")
+    expect(phone.get_by_role("heading", name="Sign in")).to_be_visible()
     assert call("POST", url, key=key).status == 401
     assert "already in use" in alice.corral("hub", "user", "add", "Carol", "--password-stdin", given=PASSWORD, status=1).stderr
-    context.close()
 
 
 def test_tab_reaches_the_owners_actions(alice: Stack, browser: Browser) -> None:

@@ -38,59 +38,58 @@ def running(started: Stack) -> Iterator[Stack]:
 
 
 def test_newcomer_from_an_empty_home_to_a_revoked_key(fresh: Stack, small_model: Path, browser: Browser) -> None:
-    running = fresh
-    running.start("--model", f"{MODEL}={small_model}", *BRIEF)
-    setup_link = setup_link_of(running)
+    up = fresh.start("--model", f"{MODEL}={small_model}", *BRIEF)
+    setup_link = up.wait_for(r"http://\S+/signup\?code=\S+")[0]
 
     # Step 2: the local server needs no authentication.
-    assert running.generate(MODEL, "Hello, world!").lines[-1]["done"] is True
+    assert fresh.generate(MODEL, "Hello, world!").lines[-1]["done"] is True
 
     # Step 3: a hosted model does, and says where to get it.
-    refused = running.generate(CLOUD)
+    refused = fresh.generate(CLOUD)
     assert refused.status == 401
     assert refused.json["error"] == "unauthorized"
-    assert refused.json["signin_url"].startswith(f"{running.hub_url}/connect?name=")
+    assert refused.json["signin_url"].startswith(f"{fresh.hub_url}/connect?name=")
 
     with person(browser) as page:
         # Step 4: create the account, connect the device; the waiting command notices.
         page.goto(setup_link)
         look_at(page, "signup-first")
-        create_account(page, setup_link)
-        signin = running.begin("signin")
+        create_account(page)
+        signin = fresh.begin("signin")
         link = signin.wait_for(r"http://\S+/connect\?\S+")[0]
         fingerprint = signin.wait_for(r"SHA256:\S{43}")[0]
         connect(page, link, fingerprint)
         assert signin.finish() == 0
         assert "alice" in signin.output
-        assert running.opened_links.read_text().strip() == link
-        streamed = running.generate(CLOUD)
+        assert fresh.opened_links.read_text().strip() == link
+        streamed = fresh.generate(CLOUD)
         assert streamed.status == 200
         assert len(streamed.lines) > 1
         assert streamed.lines[-1]["done"] is True
         assert streamed.lines[-1]["eval_count"] > 0
-        assert running.corral("run", CLOUD, "Why is the sky blue?").stdout.strip()
-        assert "alice" in running.corral("whoami").stdout
+        assert fresh.corral("run", CLOUD, "Why is the sky blue?").stdout.strip()
+        assert "alice" in fresh.corral("whoami").stdout
 
         # Step 5: an API key, used directly at the hub, then revoked.
-        key = create_key(page, running, "notebook")
-        answer = running.generate(MODEL, at=running.hub_url, key=key, stream=False)
+        key = create_key(page, fresh, "notebook")
+        answer = fresh.generate(MODEL, at=fresh.hub_url, key=key, stream=False)
         assert answer.status == 200
         assert answer.json["done"] is True
         assert answer.json["response"]
         revoke_key(page, "notebook")
-        assert running.generate(MODEL, at=running.hub_url, key=key).status == 401
+        assert fresh.generate(MODEL, at=fresh.hub_url, key=key).status == 401
 
     # Step 6: signed out, hosted models are refused again; the local one is not.
-    running.corral("signout")
-    assert running.generate(CLOUD).status == 401
-    assert running.generate(MODEL).status == 200
+    fresh.corral("signout")
+    assert fresh.generate(CLOUD).status == 401
+    assert fresh.generate(MODEL).status == 200
 
 
 def test_pages_at_phone_and_laptop_width_show_everything(running: Stack, browser: Browser) -> None:
     with person(browser) as page:
         page.goto(f"{running.hub_url}/signup")
         look_at(page, "signup")
-        create_account(page, f"{running.hub_url}/signup", "ben")
+        create_account(page, "ben")
         signin = running.begin("signin")
         link = signin.wait_for(r"http://\S+/connect\?\S+")[0]
         page.goto(link)
@@ -144,7 +143,8 @@ def test_connect_page_without_scripts_still_connects(running: Stack, browser: Br
     context = browser.new_context(java_script_enabled=False)
     try:
         page = context.new_page()
-        create_account(page, f"{running.hub_url}/signup", "dora")
+        page.goto(f"{running.hub_url}/signup")
+        create_account(page, "dora")
         signin = running.begin("signin")
         connect(page, signin.wait_for(r"http://\S+/connect\?\S+")[0], "SHA256:")
         assert signin.finish() == 0
@@ -162,14 +162,8 @@ def test_delete_of_the_encoded_key_signs_one_device_out(running: Stack) -> None:
     assert running.generate(CLOUD).status == 401
 
 
-def setup_link_of(stack: Stack) -> str:
-    """The one-time link of the first run."""
-    assert stack.up is not None
-    return stack.up.wait_for(r"http://\S+/signup\?code=\S+")[0]
-
-
-def create_account(page: Page, link: str, name: str = "alice") -> None:
-    page.goto(link)
+def create_account(page: Page, name: str = "alice") -> None:
+    """Fill in the form of the page."""
     page.get_by_label("Name", exact=True).fill(name)
     page.get_by_label("E-mail").fill(f"{name}@example.org")
     page.get_by_label("Password", exact=True).fill(PASSWORD)
