@@ -266,7 +266,7 @@ def _spelling(option: click.Option) -> str:
 def _routes(endpoints: list[Endpoint]) -> Iterator[str]:
     yield "| Route | Demands | |"
     yield "|---|---|---|"
-    for row in sorted(endpoints, key=lambda row: (row.path, sorted(row.methods))):
+    for row in sorted(endpoints, key=lambda row: (shape_of(row.path), sorted(row.methods))):
         methods = ",".join(sorted(row.methods))
         what = (row.handler.__doc__ or "").strip().split("\n\n")[0].split(" Raises:")[0]
         what = " ".join(what.split()).replace("|", "&#124;")

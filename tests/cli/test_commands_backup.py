@@ -271,6 +271,9 @@ def test_backup_into_a_directory_that_is_not_there_makes_no_file_of_its_name(
 ) -> None:
     assert run(["hub", "backup", "nightly/"], env(home)) == 1
     assert capsys.readouterr().err == "Error: there is no directory nightly/\n→ mkdir nightly/, and back up again\n"
+    assert run(["hub", "backup", "nightly"], env(home)) == 1
+    advice = "→ mkdir nightly, and back up again; a new file is named with its ending, nightly.tar\n"
+    assert capsys.readouterr().err == f"Error: there is no directory nightly\n{advice}"
     assert list(Path.cwd().iterdir()) == []
 
 

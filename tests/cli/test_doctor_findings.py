@@ -433,7 +433,7 @@ CASES = [
         "wrong hub of the server",
         "device",
         "not connected to hub.test; the last sign-in was to other.test",
-        "restart the local server with CORRAL_HUB=https://other.test",
+        "corral signin; to go back, restart the local server with CORRAL_HUB=https://other.test",
         device=UNKNOWN,
         saved_hub="https://other.test",
         hub=hub(source="the local server"),

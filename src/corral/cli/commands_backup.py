@@ -97,6 +97,12 @@ def _target(file: str, *, as_json: bool) -> Path | BinaryIO:
     path = Path.cwd() / file
     if file.endswith("/") and not path.is_dir():
         raise Failed(f"there is no directory {render.plain(file)}", f"mkdir {render.plain(file)}, and back up again")
+    if not path.suffix and not path.exists():
+        # A file of that name, where a directory was meant, would be in the way of every backup after it.
+        what = render.plain(file)
+        raise Failed(
+            f"there is no directory {what}", f"mkdir {what}, and back up again; a new file is named with its ending, {what}.tar"
+        )
     return path / f"corral-hub-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.tar" if path.is_dir() else path
 
 

@@ -295,7 +295,7 @@ def _not_connected(seen: Seen) -> Verdict:
         if seen.hub.source == "CORRAL_HUB":
             return _problem(detail, f"unset CORRAL_HUB to go back there, or connect here as well: {_sign_in(seen)}")
         if seen.hub.source == "the local server":
-            return _problem(detail, f"restart the local server with CORRAL_HUB={seen.saved_hub}")
+            return _problem(detail, f"{_sign_in(seen)}; to go back, restart the local server with CORRAL_HUB={seen.saved_hub}")
         return _problem(detail, _sign_in(seen))
     if _needs_no_device(seen):
         return _skipped(f"not connected to {host}; commands use OLLAMA_API_KEY")
