@@ -1,5 +1,6 @@
 """What a person sees when something breaks: a hub that goes away, an engine that dies, a file that is not what it should be."""
 
+import contextlib
 import json
 import os
 import signal
@@ -163,16 +164,12 @@ def test_second_sigterm_of_up_ends_a_running_stream_with_an_error_line(running: 
     with opened("POST", f"{running.local_url}/api/generate", {"model": MODEL, **LONG}) as response:
         assert json.loads(response.readline())["done"] is False
         servers = [pid for pid, command in descendants(running.up.process.pid).items() if "--supervised" in command]
-        for pid in servers:
-            # Busy for a moment, so that both signals find them at once.
-            os.kill(pid, signal.SIGSTOP)
-        running.up.process.send_signal(signal.SIGTERM)
-        # The first lets what runs finish; the second does not wait for it.
-        running.up.wait_for("Stopping")
-        running.up.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: all(waiting_signals(pid) == 2 for pid in servers), "both signals to be passed on", timeout_s=10)
-        for pid in servers:
-            os.kill(pid, signal.SIGCONT)
+        with stopped(servers):
+            running.up.process.send_signal(signal.SIGTERM)
+            # The first lets what runs finish; the second does not wait for it.
+            running.up.wait_for("Stopping")
+            running.up.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: all(waiting_signals(pid) == 2 for pid in servers), "both signals to be passed on", timeout_s=10)
         last = [line for line in response if line.strip()][-1]
     assert "error" in json.loads(last), last
     assert running.up.finish() == 0
@@ -241,6 +238,25 @@ def test_commands_without_a_local_server_say_how_to_start_it(fresh: Stack) -> No
     done = fresh.corral("list", status=1)
     assert "corral" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@contextlib.contextmanager
+def stopped(pids: list[int]) -> Iterator[None]:
+    """Processes that come to nothing for a while, so that what is sent to them finds them all at once."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        # Until then a thread may still take a signal.
+        wait_until(lambda: all(state == "T" for pid in pids for state in states(pid)), "every thread to stop", timeout_s=10)
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def states(pid: int) -> list[str]:
+    """Of each thread, in the kernel's letters."""
+    return [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
 
 
 def waiting_signals(pid: int) -> int:
