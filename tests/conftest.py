@@ -3,7 +3,6 @@
 Quick tests (no sockets, no processes) need none of this: `make test T=tests ARGS="-m 'not engine and not flow'"` runs them alone.
 """
 
-import contextlib
 import gc
 import os
 import signal
@@ -31,20 +30,7 @@ ALLOWED_SKIP = ("no ollama program", "no ollama templates")
 #: Folders whose tests are marked by where they stand, so that none is forgotten.
 MARKED_FOLDERS = {"flows": ("flow",), "compat": ("flow", "compat")}
 
-#: Where files are kept in memory.
-MEMORY = Path("/dev/shm")
-_NEEDED_BYTES = 4 << 30
-
 _skips: list[str] = []
-
-
-def pytest_configure() -> None:
-    """Put the tests' folders into memory where there is room: what a hub or a store keeps it waits for until it is on the disk,
-    three milliseconds each time, and without a power cut no test can tell the difference."""
-    with contextlib.suppress(FileNotFoundError):
-        found = os.statvfs(MEMORY)
-        if found.f_bavail * found.f_frsize >= _NEEDED_BYTES and not found.f_flag & os.ST_NOEXEC and os.access(MEMORY, os.W_OK):
-            os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 @pytest.fixture(scope="session")

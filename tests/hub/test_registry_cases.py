@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import os
 import shutil
 import socket
 import sqlite3
+import tempfile
 import threading
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator
@@ -105,11 +107,14 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 
 
 @pytest.fixture
-async def real(template: tuple[Path, dict[str, str]], databases: list[Database], tmp_path: Path) -> AsyncIterator[RealHub]:
-    made, keys = template
-    home = Path(shutil.copytree(made, tmp_path / "home"))
-    async with build_hub(settings_of(home)) as built:
-        yield RealHub(home, Caller(built.app, host=HOST), keys)
+async def real(template: tuple[Path, dict[str, str]], databases: list[Database]) -> AsyncIterator[RealHub]:
+    home, keys = template
+    # In memory where there is such a directory: what is tested here is not how long a disk takes.
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as directory:
+        shutil.copytree(home, directory, dirs_exist_ok=True)
+        async with build_hub(settings_of(Path(directory))) as built:
+            yield RealHub(Path(directory), Caller(built.app, host=HOST), keys)
 
 
 # ── R3, R5: the database ─────────────────────────────────────────────────────────────────────────────────────────────

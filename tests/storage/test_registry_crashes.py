@@ -8,7 +8,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +28,11 @@ HONEST = {"unavailable", "storage_full"}
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A private directory."""
-    path = tmp_path / "home"
-    path.mkdir(mode=0o700)
-    return path
+def home() -> Iterator[Path]:
+    """In memory where there is such a directory: a killed process takes nothing along that the kernel has."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as directory:
+        yield Path(directory)
 
 
 @pytest.mark.flow

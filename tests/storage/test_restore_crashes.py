@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,12 +17,22 @@ from registry_faults import Disk, Step, broken_from, failing, torn
 from restore_faults import condition, former_of, make, put_back
 
 
+@pytest.fixture(scope="module")
+def directory() -> Iterator[Path]:
+    """In memory where there is such a directory: a killed process takes nothing along that the kernel has."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
+        yield Path(name)
+
+
 @pytest.mark.flow
-def test_r002_r013_restore_killed_at_every_step_leaves_one_hub_or_the_other_and_ends_when_done_again(tmp_path: Path) -> None:
+def test_r002_r013_restore_killed_at_every_step_leaves_one_hub_or_the_other_and_ends_when_done_again(directory: Path) -> None:
     script = Path(__file__).resolve().parent.parent / "restore_faults.py"
     environment = {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry), "PATH": os.environ["PATH"]}
+    place = directory / "killed"
+    place.mkdir()
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, env=environment, timeout=240, check=False
+        [sys.executable, str(script), str(place)], capture_output=True, text=True, env=environment, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
     found = [line.split()[1] for line in done.stdout.splitlines()]
@@ -31,9 +41,8 @@ def test_r002_r013_restore_killed_at_every_step_leaves_one_hub_or_the_other_and_
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(directory: Path) -> Path:
     """What `make` made, in a directory in which there is room for more."""
-    directory = tmp_path_factory.mktemp("made")
     asyncio.run(make(directory))
     return directory
 
