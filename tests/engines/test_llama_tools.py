@@ -3,6 +3,7 @@
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,8 +124,35 @@ async def test_canceling_ends_the_program_and_what_it_started(tools: LlamaTools,
     with pytest.raises(asyncio.CancelledError):
         await running
     child = int((work / "child").read_text())
-    while is_running(child):
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(20):
+        while is_running(child):
+            await asyncio.sleep(0.01)
+
+
+async def test_canceling_while_the_program_starts_ends_what_it_started(
+    tools: LlamaTools, programs: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = '#!/bin/sh\nsleep 1000 & echo $! > "$TMPDIR/child.new"; mv "$TMPDIR/child.new" "$TMPDIR/child"; wait\n'
+    install(programs, "llama-gguf-split", script)
+    start, is_told = asyncio.create_subprocess_exec, asyncio.Event()
+
+    async def slowly(*arguments: str, **options: Any) -> asyncio.subprocess.Process:
+        process = await start(*arguments, **options)
+        while not (work / "child").exists():
+            await asyncio.sleep(0.01)
+        is_told.set()
+        await asyncio.sleep(0)
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", slowly)
+    running = asyncio.create_task(tools.merge(f"{work}/in", f"{work}/out"))
+    await is_told.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    async with asyncio.timeout(20):
+        while is_running(int((work / "child").read_text())):
+            await asyncio.sleep(0.01)
 
 
 def is_running(pid: int) -> bool:

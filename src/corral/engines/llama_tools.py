@@ -67,25 +67,35 @@ class LlamaTools:
     async def _run(self, arguments: list[str], target: str, progress: Callable[[float], None] = lambda _: None) -> None:
         """Run a program to its end; its files are made in the target's directory. Canceling ends it and all its children."""
         place = str(Path(target).parent)
-        process = await asyncio.create_subprocess_exec(
-            *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            cwd=place,
-            env={**self._environment, **_OFFLINE, "HOME": place, "TMPDIR": place},
-            start_new_session=True,
+        starting = asyncio.create_task(
+            asyncio.create_subprocess_exec(
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                cwd=place,
+                env={**self._environment, **_OFFLINE, "HOME": place, "TMPDIR": place},
+                start_new_session=True,
+            )
         )
         try:
+            # Canceled in the middle of it, asyncio would end the program alone, which may have started others by then.
+            process = await asyncio.shield(starting)
             last_words = await _listen(process, progress)
             status = await process.wait()
         finally:
-            # Its whole group: what it started must not outlive it either.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+            await _end(starting)
         if status != 0 or not await asyncio.to_thread(os.path.isfile, target):
             raise CorralError("engine_failed", f"{Path(arguments[0]).name} failed: {last_words or f'it ended with {status}'}")
+
+
+async def _end(starting: "asyncio.Task[asyncio.subprocess.Process]") -> None:
+    """End a program, which may be starting yet, with its whole group: what it started must not outlive it either."""
+    with contextlib.suppress(OSError):
+        process = await starting
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
 
 
 async def _listen(process: asyncio.subprocess.Process, progress: Callable[[float], None]) -> str:
