@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import sqlite3
 import sys
 from datetime import datetime, timedelta
@@ -20,15 +21,23 @@ from fakes_local import FakeDeviceKeys
 KEY = FakeDeviceKeys().key.public.authorized_key
 
 
-@pytest.fixture
-def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """A home whose hub has the administrator alice and the account bob."""
-    environ = {"HOME": str(tmp_path)}
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home whose hub has the administrator alice and the account bob, to copy."""
+    home = tmp_path_factory.mktemp("made")
     for name, *options in (("alice", "--admin"), ("bob",)):
-        # The command reads the process's own standard input; there is no way to hand it another one.
-        monkeypatch.setattr(sys, "stdin", io.StringIO("correct horse battery\n"))
-        assert run(["hub", "user", "add", name, *options, "--password-stdin"], environ) == 0
-    return environ
+        with pytest.MonkeyPatch.context() as patch:
+            # The command reads the process's own standard input; there is no way to hand it another one.
+            patch.setattr(sys, "stdin", io.StringIO("correct horse battery\n"))
+            assert run(["hub", "user", "add", name, *options, "--password-stdin"], {"HOME": str(home)}) == 0
+    return home
+
+
+@pytest.fixture
+def env(made: Path, tmp_path: Path) -> dict[str, str]:
+    """A copy of that home."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return {"HOME": str(tmp_path)}
 
 
 @pytest.mark.parametrize(
