@@ -106,13 +106,21 @@ def secrets(made: tuple[Path, dict[str, str]]) -> dict[str, str]:
     return made[1]
 
 
+@pytest.fixture(scope="module")
+def backed_up(made: tuple[Path, dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with that hub after a backup was made, and with the backup."""
+    place = tmp_path_factory.mktemp("backed_up")
+    home = Path(shutil.copytree(made[0], place / "hub"))
+    assert run(["hub", "backup", str(place / "backup.tar")], env(home)) == 0
+    return place
+
+
 @pytest.fixture
-def archive(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    """A backup of the hub."""
-    path = tmp_path / "backup.tar"
-    assert run(["hub", "backup", str(path)], env(home)) == 0
-    capsys.readouterr()
-    return path
+def archive(backed_up: Path, home: Path) -> Path:
+    """A backup of the hub, which knows of it."""
+    shutil.rmtree(home)
+    shutil.copytree(backed_up, home.parent, dirs_exist_ok=True)
+    return home.parent / "backup.tar"
 
 
 def contents(directory: Path) -> dict[str, bytes]:
