@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from bench import catalog, credentials, figures, registry  # noqa: E402
-from bench.measure import Figure, skipped, table  # noqa: E402
+from bench.measure import Figure, line, skipped, table  # noqa: E402
 from flows.stack import MODEL, Running, Stack, answers, free_port, wait_until  # noqa: E402
 
 MODEL_FILE = ROOT / ".cache/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -45,7 +45,8 @@ def main() -> int:
     began, found = time.monotonic(), []
     for figure in measure(wanted, options.model):
         found.append(figure)
-        print(f"{figure.number:4} {figure.name}", file=sys.stderr, flush=True)
+        # A run that is stopped has still shown what it took.
+        print(f"{time.monotonic() - began:4.0f} s  {line(figure)}", file=sys.stderr, flush=True)
     print(table(found))
     print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
     path = options.json or ROOT / "bench/results" / time.strftime("%Y%m%d-%H%M%S.json")

@@ -82,15 +82,22 @@ def skipped(number: str, name: str, why: str) -> Figure:
 
 def table(figures: Sequence[Figure]) -> str:
     """The figures as text."""
-    rows = [("", "figure", "ours", "peer", "ratio", "goal", "")]
-    for figure in figures:
-        mark = {True: "met", False: "MISSED", None: f"skipped: {figure.note}"}[figure.is_met]
-        ours = _number(figure.ours, figure.unit) if figure.is_met is not None else ""
-        peer = _number(figure.peer, figure.unit) if figure.peer is not None else ""
-        times = f"{figure.ratio:.3f}" if figure.ratio is not None else ""
-        rows.append((figure.number, figure.name, ours, peer, times, figure.goal, mark))
+    rows = [("", "figure", "ours", "peer", "ratio", "goal", ""), *map(_cells, figures)]
     widths = [max(len(row[column]) for row in rows) for column in range(7)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def line(figure: Figure) -> str:
+    """One figure as text, outside the table."""
+    return "  ".join(cell for cell in _cells(figure) if cell)
+
+
+def _cells(figure: Figure) -> tuple[str, ...]:
+    mark = {True: "met", False: "MISSED", None: f"skipped: {figure.note}"}[figure.is_met]
+    ours = _number(figure.ours, figure.unit) if figure.is_met is not None else ""
+    peer = _number(figure.peer, figure.unit) if figure.peer is not None else ""
+    times = f"{figure.ratio:.3f}" if figure.ratio is not None else ""
+    return figure.number, figure.name, ours, peer, times, figure.goal, mark
 
 
 def _number(value: float, unit: str) -> str:
