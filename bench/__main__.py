@@ -20,13 +20,12 @@ from flows.stack import MODEL, Running, Stack, answers, free_port, wait_until  #
 
 MODEL_FILE = ROOT / ".cache/SmolLM2-135M-Instruct.Q4_1.gguf"
 WITH_ENGINE = ("P1", "P2", "P3", "P4")
-WITH_HUB = ("P5", "P6", "P8", "P15", "P16")
+WITH_HUB = ("P5", "P6", "P7", "P8", "P15", "P16")
 WITH_REGISTRY = ("P9", "P10")
 #: On hubs of their own.
 ALONE = ("P11", "P12", "P14")
 #: Not taken here, and why.
 NOT_HERE = {
-    "P7": ("hub unary, against LiteLLM's proxy", "LiteLLM's proxy is not among what the bench installs"),
     "P17": ("two workers against one", "a hub has one worker"),
 }
 ALL = (*WITH_ENGINE, *WITH_HUB, *WITH_REGISTRY, "P13", *ALONE, *NOT_HERE)
@@ -69,7 +68,7 @@ def measure(wanted: set[str], model: Path) -> Iterator[Figure]:
             yield from catalog.p12(folder / "p12")
         if wanted - {*ALONE, *NOT_HERE}:
             with Servers(folder, model) as servers:
-                yield from _on(servers, wanted)
+                yield from _on(servers, wanted, folder)
                 if wanted & set(WITH_REGISTRY):
                     yield from _registry(servers, wanted, folder)
 
@@ -110,7 +109,7 @@ class Servers:
         return figures.Engine(port=int(note["url"].rsplit(":", 1)[1]), key=note["key"])
 
 
-def _on(servers: Servers, wanted: set[str]) -> Iterator[Figure]:
+def _on(servers: Servers, wanted: set[str], folder: Path) -> Iterator[Figure]:
     stack = servers.stack
     if "P13" in wanted:
         yield from figures.p13(stack)
@@ -120,11 +119,15 @@ def _on(servers: Servers, wanted: set[str]) -> Iterator[Figure]:
         yield from credentials.p15(stack)
     if "P16" in wanted:
         yield from credentials.p16(stack, stack.add_key())
-    if wanted & {"P5", "P6"}:
+    if wanted & {"P5", "P6", "P7"}:
         port = free_port()
         with figures.started("bench.fixed_upstream", str(port), port=port):
             stack.corral("hub", "host", "fixed", "--upstream", f"http://127.0.0.1:{port}")
-            yield from figures.p5_p6(stack, stack.add_key(), "fixed", port)
+            key = stack.add_key()
+            if wanted & {"P5", "P6"}:
+                yield from figures.p5_p6(stack, key, "fixed", port)
+            if "P7" in wanted:
+                yield from figures.p7(stack, key, "fixed", port, folder / "litellm")
     if wanted & {"P1", "P2", "P3"}:
         assert stack.generate(MODEL).status == 200
         if wanted & {"P1", "P2"}:

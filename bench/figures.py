@@ -1,7 +1,9 @@
 """The figures themselves. Each function measures one row of docs/performance.md on servers that it is given or starts."""
 
+import json
 import os
 import re
+import shutil
 import signal
 import socket
 import statistics
@@ -17,11 +19,11 @@ from typing import Any
 from nacl.bindings import crypto_sign_open
 
 from bench import load
-from bench.measure import Figure, compared, in_turn, limited, quantile
+from bench.measure import Figure, compared, in_turn, limited, quantile, skipped
 from corral.main.shared import SystemEntropy
 from corral.storage.home import FileDeviceKeys
 from corral.wire import signing
-from flows.stack import MODEL, Running, Stack, corral_command, free_port, wait_until
+from flows.stack import MODEL, Running, Stack, answers, corral_command, free_port, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "Write a long story about a harbour, its master and the sea. Describe everything in detail."
@@ -156,6 +158,45 @@ def p5_p6(stack: Stack, key: str, model: str, upstream_port: int) -> Iterator[Fi
         yield limited("P5", "hub unary, added at median, 1 connection", added, unit="ms", at_most=1, peer=statistics.median(peer))
         mine, peer = in_turn([rate(hub_port, stream=True), rate(relay_port, stream=True)])
         yield compared("P6", "hub streams of 64 chunks, 16 connections", mine, peer, unit="req/s", at_least=0.7)
+
+
+def p7(stack: Stack, key: str, model: str, upstream_port: int, folder: Path) -> Iterator[Figure]:
+    """P5 against LiteLLM's proxy, which checks one key from its configuration and writes nothing down."""
+    program = os.environ.get("CORRAL_BENCH_LITELLM") or shutil.which("litellm")
+    name = "hub unary, against LiteLLM's proxy"
+    if program is None:
+        yield skipped("P7", name, "no litellm program; name one, of litellm[proxy], in CORRAL_BENCH_LITELLM")
+        return
+    folder.mkdir()
+    model_list = [
+        {
+            "model_name": model,
+            "litellm_params": {"model": "openai/fixed", "api_base": f"http://127.0.0.1:{upstream_port}/v1", "api_key": "none"},
+        }
+    ]
+    # JSON is YAML.
+    (folder / "config.yaml").write_text(json.dumps({"model_list": model_list, "general_settings": {"master_key": key}}))
+    port = free_port()
+    command = [program, "--config", str(folder / "config.yaml"), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
+    quiet = {**os.environ, "HOME": str(folder), "LITELLM_LOG": "ERROR"}
+    with subprocess.Popen(command, env=quiet, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            peer_url = f"http://127.0.0.1:{port}"
+            wait_until(lambda: answers(f"{peer_url}/health/liveliness"), "LiteLLM's proxy", timeout_s=120)
+            body = {"model": model, "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
+
+            def rate(url: str) -> Callable[[], float]:
+                request = load.request_bytes("POST", f"{url}/v1/chat/completions", body, {"Authorization": f"Bearer {key}"})
+                plan = load.Plan(port=int(url.rsplit(":", 1)[1]), requests=[request], connections=16, seconds=3.0)
+                return lambda: load.run(plan).check().rate
+
+            sides = [rate(stack.hub_url), rate(peer_url)]
+            for warm in sides:
+                warm()
+            mine, peer = in_turn(sides)
+        finally:
+            process.terminate()
+    yield compared("P7", name, mine, peer, unit="req/s", at_least=25)
 
 
 def p8(stack: Stack) -> Iterator[Figure]:
