@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from ipaddress import ip_address
 from itertools import pairwise
@@ -378,16 +378,21 @@ async def test_place_in_a_full_pool_is_not_waited_for_for_ever(server: RawServer
 
 
 @pytest.fixture
-async def secured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RawServer]:
-    """A server whose certificate is good for 127.0.0.1, and trusted."""
+def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ssl.SSLContext]:
+    """For a server whose certificate is good for 127.0.0.1, and trusted."""
     certificate = self_signed(tmp_path, x509.IPAddress(ip_address("127.0.0.1")))
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     http1._trust.cache_clear()
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(certificate)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    yield context
+    http1._trust.cache_clear()
+
+
+@pytest.fixture
+async def secured(tls: ssl.SSLContext) -> AsyncIterator[RawServer]:
     async with raw_server(tls) as served:
         yield served
-    http1._trust.cache_clear()
 
 
 async def test_answer_comes_by_tls_and_its_connection_is_used_again(secured: RawServer, pool: Pool) -> None:
@@ -407,3 +412,26 @@ async def test_certificate_for_another_name_or_of_nobody_is_refused(
     with pytest.raises(ssl.SSLCertVerificationError, match="self-signed"):
         await pool.post(Place(secured.url, {}), "/x", b"{}")
     assert secured.asked == []
+
+
+async def test_answer_without_a_length_that_ends_by_tls_is_whole(secured: RawServer) -> None:
+    assert await fetched(secured, b"HTTP/1.1 200 OK\r\n\r\nHello") == (200, b"Hello")
+
+
+@pytest.mark.parametrize("body", [b"", b"Hello", b"x" * 2 * http1._HIGH_WATER_BYTES], ids=["none", "some", "much"])
+async def test_answer_without_a_length_that_is_cut_below_tls_is_broken(tls: ssl.SSLContext, body: bytes) -> None:
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"body")
+        writer.transport.set_write_buffer_limits(0)
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + body)
+        await writer.drain()
+        # As somebody on the way would: the end of the connection, and none of what TLS says before it.
+        writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
+        await reader.read()
+        writer.transport.abort()
+
+    async with await asyncio.start_server(cut, "127.0.0.1", 0, ssl=tls) as server:
+        host, port = server.sockets[0].getsockname()
+        async with posted(Place(f"https://{host}:{port}", {}), "/x", b"body", silence_s=10) as answer:
+            with pytest.raises(BrokenAnswer, match="cut off"):
+                await answer.read(len(body))

@@ -78,6 +78,15 @@ def _trust() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
+def _is_closed(tls: ssl.SSLObject) -> bool:
+    """Whether the server itself has said the end, by close_notify; a cut between us and it looks the same to asyncio. Without
+    a length, the end is all that tells a whole answer from a part of it (RFC 8446 6.1)."""
+    try:
+        return not tls.read(1)
+    except ssl.SSLError:
+        return False
+
+
 async def _connected(place: Place, silence_s: float) -> "Connection":
     """Raises: OSError, UnicodeError."""
     _, connection = await asyncio.get_running_loop().create_connection(
@@ -350,7 +359,11 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """The server says no more. asyncio would first wait until it has taken all that we have to say."""
-        if self._transport is not None and self._transport.get_write_buffer_size():
+        assert self._transport is not None
+        tls = self._transport.get_extra_info("ssl_object")
+        if tls is not None and not _is_closed(tls):
+            self._fail("cut off without a farewell")
+        elif self._transport.get_write_buffer_size():
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
