@@ -24,9 +24,9 @@ from corral.edges.asgi import (
     facts_of,
     json_response,
     maybe_visitor,
-    stream,
 )
 from corral.edges.bodies import Disconnected
+from corral.edges.stream_response import stream
 from corral.wire.errors import CorralError
 from corral.wire.frames import ndjson_error
 

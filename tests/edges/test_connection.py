@@ -14,9 +14,10 @@ from starlette.responses import Response
 
 from corral.core.policy import PUBLIC
 from corral.edges import connection
-from corral.edges.asgi import App, AppOptions, body_of, body_stream, endpoint, facts_of, json_response, stream
+from corral.edges.asgi import App, AppOptions, body_of, body_stream, endpoint, facts_of, json_response
 from corral.edges.blob_response import Blob, bare_response, blob_response
 from corral.edges.connection import State, connection_factory
+from corral.edges.stream_response import stream
 from fakes_registry import digest_of
 
 pytestmark = pytest.mark.flow

@@ -14,10 +14,11 @@ from starlette.responses import Response
 
 from corral.core.policy import PUBLIC
 from corral.edges import connection, listen
-from corral.edges.asgi import App, AppOptions, endpoint, json_response, stream
+from corral.edges.asgi import App, AppOptions, endpoint, json_response
 from corral.edges.bodies import BodyLimits
 from corral.edges.listen import serve
 from corral.edges.port import check_free, listening_socket, resolve
+from corral.edges.stream_response import stream
 from corral.wire.errors import CorralError
 from corral.wire.frames import encode_ndjson, ndjson_error
 

@@ -15,11 +15,10 @@ import logging
 import random
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from http import HTTPStatus
-from typing import Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -36,7 +35,6 @@ from corral.wire.errors import CorralError, anthropic_body, native_body, openai_
 
 Handler = Callable[[Request], Awaitable[Response]]
 Authenticate = Callable[[RequestFacts], Awaitable[Principal | Visitor | None]]
-T = TypeVar("T")
 
 MAX_HEADER_BYTES = 16 * 1024
 #: Enough for every request that holds no prompt.
@@ -52,7 +50,6 @@ _HOST = re.compile(r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _NEEDLESSLY_ENCODED = rb"%(?:[46][1-9a-f]|[57][0-9a]|3[0-9]|2[de]|5f|7e)"
 _BAD_PATH = re.compile(rb"//|/\.\.?(?:/|$)|%00|[\x00-\x20#\\\x7f-\xff]|" + _NEEDLESSLY_ENCODED, re.IGNORECASE)
 _JSON = b"application/json; charset=utf-8"
-
 _NO_STORE = (b"cache-control", b"no-store")
 #: Of a page that says who is signed in.
 _OWN_PAGE = {"Cache-Control": "no-store", "Vary": "Cookie"}
@@ -195,75 +192,6 @@ class _JsonResponse(Response):
         self.status_code = status
         self.background = None
         self.raw_headers = [(b"content-length", str(len(body)).encode()), (b"content-type", _JSON)]
-
-
-async def stream(
-    request: Request,
-    events: AsyncIterator[T],
-    encode: Callable[[T], bytes],
-    *,
-    content_type: str,
-    error_frame: Callable[[CorralError], bytes],
-    end: bytes = b"",
-) -> Response:
-    """Answer with a stream. The first event is awaited before the status is sent, so an early error is a real status; a later one
-    becomes one error frame and the stream ends. events is closed when the caller leaves. end: sent after the last event."""
-    try:
-        first = await anext(events, None)
-    except BaseException:
-        await _close(events)
-        raise
-    closing: asyncio.Event = request.scope["corral.closing"]
-    return _StreamResponse(_frames(first, events, encode, error_frame, end, closing), events, content_type)
-
-
-async def _frames(
-    first: T | None,
-    events: AsyncIterator[T],
-    encode: Callable[[T], bytes],
-    error_frame: Callable[[CorralError], bytes],
-    end: bytes,
-    closing: asyncio.Event,
-) -> AsyncGenerator[bytes, None]:
-    try:
-        if first is not None:
-            yield encode(first)
-            async for event in events:
-                yield encode(event)
-                if closing.is_set():
-                    raise CorralError("unavailable", "the server is shutting down")
-        if end:
-            yield end
-    except CorralError as error:
-        yield error_frame(error)
-    finally:
-        await _close(events)
-
-
-async def _close(events: AsyncIterator[Any]) -> None:
-    if isinstance(events, AsyncGenerator):
-        await events.aclose()
-
-
-class _StreamResponse(Response):
-    """Sends frames as they come, and always closes what they are made of, also when the frames never began."""
-
-    def __init__(self, frames: AsyncGenerator[bytes, None], events: AsyncIterator[Any], content_type: str) -> None:
-        self.frames = frames
-        self.events = events
-        self.status_code = 200
-        self.background = None
-        self.raw_headers = [(b"content-type", content_type.encode()), (b"cache-control", b"no-store")]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            async with contextlib.aclosing(self.frames) as frames:
-                async for frame in frames:
-                    await send({"type": "http.response.body", "body": frame, "more_body": True})
-        finally:
-            await _close(self.events)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

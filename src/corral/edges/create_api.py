@@ -13,7 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from corral.core.policy import MANAGES
-from corral.edges.asgi import Endpoint, body_of, body_stream, endpoint, stream
+from corral.edges.asgi import Endpoint, body_of, body_stream, endpoint
+from corral.edges.stream_response import stream
 from corral.wire.create import CopyRequest, CreateRequest, DeleteRequest, ProgressEvent
 from corral.wire.errors import CorralError
 from corral.wire.frames import NDJSON, encode_ndjson, ndjson_error

@@ -28,8 +28,8 @@ from corral.edges.asgi import (
     json_response,
     maybe_caller,
     server_log,
-    stream,
 )
+from corral.edges.stream_response import stream
 from corral.hub.inference import PassedAnswer
 from corral.serving.web_search import searching_chat
 from corral.wire.anthropic import (

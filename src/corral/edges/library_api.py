@@ -11,8 +11,9 @@ from starlette.responses import Response
 
 from corral.core.policy import MANAGES
 from corral.core.registry import Visibility
-from corral.edges.asgi import Endpoint, body_of, endpoint, stream
+from corral.edges.asgi import Endpoint, body_of, endpoint
 from corral.edges.create_api import last_event
+from corral.edges.stream_response import stream
 from corral.wire.create import ProgressEvent
 from corral.wire.frames import NDJSON, encode_ndjson, ndjson_error
 from corral.wire.library import PullRequest, PushRequest
