@@ -55,6 +55,7 @@ class Served:
             repositories=self.hub.repositories,
             tickets=tickets,
             public_url=public_url,
+            authenticate=self.identity.credentials.authenticate,
             on_pull=lambda name: self.pulled.append(str(name)),
         )
         tokens = token_endpoints(

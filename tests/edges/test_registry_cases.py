@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 from base64 import b64encode
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,15 @@ async def served(tmp_path: Path) -> Served:
 
 
 async def streamed(
-    served: Served, method: str, target: str, *parts: bytes | None, headers: dict[str, str] | None = None, by: str = "alice"
+    served: Served,
+    method: str,
+    target: str,
+    *parts: bytes | Callable[[], Awaitable[None]] | None,
+    headers: dict[str, str] | None = None,
+    by: str = "alice",
 ) -> Answer:
     """A request whose body comes in pieces and without a length, as docker, skopeo and Go's pipes send it. None: nothing
-    comes any more, and the connection stays open."""
+    comes any more, and the connection stays open. A function: what happens before the next piece comes."""
     path, _, query = target.partition("?")
     sent = {"host": HOST, "transfer-encoding": "chunked", **(headers or {})}
     if by:
@@ -70,6 +76,9 @@ async def streamed(
             piece = next(pieces)
         except StopIteration:
             return {"type": "http.disconnect"}
+        if callable(piece):
+            await piece()
+            return await receive()
         if piece is None:
             await asyncio.Event().wait()
             raise AssertionError
@@ -788,6 +797,28 @@ async def test_t035_f22_chunk_that_contradicts_itself_leaves_nothing(
     assert (await served("GET", location)).headers["range"] == "0-0"
     assert not served.hub.files.upload_bytes(location.rpartition("/")[2])
     assert not served.hub.files.blobs
+
+
+@pytest.mark.parametrize("is_disabled", [False, True])
+async def test_t062_manifest_that_comes_after_its_key_was_revoked_publishes_nothing(served: Served, is_disabled: bool) -> None:
+    await served.model()
+
+    async def revoke() -> None:
+        if is_disabled:
+            await served.identity.accounts.set_disabled("alice", True)
+            return
+        alice = await account_of(served, "alice")
+        [key] = await served.identity.credentials.keys_of(alice)
+        await served.identity.credentials.revoke_key(alice, key.id)
+
+    manifest = a_manifest(CONFIG)
+    headers = {"content-type": MANIFEST_TYPE, "x-corral-visibility": "public"}
+    answer = await streamed(served, "PUT", f"{MANIFESTS}/late", manifest[:9], revoke, manifest[9:], headers=headers)
+    assert (answer.status, code_of(answer)) == (401, "UNAUTHORIZED")
+    await served.identity.accounts.set_disabled("alice", False)
+    _, served.keys["alice"] = await served.identity.key(await account_of(served, "alice"))
+    assert (await served("GET", f"{MANIFESTS}/late")).status == 404
+    assert (await served("GET", f"{MANIFESTS}/latest", by="")).status == 401
 
 
 async def test_t119_nothing_of_a_deleted_account_answers_any_more(served: Served) -> None:

@@ -119,6 +119,7 @@ def _registry_endpoints(settings: Settings, services: HubServices, built: Regist
         repositories=built.repositories,
         tickets=built.tickets,
         public_url=settings.public_url,
+        authenticate=services.credentials.authenticate,
         on_pull=built.catalog.count_pull,
         on_push=built.describing.notify,
     )
