@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from corral.settings import BadSetting, Settings, parse_duration, parse_hub_url, parse_ollama_host
+from corral.settings import BadSetting, Settings, parse_hub_url, parse_ollama_host, parse_seconds
 
 
 def settings(**environ: str) -> Settings:
@@ -85,11 +85,12 @@ def test_paths_know_the_home_directory() -> None:
         ("", None),
         ("m", None),
         ("1h 2m", None),
+        ("9999999h", None),
         ("٣s", None),
     ],
 )
 def test_durations_are_go_durations_or_seconds(text: str, seconds: float | None) -> None:
-    assert parse_duration(text) == seconds
+    assert parse_seconds(text) == seconds
 
 
 @pytest.mark.parametrize(

@@ -20,15 +20,13 @@ from corral.wire.errors import CorralError
 from corral.wire.mirrors import MirrorRule, parse_mirror_rule
 from corral.wire.proxies import ProxyRules
 from corral.wire.secrets import Secret
+from corral.wire.units import parse_duration
 
 DEFAULT_HUB = "https://ollama.com"
 _LOCAL_PORT, _HUB_PORT = 11434, 11435
 
 _TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 _FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
-_GO_DURATION = re.compile(r"(?P<sign>[+-]?)(?P<body>(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h))+)")
-_GO_PART = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
-_UNIT_S = {"ns": "1e-9", "us": "1e-6", "µs": "1e-6", "μs": "1e-6", "ms": "1e-3", "s": "1", "m": "60", "h": "3600"}
 
 #: llama.cpp's names; the first one stands for what it takes by itself.
 _KV_CACHE_TYPES = ("", "f16", "f32", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
@@ -271,21 +269,20 @@ class _Reader:
         text = self.text(name)
         if not text:
             return default
-        seconds = parse_duration(text)
+        seconds = parse_seconds(text)
         if seconds is None:
             raise BadSetting(f"{name} is {text!r}; it takes seconds or a duration such as 5m, 90s or 1h30m; below 0 is for ever")
         return seconds
 
 
-def parse_duration(text: str) -> float | None:
+def parse_seconds(text: str) -> float | None:
     """Seconds of a Go duration (`1h30m`) or of a bare whole number; None when it is neither."""
     if re.fullmatch(r"[+-]?[0-9]{1,12}", text):
         return float(text)
-    match = _GO_DURATION.fullmatch(text)
-    if match is None or len(text) > 64:
+    try:
+        return parse_duration(text)
+    except ValueError:
         return None
-    total = sum((Decimal(amount) * Decimal(_UNIT_S[unit]) for amount, unit in _GO_PART.findall(match["body"])), Decimal(0))
-    return float(-total if match["sign"] == "-" else total)
 
 
 def parse_size(text: str) -> int | None:

@@ -193,9 +193,9 @@ def parse_keep_alive(text: str) -> str | float:
     """The value of --keepalive: a duration as it is, a bare number as seconds. Raises: Failed."""
     if not text:
         return ""
-    from corral.settings import parse_duration
+    from corral.settings import parse_seconds
 
-    seconds = parse_duration(text)
+    seconds = parse_seconds(text)
     if seconds is None:
         raise Failed(f'invalid value for --keepalive: "{text}" (a duration such as 5m or 1h30m, or seconds)', status=2)
     return text if text[-1].isalpha() else seconds

@@ -5,8 +5,6 @@ engine's own API would make of it (CVE-2026-21869 was a negative `n_discard` in 
 Source: ollama api/types.go Options.FromMap, DefaultOptions, Duration, ThinkValue; llm/llama_server.go.
 """
 
-import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import msgspec
 
 from corral.wire.errors import CorralError
-from corral.wire.units import format_nanoseconds
+from corral.wire.units import MAX_DURATION_S, format_nanoseconds, parse_duration, quoted
 
 Think = bool | str | None
 
@@ -155,13 +153,6 @@ _CHECKS: Mapping[str, Callable[[str, object], object]] = {
 
 #: What any negative keep_alive becomes.
 FOREVER = -1.0
-_UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-# One group per number and unit. The unit is whatever is neither a digit nor a dot, so that an unknown one can be named.
-_TERM = re.compile(r"([0-9]*\.?[0-9]*)([^0-9.]*)")
-#: The longest duration that is looked at: Go's largest is 25 characters.
-_MAX_DURATION_TEXT = 100
-# What Go's time.Duration, an int64 of nanoseconds, can hold.
-_MAX_DURATION_S = (2**63 - 1) / 1e9
 
 
 def parse_keep_alive(value: object) -> float | None:
@@ -172,10 +163,13 @@ def parse_keep_alive(value: object) -> float | None:
     if value is None:
         return None
     if isinstance(value, str):
-        seconds = parse_duration(value)
+        try:
+            seconds = parse_duration(value)
+        except ValueError as error:
+            raise CorralError("bad_request", str(error)) from error
     elif isinstance(value, int | float) and not isinstance(value, bool):
         # An integer of any size is bounded before float() could overflow.
-        seconds = float(min(value, _MAX_DURATION_S)) if value >= 0 else FOREVER
+        seconds = float(min(value, MAX_DURATION_S)) if value >= 0 else FOREVER
     else:
         raise CorralError("bad_request", f"Unsupported type: '{_go_type(value)}'")
     return FOREVER if seconds < 0 else seconds
@@ -186,39 +180,8 @@ def format_duration(seconds: float) -> str:
     return format_nanoseconds(2**63 - 1 if seconds < 0 else min(round(seconds * 1e9), 2**63 - 1))
 
 
-def parse_duration(text: str) -> float:
-    """Seconds of a Go duration. Raises: bad_request."""
-    sign, rest = (text[0], text[1:]) if text[:1] in ("+", "-") else ("+", text)
-    if rest == "0":
-        return 0.0
-    invalid = CorralError("bad_request", f"time: invalid duration {_quoted(text)}")
-    if not rest or len(rest) > _MAX_DURATION_TEXT:
-        raise invalid
-    total, position = 0.0, 0
-    while position < len(rest):
-        term = _TERM.match(rest, position)
-        assert term is not None  # the pattern matches the empty text
-        digits, unit = term.groups()
-        if digits in ("", "."):
-            raise invalid
-        if not unit:
-            raise CorralError("bad_request", f"time: missing unit in duration {_quoted(text)}")
-        if unit not in _UNITS_S:
-            raise CorralError("bad_request", f"time: unknown unit {_quoted(unit)} in duration {_quoted(text)}")
-        total += float(digits) * _UNITS_S[unit]
-        position = term.end()
-    if total > _MAX_DURATION_S:
-        raise invalid
-    return -total if sign == "-" else total
-
-
 def _go_type(value: object) -> str:
     return {bool: "bool", list: "[]interface {}", dict: "map[string]interface {}"}.get(type(value), "unknown")
-
-
-def _quoted(text: str) -> str:
-    """Text as Go's %q writes it, near enough for an error; cut, since the caller chose it."""
-    return json.dumps(text[:_MAX_DURATION_TEXT], ensure_ascii=False)
 
 
 # ── think and format ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -234,7 +197,7 @@ def parse_think(value: object) -> Think:
         raise CorralError("bad_request", 'think must be a boolean or string ("high", "medium", "low", "max", true, or false)')
     if value not in _THINK_LEVELS:
         allowed = 'must be "high", "medium", "low", "max", true, or false'
-        raise CorralError("bad_request", f"invalid think value: {_quoted(value)} ({allowed})")
+        raise CorralError("bad_request", f"invalid think value: {quoted(value)} ({allowed})")
     return value
 
 
@@ -258,7 +221,7 @@ def response_format(value: object) -> dict[str, Any] | None:
         case dict():
             return {"type": "json_schema", "json_schema": {"name": "schema", "schema": value}}
         case _:
-            shown = _quoted(msgspec.json.encode(value).decode())
+            shown = quoted(msgspec.json.encode(value).decode())
             raise CorralError(
                 "bad_request", f'invalid format: {shown}; expected "json" or a valid JSON Schema object', status=500
             )

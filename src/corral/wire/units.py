@@ -1,5 +1,15 @@
-"""Numbers as people read them, and durations as Go writes them. Imports nothing: commands that print a number load this."""
+"""Numbers as people read them, durations as Go writes and reads them. Imports little: commands that print a number load this."""
 
+import json
+import re
+
+#: What Go's time.Duration, an int64 of nanoseconds, can hold.
+MAX_DURATION_S = (2**63 - 1) / 1e9
+_UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+#: One group per number and unit. The unit is whatever is neither a digit nor a dot, so that an unknown one can be named.
+_TERM = re.compile(r"([0-9]*\.?[0-9]*)([^0-9.]*)")
+#: The longest text that is looked at or told of: Go's largest duration has 25 characters.
+_MAX_TEXT = 100
 _NS_PER_S = 1_000_000_000
 _PREFIXES = ("", "k", "M", "G", "T")
 
@@ -34,6 +44,37 @@ def format_nanoseconds(count: int) -> str:
     hours, minutes = divmod(minutes, 60)
     head = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
     return f"{head}{_decimal(rest, _NS_PER_S)}s"
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a Go duration such as `1h30m`. Raises: ValueError with the text of Go's time.ParseDuration."""
+    sign, rest = (text[0], text[1:]) if text[:1] in ("+", "-") else ("+", text)
+    if rest == "0":
+        return 0.0
+    invalid = ValueError(f"time: invalid duration {quoted(text)}")
+    if not rest or len(rest) > _MAX_TEXT:
+        raise invalid
+    total, position = 0.0, 0
+    while position < len(rest):
+        term = _TERM.match(rest, position)
+        assert term is not None  # the pattern matches the empty text
+        digits, unit = term.groups()
+        if digits in ("", "."):
+            raise invalid
+        if not unit:
+            raise ValueError(f"time: missing unit in duration {quoted(text)}")
+        if unit not in _UNITS_S:
+            raise ValueError(f"time: unknown unit {quoted(unit)} in duration {quoted(text)}")
+        total += float(digits) * _UNITS_S[unit]
+        position = term.end()
+    if total > MAX_DURATION_S:
+        raise invalid
+    return -total if sign == "-" else total
+
+
+def quoted(text: str) -> str:
+    """Text as Go's %q writes it, near enough for an error; cut, since the caller chose it."""
+    return json.dumps(text[:_MAX_TEXT], ensure_ascii=False)
 
 
 def _decimal(count: int, size: int) -> str:
