@@ -116,6 +116,11 @@ def test_t107_call_of_many_braces_takes_linear_time() -> None:
     assert called('<tool_call>{"name": "get", "arguments": ' + '{"a":' * 5000 + "1" + "}" * 5001, 100)[1] == []
 
 
+@pytest.mark.parametrize(("levels", "count"), [(31, 1), (32, 0), (500, 0)])
+def test_t106_call_is_as_deep_on_every_python(levels: int, count: int) -> None:
+    assert len(called('<tool_call>{"name": "get", "arguments": ' + '{"a":' * levels + "1" + "}" * (levels + 1), 100)[1]) == count
+
+
 @given(st.text('<tool_cal>{}[]":,namegt\\ ', max_size=60), st.integers(1, 9))
 def test_text_without_calls_is_kept_whatever_the_pieces(text: str, size: int) -> None:
     content, calls = called(text, size)

@@ -9,6 +9,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from corral.wire.documents import check_depth
+from corral.wire.errors import CorralError
+
 #: A call that is longer is no call.
 _MAX_CALL_CHARACTERS = 4 * 1024 * 1024
 _MAX_CALL_DEPTH = 20
@@ -170,9 +173,12 @@ def _arguments(value: Any) -> dict[str, Any] | None:
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        value = json.loads(text)
+        # What the parser bears differs between Pythons by thousands of levels.
+        check_depth(value, "call")
+    except (ValueError, RecursionError, CorralError):
         return None
+    return value
 
 
 class _Objects:
