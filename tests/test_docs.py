@@ -8,9 +8,8 @@ import click
 import pytest
 
 from corral.cli.app import root
-from corral.cli.scopes import WORDS
 from corral.core.records import Scope
-from corral.edges.pages import SCOPE_LABELS
+from corral.core.scopes import SCOPE_MEANINGS
 from tooling import tool_module
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,11 +22,12 @@ def test_reference_is_what_the_code_says() -> None:
     assert (ROOT / "docs/reference.md").read_text() == tool_module("make_reference").page(), "→ make reference"
 
 
-def test_scopes_are_told_once_in_all_their_words() -> None:
-    page = (ROOT / "docs/concepts.md").read_text()
-    for word, name in WORDS.items():
-        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
-        assert row.startswith(f"| `{name}` | `{word}` | {SCOPE_LABELS[Scope(name)]} | ")
+def test_scopes_are_told_in_the_words_of_commands_and_pages() -> None:
+    assert set(SCOPE_MEANINGS) == set(Scope)
+    page = (ROOT / "docs/concepts.md").read_text().splitlines()
+    assert [line for line in page if line.startswith(tuple(f"| `{scope}` |" for scope in Scope))] == [
+        f"| `{scope}` | {meaning} |" for scope, meaning in SCOPE_MEANINGS.items()
+    ]
 
 
 def shown_commands(page: Path) -> list[str]:

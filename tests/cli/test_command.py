@@ -69,7 +69,7 @@ def test_arguments_are_counted(words: list[str], text: str) -> None:
         ([], []),
     ],
 )
-def test_scopes_have_everyday_names(words: list[str], names: list[str]) -> None:
+def test_scopes_are_taken_by_name_and_by_their_last_word(words: list[str], names: list[str]) -> None:
     assert scope_names(words) == names
 
 
@@ -77,4 +77,4 @@ def test_scopes_have_everyday_names(words: list[str], names: list[str]) -> None:
 def test_scope_that_there_is_not_is_told_which_there_are(word: str) -> None:
     with pytest.raises(Failed) as refused:
         scope_names([word])
-    assert (refused.value.advice, refused.value.status) == ("scopes are inference, pull, push, keys", 2)
+    assert (refused.value.advice, refused.value.status) == ("scopes are inference, models:pull, models:push, keys", 2)

@@ -400,8 +400,8 @@ CASES = [
     problem(
         "may not run",
         "device",
-        "connected to alice since 2026-11-02, but may not run models, may do: push",
-        f"tick run for this device on {PAGE}",
+        "connected to alice since 2026-11-02, but may not run models, may do: models:push",
+        f"tick inference for this device on {PAGE}",
         device=replace(DEVICE, scopes=("models:push",), may_run=False),
     ),
     problem("unbound", "device", "not connected to any account of hub.test", "corral signin", device=UNKNOWN, saved_hub=""),

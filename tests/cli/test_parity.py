@@ -107,8 +107,12 @@ CASES = [
     usage("doctor keys", "Invalid value for '[auth]': 'keys' is not 'auth'.", "corral doctor --help"),
     usage("doctor auth keys", "accepts at most 1 arg(s), received 2", "corral doctor --help"),
     usage("hub user list --jsn", "unknown flag: --jsn", "did you mean --json?"),
-    usage("keys create ci --scope pusch", 'there is no scope "pusch"', "scopes are inference, pull, push, keys"),
-    usage("hub key create alice --name ci --scope x", 'there is no scope "x"', "scopes are inference, pull, push, keys"),
+    usage("keys create ci --scope pusch", 'there is no scope "pusch"', "scopes are inference, models:pull, models:push, keys"),
+    usage(
+        "hub key create alice --name ci --scope x",
+        'there is no scope "x"',
+        "scopes are inference, models:pull, models:push, keys",
+    ),
     Case(
         "show m --license --system",
         err="Error: only one of '--license', '--modelfile', '--parameters', '--system', or '--template' can be specified\n",

@@ -8,13 +8,13 @@ from itertools import product
 import pytest
 
 from corral.core.records import Scope
+from corral.core.scopes import format_scope_names
 from corral.edges.asgi import Failure
 from corral.edges.pages import (
     Pages,
     format_ago,
     format_ahead,
     format_browser,
-    format_scopes,
     format_sentence,
     security_headers,
     shorten_fingerprint,
@@ -54,8 +54,8 @@ def test_future_moment_is_told_by_its_largest_unit() -> None:
 
 
 def test_scopes_are_told_in_a_fixed_order() -> None:
-    assert format_scopes(frozenset({Scope.KEYS, Scope.INFERENCE})) == "run, keys"
-    assert format_scopes(frozenset()) == "nothing"
+    assert format_scope_names(frozenset({"newer", Scope.KEYS, Scope.INFERENCE})) == "inference, keys, newer"
+    assert format_scope_names(frozenset()) == "nothing"
 
 
 def test_short_fingerprint_shows_both_ends() -> None:

@@ -152,7 +152,7 @@ async def test_list_tells_what_each_key_may_do_and_what_it_did(site: Site) -> No
     )
     await site.usage.add([entry])
     page = await browser.get("/settings/keys")
-    assert f"ci {key.prefix}… run never 1.2 M tokens in 90 days Rotate Revoke" in page.text
+    assert f"ci {key.prefix}… inference never 1.2 M tokens in 90 days Rotate Revoke" in page.text
 
 
 async def test_key_that_expires_soon_or_has_expired_is_marked_with_words(site: Site) -> None:
@@ -268,7 +268,7 @@ async def test_device_is_listed_with_its_fingerprint_and_last_use(site: Site) ->
     site.clock.advance(120)
     fingerprint = found.key.fingerprint
     assert (
-        f"finch {fingerprint[:11]}…{fingerprint[-4:]} run Change 2 minutes ago from 192.0.2.7"
+        f"finch {fingerprint[:11]}…{fingerprint[-4:]} inference Change 2 minutes ago from 192.0.2.7"
         in (await browser.get("/settings/keys")).text
     )
 
@@ -289,7 +289,7 @@ async def test_device_is_allowed_less_without_the_password_and_more_with_it(site
     assert (await browser.submit(refused, path, password="wrong")).status == 403
     done = await browser.submit(refused, path, password=PASSWORD)
     assert "finch SHA256:" in done.text
-    assert "run, push Change" in done.text
+    assert "inference, models:push Change" in done.text
 
 
 async def test_t82_device_gets_no_scope_that_does_not_exist(site: Site) -> None:

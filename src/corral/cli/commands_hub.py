@@ -26,8 +26,9 @@ from corral.cli.commands_keys import (
     show_new_key,
 )
 from corral.cli.context import Environment, Failed, json_option, pass_environment, secret_from, wait_for
-from corral.cli.scopes import scope_names, scope_option
+from corral.cli.scopes import SCOPES_EPILOG, scope_names, scope_option, shown_scopes
 from corral.cli.starting import parse_model_option, parse_parameter_options
+from corral.core.scopes import format_scope_names
 
 if TYPE_CHECKING:
     from corral.core.records import Account, ApiKey, Device, Scope
@@ -37,7 +38,6 @@ T = TypeVar("T")
 _CONSOLE = "console"
 _HOME = ("CORRAL_HOME",)
 _KEY_FIELDS = ("id", "name", "prefix", "scopes", "created_at", "expires_at", "last_used_at", "revoked_at")
-_SCOPES = scope_option("What it may do: inference, pull, push, keys; repeatable.")
 #: Fewer bytes than any model has: who gives such a number meant another unit.
 _LEAST_QUOTA_BYTES = 1_000_000
 
@@ -172,7 +172,7 @@ def _confirm(name: str) -> None:
 # ── API keys ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@command("create", variables=_HOME)
+@command("create", variables=_HOME, epilog=SCOPES_EPILOG)
 @click.argument("user")
 @key_options
 @pass_environment
@@ -202,7 +202,7 @@ def key_list(environment: Environment, user: str, everything: bool, as_json: boo
     if as_json:
         sys.stdout.write(render.as_json(keys))
         return
-    sys.stdout.write(keys_table(keys, datetime.now(UTC), everything=everything, width=render.terminal_width()))
+    sys.stdout.write(keys_table(keys, datetime.now(UTC), everything=everything))
 
 
 @command("revoke", variables=_HOME)
@@ -227,17 +227,14 @@ async def _keys_of(hub: "HubServices", user: str) -> list[dict[str, Any]]:
 # ── Devices ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@command("add", variables=_HOME)
+@command("add", variables=_HOME, epilog=SCOPES_EPILOG)
 @click.argument("user")
 @click.option("--name", required=True, help="What the device is called.")
 @click.option("--key", "public_key", required=True, metavar='"ssh-ed25519 AAAA…"', help="Its public key, as in id_ed25519.pub.")
-@_SCOPES
+@scope_option(("inference", "models:pull", "keys"))
 @pass_environment
 def device_add(environment: Environment, user: str, name: str, public_key: str, scopes: tuple[str, ...]) -> None:
-    """Connect a device to USER without a browser.
-
-    Without --scope it may do all but push.
-    """
+    """Connect a device to USER without a browser."""
     from corral.core.policy import DEVICE_SCOPES
     from corral.core.records import Scope
 
@@ -248,7 +245,7 @@ def device_add(environment: Environment, user: str, name: str, public_key: str, 
         return await hub.credentials.add_device(account, name=name, authorized_key=public_key, scopes=wanted, actor=_CONSOLE)
 
     device = _with_hub(environment, add)
-    can = ", ".join(sorted(device.scopes))
+    can = format_scope_names(device.scopes)
     render.say(f'Connected "{render.plain(device.name)}" ({device.key.fingerprint}) to {render.plain(user)}: {can}.')
 
 
@@ -265,15 +262,15 @@ def device_list(environment: Environment, user: str, as_json: bool) -> None:
     sys.stdout.write(devices_table(devices, datetime.now(UTC), width=render.terminal_width()))
 
 
-@command("scope", variables=_HOME)
+@command("scope", variables=_HOME, epilog=SCOPES_EPILOG)
 @click.argument("user")
 @click.argument("device")
-@click.argument("scopes", nargs=-1, required=True, metavar="SCOPE...")
+@click.argument("scopes", nargs=-1, required=True, metavar="SCOPE...", shell_complete=shown_scopes)
 @pass_environment
 def device_scope(environment: Environment, user: str, device: str, scopes: tuple[str, ...]) -> None:
     """Say all that a DEVICE (its id, name or fingerprint) of USER may do, from its next request on.
 
-    Scopes: inference, pull, push, keys; or the word none.
+    SCOPE is a scope, once or more, or the word none.
     """
     wanted = parse_scopes(() if scopes == ("none",) else scopes)
 

@@ -16,7 +16,8 @@ from corral.cli import render
 from corral.cli.command import HUB_VARIABLES, command
 from corral.cli.context import Decorated, Environment, Failed, hub_option, json_option, pass_environment, wait_for
 from corral.cli.hub_access import HubAccess, hub_access
-from corral.cli.scopes import page_words, scope_names, scope_option, shown_scopes
+from corral.cli.scopes import SCOPES_EPILOG, scope_names, scope_option, shown_scopes
+from corral.core.scopes import format_scope_names
 
 #: Keys live until they are revoked unless told otherwise, as ollama.com's do; only the form of the page begins with an end.
 expires_option = click.option(
@@ -38,7 +39,7 @@ def keys_list(environment: Environment, everything: bool, hub_url: str, as_json:
     if as_json:
         sys.stdout.write(render.as_json(keys))
         return
-    sys.stdout.write(keys_table(keys, datetime.now(UTC), everything=everything, width=render.terminal_width()))
+    sys.stdout.write(keys_table(keys, datetime.now(UTC), everything=everything))
 
 
 def key_options(create: Decorated) -> Decorated:
@@ -46,7 +47,7 @@ def key_options(create: Decorated) -> Decorated:
     options = (
         click.argument("name", required=False, default=""),
         click.option("--name", "name_option", default="", metavar="NAME", help="What uses the key, if it is not said before."),
-        scope_option("What it may do: inference, pull, push, keys; repeatable. [default: inference]"),
+        scope_option(("inference",)),
         expires_option,
     )
     for option in reversed(options):
@@ -54,7 +55,7 @@ def key_options(create: Decorated) -> Decorated:
     return create
 
 
-@command("create", variables=HUB_VARIABLES)
+@command("create", variables=HUB_VARIABLES, epilog=SCOPES_EPILOG)
 @key_options
 @hub_option
 @pass_environment
@@ -140,7 +141,7 @@ def devices_revoke(environment: Environment, device: str, hub_url: str) -> None:
     wait_for(revoke())
 
 
-@command("scope", variables=HUB_VARIABLES)
+@command("scope", variables=HUB_VARIABLES, epilog=SCOPES_EPILOG)
 @click.argument("device")
 @click.argument("scopes", nargs=-1, required=True, metavar="SCOPE...", shell_complete=shown_scopes)
 @hub_option
@@ -148,7 +149,7 @@ def devices_revoke(environment: Environment, device: str, hub_url: str) -> None:
 def devices_scope(environment: Environment, device: str, scopes: tuple[str, ...], hub_url: str) -> None:
     """Say all that a DEVICE (its id, name or fingerprint) may do, from its next request on.
 
-    Scopes: inference, pull, push, keys; or the word none.
+    SCOPE is a scope, once or more, or the word none.
     """
     from corral.wire.signing import parse_authorized_key
 
@@ -166,7 +167,7 @@ def devices_scope(environment: Environment, device: str, scopes: tuple[str, ...]
 
 def scopes_sentence(name: str, scopes: Sequence[str]) -> str:
     """What is said of a device whose scopes were changed."""
-    return f'"{render.plain(name)}" may: {", ".join(scopes) or "nothing but say who it is"}.'
+    return f'"{render.plain(name)}" may: {format_scope_names(scopes) if scopes else "nothing but say who it is"}.'
 
 
 def _ask(environment: Environment, hub_url: str, method: str, path: str) -> Any:
@@ -211,8 +212,7 @@ def show_new_key(key: Mapping[str, Any], *, account: str, others: Sequence[Mappi
     whose = f" for {render.plain(account)}" if account else ""
     expires = render.parse_time(key.get("expires_at") or "")
     life = f"expires {expires:%Y-%m-%d}" if expires else "does not expire"
-    scopes = ", ".join(key["scopes"])
-    render.say(f'Key "{render.plain(key["name"])}"{whose} · {scopes} · {life}. It is shown once:')
+    render.say(f'Key "{render.plain(key["name"])}"{whose} · {_scopes_of(key)} · {life}. It is shown once:')
     print(key["key"], flush=True)
 
 
@@ -243,18 +243,15 @@ def parse_expiry(text: str, now: datetime) -> datetime | None:
     return when
 
 
-def keys_table(keys: Sequence[Mapping[str, Any]], now: datetime, *, everything: bool, width: int = 0) -> str:
-    """API keys as a table; those that no longer work only on request. width: of the terminal, 0 for none."""
+def keys_table(keys: Sequence[Mapping[str, Any]], now: datetime, *, everything: bool) -> str:
+    """API keys as a table; those that no longer work only on request."""
     lives = [(key, *_life(key, now)) for key in keys]
-    shown = [(key, life) for key, life, works in lives if works or everything]
-    full = [_key_row(key, ", ".join(key["scopes"]), life, now) for key, life in shown]
-    short = [_key_row(key, page_words(key["scopes"]), life, now) for key, life in shown]
-    return render.fitting_table(_KEY_HEADINGS, full, short, width=width)
+    return render.table(_KEY_HEADINGS, [_key_row(key, life, now) for key, life, works in lives if works or everything])
 
 
-def _key_row(key: Mapping[str, Any], scopes: str, life: str, now: datetime) -> tuple[str, ...]:
+def _key_row(key: Mapping[str, Any], life: str, now: datetime) -> tuple[str, ...]:
     used = render.relative_time(render.parse_time(key.get("last_used_at") or ""), now)
-    return key["id"], key["name"], f"{key['prefix']}…", scopes, used, life
+    return key["id"], key["name"], f"{key['prefix']}…", _scopes_of(key), used, life
 
 
 def _life(key: Mapping[str, Any], now: datetime) -> tuple[str, bool]:
@@ -269,16 +266,20 @@ def _life(key: Mapping[str, Any], now: datetime) -> tuple[str, bool]:
 
 def devices_table(devices: Sequence[Mapping[str, Any]], now: datetime, *, width: int = 0) -> str:
     """Devices as a table; the one that asks is marked. width: of the terminal, 0 for none."""
-    full = [_device_row(device, device["fingerprint"], ", ".join(device["scopes"]), now) for device in devices]
-    short = [_device_row(device, _short(device["fingerprint"]), page_words(device["scopes"]), now) for device in devices]
+    full = [_device_row(device, device["fingerprint"], now) for device in devices]
+    short = [_device_row(device, _short(device["fingerprint"]), now) for device in devices]
     return render.fitting_table(_DEVICE_HEADINGS, full, short, width=width)
 
 
-def _device_row(device: Mapping[str, Any], fingerprint: str, scopes: str, now: datetime) -> tuple[str, ...]:
+def _device_row(device: Mapping[str, Any], fingerprint: str, now: datetime) -> tuple[str, ...]:
     name = f"{device['name']} (this one)" if device.get("current") else device["name"]
     used = render.relative_time(render.parse_time(device.get("last_used_at") or ""), now)
     where = f" from {device['last_network']}" if device.get("last_network") and device.get("last_used_at") else ""
-    return device["id"], name, fingerprint, scopes, used + where
+    return device["id"], name, fingerprint, _scopes_of(device), used + where
+
+
+def _scopes_of(entry: Mapping[str, Any]) -> str:
+    return format_scope_names(entry["scopes"])
 
 
 def _short(fingerprint: str) -> str:

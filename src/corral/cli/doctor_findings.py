@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 from corral.cli import render
-from corral.cli.scopes import page_words
 from corral.core.checkup import ApiKeySeen, Seen, ServerSeen, Standing, Trouble
+from corral.core.scopes import format_scope_names
 from corral.wire.discovery import origin_of
 from corral.wire.signing import WINDOW_S
 
@@ -283,8 +283,9 @@ def _connected(seen: Seen, device: Standing) -> Verdict:
     since = f" since {device.since:%Y-%m-%d}" if device.since else ""
     detail = f"connected to {device.account}{since}"
     if device.may_run is False:
-        what = f", may do: {page_words(device.scopes)}" if device.scopes is not None else ""
-        return _problem(f"{detail}, but may not run models{what}", f"tick run for this device on {seen.hub.url}/settings/keys")
+        what = f", may do: {format_scope_names(device.scopes)}" if device.scopes is not None else ""
+        fix = f"tick inference for this device on {seen.hub.url}/settings/keys"
+        return _problem(f"{detail}, but may not run models{what}", fix)
     return _ok(detail)
 
 
@@ -504,7 +505,7 @@ def _accepted(seen: Seen, key: ApiKeySeen, standing: Standing, shown: str) -> Ve
     if own and standing.account and own != standing.account:
         return _problem(f"{shown}  valid, but of {standing.account}, while this device is {own}'s", "unset OLLAMA_API_KEY")
     words = [f"{shown}  valid"]
-    words += [", ".join(key.scopes)] if key.scopes is not None else []
+    words += [format_scope_names(key.scopes)] if key.scopes is not None else []
     words += [_expiry(key.expires_at, seen.now)] if key.is_listed else []
     if standing.may_run is False:
         fix = "use one with the scope inference: corral keys create NAME --scope inference"

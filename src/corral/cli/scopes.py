@@ -1,41 +1,39 @@
-"""What a credential may do, in the words people use for it: `push` is `models:push`."""
+"""Scopes on the command line: by their names, or by the last word of one."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import click
 
 from corral.cli.context import Decorated, Failed
+from corral.core.scopes import SCOPE_MEANINGS
 
-#: word -> the hub's own name of the scope.
-WORDS: Final = {"inference": "inference", "pull": "models:pull", "push": "models:push", "keys": "keys"}
-#: The hub's name of a scope -> the word that its pages have for it.
-PAGE_WORDS: Final = {"inference": "run", "models:pull": "pull", "models:push": "push", "keys": "keys"}
-
-
-def page_words(scopes: Collection[str]) -> str:
-    """Scopes as the hub's pages list them: `run, pull`."""
-    known = [word for name, word in PAGE_WORDS.items() if name in scopes]
-    return ", ".join([*known, *sorted(set(scopes) - set(PAGE_WORDS))]) or "nothing"
+_BY_LAST_WORD: Final = {name.rpartition(":")[2]: name for name in SCOPE_MEANINGS}
+#: What the help of a command that takes scopes ends with. click keeps the lines of a paragraph that begins with \b.
+SCOPES_EPILOG: Final = "\b\nScopes:\n" + "\n".join(f"  {name.ljust(12)} {what}" for name, what in SCOPE_MEANINGS.items())
 
 
 def scope_names(words: Sequence[str]) -> list[str]:
-    """The hub's names of scopes that were given one by one or with commas, each once. Raises: Failed naming the valid ones."""
+    """The names of scopes that were given one by one or with commas, each once. `push` is taken for `models:push`.
+    Raises: Failed naming the valid ones."""
     names: list[str] = []
     for word in (part for words_of in words for part in words_of.split(",")):
-        name = WORDS.get(word.strip().lower(), word.strip().lower())
-        if name not in WORDS.values():
-            raise Failed(f'there is no scope "{word}"', f"scopes are {', '.join(WORDS)}", status=2)
+        name = word.strip().lower()
+        name = _BY_LAST_WORD.get(name, name)
+        if name not in SCOPE_MEANINGS:
+            raise Failed(f'there is no scope "{word}"', f"scopes are {', '.join(SCOPE_MEANINGS)}", status=2)
         if name not in names:
             names.append(name)
     return names
 
 
-def scope_option(text: str) -> Callable[[Decorated], Decorated]:
-    """`--scope`, as often as wanted. text: its help."""
+def scope_option(default: Sequence[str]) -> Callable[[Decorated], Decorated]:
+    """`--scope`, as often as wanted. default: what it is without, for its help; the command's epilog is SCOPES_EPILOG."""
+    text = f"What it may do: {', '.join(SCOPE_MEANINGS)}; repeatable. [default: {', '.join(default)}]"
     return click.option("--scope", "scopes", multiple=True, metavar="SCOPE", help=text, shell_complete=shown_scopes)
 
 
 def shown_scopes(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """What a shell completes where a scope is given."""
-    return [word for word in WORDS if word.startswith(incomplete)]
+    """What a shell completes where a scope is given: names, and short ones once begun."""
+    words = dict.fromkeys([*SCOPE_MEANINGS, *_BY_LAST_WORD]) if incomplete else SCOPE_MEANINGS
+    return [word for word in words if word.startswith(incomplete)]

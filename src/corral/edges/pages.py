@@ -5,7 +5,7 @@ joins markup and text. The Content-Security-Policy allows no inline script or st
 may not use a DOM sink (`require-trusted-types-for`). What a page needs to know about time and the hub is given to `Pages`, once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -19,7 +19,8 @@ from starlette.responses import Response
 
 import corral
 from corral.core.ports import Clock
-from corral.core.records import Principal, Scope
+from corral.core.records import Principal
+from corral.core.scopes import SCOPE_MEANINGS, format_scope_names
 from corral.edges.asgi import Failure
 from corral.wire.browser import safe_next
 from corral.wire.errors import CorralError
@@ -32,15 +33,6 @@ _CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
 )
-#: What each scope lets a credential do, in the words of the pages.
-SCOPE_WORDS: Mapping[Scope, str] = {
-    Scope.INFERENCE: "run hosted models",
-    Scope.PULL: "pull your models",
-    Scope.PUSH: "push models",
-    Scope.KEYS: "manage your API keys and devices",
-}
-#: The same, for a cell of a table.
-SCOPE_LABELS: Mapping[Scope, str] = {Scope.INFERENCE: "run", Scope.PULL: "pull", Scope.PUSH: "push", Scope.KEYS: "keys"}
 
 
 def security_headers(public_url: str) -> tuple[tuple[str, str], ...]:
@@ -202,8 +194,6 @@ def _environment() -> Environment:
         auto_reload=False,
     )
     environment.globals["static"] = lambda name: static_files()[name].path
-    environment.globals["scope_words"] = SCOPE_WORDS
-    environment.globals["all_scopes"] = tuple(Scope)
     environment.filters.update(
         ago=format_ago,
         ahead=format_ahead,
@@ -212,7 +202,7 @@ def _environment() -> Environment:
         count=format_count,
         day=format_day,
         moment=format_moment,
-        scopes=format_scopes,
+        scopes=format_scope_names,
         sentence=format_sentence,
         short_fingerprint=shorten_fingerprint,
         size=format_size,
@@ -265,9 +255,9 @@ def format_context(tokens: int | None) -> str:
     return f"{tokens // 1024}k" if tokens >= 1024 else str(tokens)
 
 
-def format_scopes(scopes: frozenset[Scope]) -> str:
-    """`run, pull`, in a fixed order."""
-    return ", ".join(label for scope, label in SCOPE_LABELS.items() if scope in scopes) or "nothing"
+def scope_choices(ticked: Container[str]) -> list[tuple[str, str, bool]]:
+    """(scope, what it allows, whether its box is ticked), for the boxes of a form."""
+    return [(scope, meaning, scope in ticked) for scope, meaning in SCOPE_MEANINGS.items()]
 
 
 def shorten_fingerprint(fingerprint: str) -> str:

@@ -27,7 +27,7 @@ from corral.edges.forms import (
     session_of,
     sign_in_path,
 )
-from corral.edges.pages import SCOPE_WORDS, Draft, Pages
+from corral.edges.pages import Draft, Pages, scope_choices
 from corral.hub.credentials import TAIL_LENGTH, Credentials, PendingDevice
 from corral.wire.errors import CorralError
 
@@ -152,7 +152,7 @@ class ConnectPages:
             link=link,
             pending=pending,
             fingerprint=_shown_fingerprint(pending),
-            choices=[(scope, words, scope in ticked) for scope, words in SCOPE_WORDS.items()],
+            choices=scope_choices(ticked),
             needs_password=self._step_up.is_needed(session_of(caller)),
             switch_path=sign_in_path(link.path),
         )

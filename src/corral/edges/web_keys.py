@@ -12,7 +12,6 @@ from datetime import datetime, timedelta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from corral.core.policy import DEVICE_SCOPES
 from corral.core.ports import Clock, UsageStore
 from corral.core.records import Account, ApiKey, Device, Principal, Scope
 from corral.edges.asgi import Dialect, Endpoint, caller_of, endpoint, facts_of
@@ -28,7 +27,7 @@ from corral.edges.forms import (
     session_form,
     session_of,
 )
-from corral.edges.pages import SCOPE_WORDS, Draft, Pages
+from corral.edges.pages import Draft, Pages, scope_choices
 from corral.edges.web_models import Shelf
 from corral.hub.credentials import Credentials
 from corral.wire.errors import CorralError
@@ -126,7 +125,7 @@ class KeyPages:
             revoked=desk.revoked,
             shared_names=desk.shared_names,
             tokens=await self._tokens_of(caller.account),
-            choices=[(scope, words, scope in ticked) for scope, words in SCOPE_WORDS.items()],
+            choices=scope_choices(ticked),
             expiries=[(value, words) for value, (words, _) in _EXPIRIES.items()],
             needs_password=self._step_up.is_needed(session_of(caller)),
         )
@@ -290,7 +289,7 @@ class KeyPages:
             status=status,
             device=device,
             draft=draft,
-            choices=[(scope, words, scope in ticked) for scope, words in SCOPE_WORDS.items() if scope in DEVICE_SCOPES],
+            choices=scope_choices(ticked),
             needs_password=self._step_up.is_needed(session_of(caller)),
         )
 
