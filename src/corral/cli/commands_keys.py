@@ -6,7 +6,7 @@ printed alone on standard output, once; everything said about it goes to standar
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,10 +19,6 @@ from corral.cli.hub_access import HubAccess, hub_access
 from corral.cli.scopes import SCOPES_EPILOG, scope_names, scope_option, shown_scopes
 from corral.core.scopes import format_scope_names
 
-#: Keys live until they are revoked unless told otherwise, as ollama.com's do; only the form of the page begins with an end.
-expires_option = click.option(
-    "--expires", default="never", metavar="WHEN", help="12h, 30d, 2w, a date, or never. [default: never]"
-)
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 _KEY_HEADINGS = ("ID", "NAME", "KEY", "SCOPES", "LAST USED", "EXPIRES")
 _DEVICE_HEADINGS = ("ID", "NAME", "FINGERPRINT", "SCOPES", "LAST USED")
@@ -42,13 +38,21 @@ def keys_list(environment: Environment, everything: bool, hub_url: str, as_json:
     sys.stdout.write(keys_table(keys, datetime.now(UTC), everything=everything))
 
 
+def expires_option(default: str) -> Callable[[Decorated], Decorated]:
+    """`--expires`, for parse_expiry."""
+    return click.option(
+        "--expires", default=default, metavar="WHEN", help=f"12h, 30d, 2w, a date, or never. [default: {default}]"
+    )
+
+
 def key_options(create: Decorated) -> Decorated:
     """NAME or `--name NAME`, `--scope` and `--expires`, alike for one's own keys and for somebody else's."""
     options = (
         click.argument("name", required=False, default=""),
         click.option("--name", "name_option", default="", metavar="NAME", help="What uses the key, if it is not said before."),
         scope_option(("inference",)),
-        expires_option,
+        # As the form of the page begins; a program that asks the API says itself how long (security.md 3, M7).
+        expires_option("90d"),
     )
     for option in reversed(options):
         create = option(create)
