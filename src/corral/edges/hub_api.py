@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from uuid import NAMESPACE_OID, uuid5
 
 import msgspec
@@ -21,6 +21,8 @@ from corral.wire.errors import CorralError
 from corral.wire.secrets import Secret
 from corral.wire.signing import check_window, enrollment_challenge, parse_authorized_key, parse_encoded_key, verify_enrollment
 from corral.wire.strong import TAG
+
+T = TypeVar("T")
 
 _OVERLAPS_S = {"0": 0, "1h": 3600, "24h": 86_400, "7d": 604_800}
 _USAGE_PERIOD = timedelta(days=30)
@@ -276,10 +278,7 @@ def _iso(time: datetime | None) -> str | None:
     return time.astimezone(UTC).isoformat().replace("+00:00", "Z") if time else None
 
 
-_Body = NewKey | Rotation | NewDevice | DeviceChange
-
-
-def _decode(request: Request, kind: type[Any]) -> Any:
+def _decode(request: Request, kind: type[T]) -> T:
     body = body_of(request)
     if not body:
         raise CorralError("bad_request", "missing request body")

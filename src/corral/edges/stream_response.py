@@ -21,17 +21,16 @@ async def stream(
     *,
     content_type: str,
     error_frame: Callable[[CorralError], bytes],
-    end: bytes = b"",
 ) -> Response:
     """Answer with a stream. The first event is awaited before the status is sent, so an early error is a real status; a later one
-    becomes one error frame and the stream ends. events is closed when the caller leaves. end: sent after the last event."""
+    becomes one error frame and the stream ends. events is closed when the caller leaves."""
     try:
         first = await anext(events, None)
     except BaseException:
         await _close(events)
         raise
     closing: asyncio.Event = request.scope["corral.closing"]
-    return _StreamResponse(_frames(first, events, encode, error_frame, end, closing), events, content_type)
+    return _StreamResponse(_frames(first, events, encode, error_frame, closing), events, content_type)
 
 
 async def _frames(
@@ -39,7 +38,6 @@ async def _frames(
     events: AsyncIterator[T],
     encode: Callable[[T], bytes],
     error_frame: Callable[[CorralError], bytes],
-    end: bytes,
     closing: asyncio.Event,
 ) -> AsyncGenerator[bytes, None]:
     try:
@@ -49,8 +47,6 @@ async def _frames(
                 yield encode(event)
                 if closing.is_set():
                     raise CorralError("unavailable", "the server is shutting down")
-        if end:
-            yield end
     except CorralError as error:
         yield error_frame(error)
     finally:

@@ -170,9 +170,9 @@ def title_of(repository: str) -> str:
     return repository.removeprefix(f"{DEFAULT_NAMESPACE}/")
 
 
-def path_of(repository: str, tag: str = "") -> str:
+def path_of(repository: str) -> str:
     """The address of its page."""
-    return "/" + quote(repository) + (f":{quote(tag)}" if tag else "")
+    return "/" + quote(repository)
 
 
 def _hosted_entry(group: Sequence[HostedModel]) -> Entry:

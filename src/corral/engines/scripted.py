@@ -4,7 +4,7 @@ It keeps the Engine contract as the real one does (tests/contracts/test_engine.p
 cut at n_predict, runners can be made to die.
 """
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -15,28 +15,24 @@ from corral.wire.errors import CorralError
 _NS_PER_TOKEN = 1_000_000
 _START_TOKEN = 1
 _BYTES_PER_TOKEN = 1024
+_DIMENSIONS = 8
 
 Piece = str | Chunk
 
 
 class ScriptedEngine:
-    """An Engine. pieces: the answer to everything, one token each; answers: other answers, by prompt or last message. unreadable:
-    paths of weights that are refused as no GGUF. has_markers: whether its models fill in the middle. runners: all that were
-    loaded, in order, also those that have ended."""
+    """An Engine. pieces: the answer to everything, one token each. unreadable: paths of weights that are refused as no GGUF.
+    has_markers: whether its models fill in the middle. runners: all that were loaded, in order, also those that have ended."""
 
     def __init__(
         self,
         pieces: Sequence[Piece] = ("Hello", ",", " world", "!"),
         *,
-        answers: Mapping[str, Sequence[Piece]] | None = None,
         unreadable: Collection[str] = (),
-        dimensions: int = 8,
         has_markers: bool = True,
     ) -> None:
         self.runners: list[ScriptedRunner] = []
         self.pieces = pieces
-        self.answers = dict(answers or {})
-        self.dimensions = dimensions
         self.has_markers = has_markers
         self._unreadable = unreadable
 
@@ -66,14 +62,13 @@ class ScriptedRunner:
 
     def chat(self, call: ChatCall) -> AsyncIterator[Chunk | Finish]:
         """See Runner.chat."""
-        last = call.messages[-1].get("content") if call.messages else ""
-        return self._answer(_templated(call), str(last), call.sampling)
+        return self._answer(_templated(call), call.sampling)
 
     def complete(self, call: CompletionCall) -> AsyncIterator[Chunk | Finish]:
         """See Runner.complete."""
         if call.suffix and not self._engine.has_markers:
             raise CorralError("bad_request", "infill is not supported by this model", status=501)
-        return self._answer(call.prompt + call.suffix, call.prompt, call.sampling, before=len(call.context))
+        return self._answer(call.prompt + call.suffix, call.sampling, before=len(call.context))
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
         """See Runner.embed. Equal texts have equal vectors."""
@@ -108,12 +103,12 @@ class ScriptedRunner:
         """A number that grows with the model and its context."""
         return self.model.size_bytes + self.options.num_ctx * self.options.parallel * _BYTES_PER_TOKEN, 0
 
-    async def _answer(self, prompt: str, asked: str, sampling: Sampling, *, before: int = 0) -> AsyncIterator[Chunk | Finish]:
+    async def _answer(self, prompt: str, sampling: Sampling, *, before: int = 0) -> AsyncIterator[Chunk | Finish]:
         self._check_alive()
         count = before + len(_tokens(prompt))
         if count >= self.options.num_ctx:
             raise CorralError("bad_request", f"request ({count} tokens) exceeds the available context size")
-        pieces = self._engine.answers.get(asked, self._engine.pieces)
+        pieces = self._engine.pieces
         limit = sampling.values.get("n_predict", -1)
         said = pieces if limit < 0 else pieces[:limit]
         wants_logprobs = bool(sampling.values.get("logprobs") or sampling.values.get("n_probs"))
@@ -145,7 +140,7 @@ class ScriptedRunner:
 
     def _vector(self, text: str) -> list[float]:
         digest = sha256(text.encode("utf-8", "replace")).digest()
-        return [digest[position % len(digest)] / 255 for position in range(self._engine.dimensions)]
+        return [digest[position % len(digest)] / 255 for position in range(_DIMENSIONS)]
 
 
 def _tokens(text: str) -> list[int]:
