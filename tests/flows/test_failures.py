@@ -159,6 +159,15 @@ def test_r19_killed_server_takes_its_engine_along(running: Stack) -> None:
     wait_until(lambda: not any(is_alive(pid) for pid in started), "the servers and the engine to die", timeout_s=10)
 
 
+def test_r19_killed_up_takes_along_servers_that_are_stopped(running: Stack) -> None:
+    assert running.generate(MODEL).status == 200
+    assert running.up is not None
+    started = descendants(running.up.process.pid)
+    with stopped([pid for pid, command in started.items() if "--supervised" in command]):
+        running.up.end(signal.SIGKILL)
+        wait_until(lambda: not any(is_alive(pid) for pid in started), "the servers and the engine to die", timeout_s=10)
+
+
 def test_second_sigterm_of_up_ends_a_running_stream_with_an_error_line(running: Stack) -> None:
     assert running.up is not None
     with opened("POST", f"{running.local_url}/api/generate", {"model": MODEL, **LONG}) as response:
@@ -251,7 +260,8 @@ def stopped(pids: list[int]) -> Iterator[None]:
         yield
     finally:
         for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def states(pid: int) -> list[str]:

@@ -1,8 +1,11 @@
 """up, serve, hub serve: commands that stay in the foreground until they are told to end."""
 
 import asyncio
+import ctypes
 import json
 import os
+import signal
+import sys
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +38,7 @@ _HUB_VARIABLES = (
     *("CORRAL_MAX_REPOSITORIES", "CORRAL_SCRUB_DAYS"),
     *("CORRAL_MIRROR", "CORRAL_TRUSTED_PROXIES", "CORRAL_LLAMA_SERVER", "OLLAMA_DEBUG"),
 )
+_PR_SET_PDEATHSIG = 1
 #: What runs a server: (settings, called once the port answers, set to end it).
 Serve = Callable[["Settings", Callable[[dict[str, Any]], None], asyncio.Event], Coroutine[Any, Any, None]]
 
@@ -127,3 +131,6 @@ def _end_with_parent(stop: asyncio.Event) -> None:
             stop.set()
 
     loop.add_reader(0, read)
+    if sys.platform == "linux":
+        # A process that is stopped (SIGSTOP, a debugger) would not read the end, and outlive its parent until somebody wakes it.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)
