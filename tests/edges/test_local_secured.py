@@ -137,7 +137,7 @@ class Secured:
     async def names(self, path: str, key: str) -> list[str]:
         """Of the models that a listing shows."""
         listed = (await self.request("GET", path, key=key)).json()
-        return sorted(row.get("name") or row["id"] for row in listed.get("models") or listed["data"])
+        return sorted(row.get("name") or row["id"] for row in listed["models" if "models" in listed else "data"])
 
 
 async def done(request: Request) -> Response:
@@ -293,6 +293,15 @@ async def test_listings_show_the_models_of_the_line() -> None:
         assert "qwen3:8b" in await server.names(path, server.key('rights=manage,models="llama*"'))
 
 
+@pytest.mark.parametrize("path", ["/api/tags", "/v1/models"])
+async def test_t029_stub_is_listed_for_lines_with_cloud_alone(path: str) -> None:
+    server = Secured()
+    for options in ("rights=read", "", 'models="far*"'):
+        assert "far:1t" not in await server.names(path, server.key(options))
+    for options in ("rights=read,cloud", "cloud", "rights=manage"):
+        assert "far:1t" in await server.names(path, server.key(options))
+
+
 @pytest.mark.parametrize(
     ("path", "more"),
     [
@@ -309,16 +318,16 @@ async def test_listings_show_the_models_of_the_line() -> None:
         ("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": "x"}]}),
     ],
 )
-async def test_t029_model_of_no_pattern_is_absent_in_the_words_for_one_that_is_not_installed(
+async def test_t029_model_one_may_not_know_of_is_absent_in_the_words_for_one_that_is_not_installed(
     path: str, more: dict[str, Any]
 ) -> None:
     server = Secured()
-    key = server.key('models="llama*"')
-    for spelling in ("qwen3:8b", "QWEN3:8b", "registry.ollama.ai/library/qwen3:8b", "qwen3:8b:local"):
+    key = server.key('models="llama*,far*"')
+    for spelling in ("qwen3:8b", "QWEN3:8b", "registry.ollama.ai/library/qwen3:8b", "qwen3:8b:local", "far:1t", "far:1t:local"):
         hidden = await server.request("POST", path, {"model": spelling, **more}, key=key)
-        other = re.sub("(?i)qwen3", "nothing", spelling)
+        other = re.sub("(?i)qwen3|far", "nothing", spelling)
         absent = await server.request("POST", path, {"model": other, **more}, key=key)
-        told = [re.sub(rb"(?i)qwen3|nothing|req_[0-9a-f]+", b"", answer.body) for answer in (hidden, absent)]
+        told = [re.sub(rb"(?i)qwen3|far|nothing|req_[0-9a-f]+", b"", answer.body) for answer in (hidden, absent)]
         assert (hidden.status, told[0]) == (404, told[1])
     assert server.inference.models == []
 
@@ -345,8 +354,11 @@ async def test_model_of_a_pattern_is_run() -> None:
 async def test_t090_line_without_cloud_never_reaches_the_hub(method: str, path: str, body: dict[str, Any], options: str) -> None:
     server = Secured()
     answer = await server.request(method, path, body or None, key=server.key(options))
-    assert answer.status == 403
-    assert b"it takes cloud" in answer.body
+    if body.get("model") == "far:1t":
+        assert answer.status == 404
+    else:
+        assert answer.status == 403
+        assert b"it takes cloud" in answer.body
     assert server.gateway.calls == []
 
 

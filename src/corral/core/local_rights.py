@@ -6,7 +6,7 @@ itself. Such a caller may do everything, as with Ollama.
 
 import hmac
 import ipaddress
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 
@@ -22,9 +22,6 @@ _FORWARDING = frozenset({"via", "x-cluster-client-ip", "x-envoy-external-address
 _FORWARDING_PREFIXES = ("cf-", "fly-", "ngrok-", "tailscale-", "x-original-", "x-proxy")
 #: Of the names that each vendor has for the one address.
 _FORWARDING_PARTS = ("forwarded", "client-ip", "clientip", "user-ip", "connecting-ip", "connection-ip")
-
-#: Makes an error of its own for a name, as each route words it.
-Absent = Callable[[str], CorralError]
 
 
 # ── Who is let in ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -108,13 +105,10 @@ def may_use_model(caller: Principal | None, name: ModelName) -> bool:
     return any(_matches(pattern, name.key.short) for pattern in terms.models)
 
 
-def check_model(caller: Principal | None, model: Model, requested: str, absent: Absent) -> None:
-    """One that the caller may not know of is absent, in the same words. A model that runs elsewhere takes `cloud`.
-    Raises: what `absent` makes, forbidden."""
-    if not may_use_model(caller, model.name):
-        raise absent(requested)
-    if model.is_stub:
-        check_cloud(caller)
+def may_know_model(caller: Principal | None, model: Model) -> bool:
+    """Whether the caller is told of a model that is installed; to others it is absent, in the same words. A stub is for those
+    with `cloud`: for nobody else it runs, and it tells of this machine's hub and what its account has there."""
+    return may_use_model(caller, model.name) and (not model.is_stub or may_use_cloud(caller))
 
 
 def _matches(pattern: str, short: str) -> bool:

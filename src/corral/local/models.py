@@ -8,7 +8,7 @@ is secured; a model that a caller may not know of is not there, in the same word
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
-from corral.core.local_rights import check_model, may_use_model
+from corral.core.local_rights import may_know_model
 from corral.core.ports import ModelStore
 from corral.core.records import Model, Principal
 from corral.local.stubs import StubModels
@@ -49,7 +49,7 @@ class LocalModels:
     async def tags(self, caller: Principal | None) -> list[Model]:
         """What is installed, newest first."""
         installed = await self._store.list()
-        return [self._inference.described(model) for model in installed if may_use_model(caller, model.name)]
+        return [self._inference.described(model) for model in installed if may_know_model(caller, model)]
 
     async def show(self, name: str, caller: Principal | None) -> Model:
         """One model; a stub too, unless `:local` is asked for. Raises: bad_request, not_found; cloud_disabled for a stub."""
@@ -58,7 +58,7 @@ class LocalModels:
         reference = parse_reference(name)
         parsed = parse_name(reference.base)
         model = await self._store.get(parsed)
-        if model is None or not may_use_model(caller, model.name):
+        if model is None or not may_know_model(caller, model):
             raise model_not_found(parsed.short)
         if model.is_stub:
             self._stubs.require_shown()
@@ -115,15 +115,12 @@ class LocalModels:
 
     async def _found(self, name: str, absent: Callable[[str], CorralError], caller: Principal | None) -> Model:
         """The model, or the stub, that is installed under a requested name; for `:local` there are no stubs. Raises: what
-        `absent` makes; bad_request; forbidden for a stub that the caller may not use."""
+        `absent` makes, also of one that the caller may not know of; bad_request."""
         reference = parse_reference(name)
         if reference.source is Source.CLOUD:
             # Every route but one hands these on before they come here.
             raise CorralError("not_supported", "this route runs models of this machine only")
         model = await self._store.get(parse_name(reference.base))
-        if model is None:
-            raise absent(name)
-        check_model(caller, model, name, absent)
-        if model.is_stub and reference.source is Source.LOCAL:
+        if model is None or not may_know_model(caller, model) or (model.is_stub and reference.source is Source.LOCAL):
             raise absent(name)
         return model
