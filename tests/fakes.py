@@ -333,10 +333,6 @@ class MemoryCredentials(_Failing):
         self._called("revoke_api_key")
         return self._change_key(account_id, key_id, revoked_at=now)
 
-    async def set_api_key_expiry(self, account_id: str, key_id: str, *, expires_at: datetime) -> bool:
-        self._called("set_api_key_expiry")
-        return self._change_key(account_id, key_id, expires_at=expires_at)
-
     def _change_key(self, account_id: str, key_id: str, **changes: object) -> bool:
         key, hmac, pepper_id = self._keys.get(key_id, (None, b"", ""))
         if key is None or key.account_id != account_id or key.revoked_at is not None:

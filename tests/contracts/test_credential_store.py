@@ -174,22 +174,14 @@ async def test_api_key_is_revoked_once(stores: Stores, ada: Account) -> None:
     await stores.credentials.add_api_key(api_key(ada), hmac=bytes(32), pepper_id="p1")
     assert await stores.credentials.revoke_api_key(ada.id, "k1", now=LATER)
     assert not await stores.credentials.revoke_api_key(ada.id, "k1", now=LATER + timedelta(days=1))
-    assert not await stores.credentials.set_api_key_expiry(ada.id, "k1", expires_at=LATER)
     assert await stores.credentials.api_keys_of(ada.id) == [api_key(ada, revoked_at=LATER)]
 
 
 async def test_t066_api_key_of_somebody_else_is_not_touched(stores: Stores, ada: Account, bob: Account) -> None:
     await stores.credentials.add_api_key(api_key(ada), hmac=bytes(32), pepper_id="p1")
     assert not await stores.credentials.revoke_api_key(bob.id, "k1", now=LATER)
-    assert not await stores.credentials.set_api_key_expiry(bob.id, "k1", expires_at=LATER)
     assert await stores.credentials.api_keys_of(ada.id) == [api_key(ada)]
     assert await stores.credentials.api_keys_of(bob.id) == []
-
-
-async def test_api_key_expiry_is_set(stores: Stores, ada: Account) -> None:
-    await stores.credentials.add_api_key(api_key(ada), hmac=bytes(32), pepper_id="p1")
-    assert await stores.credentials.set_api_key_expiry(ada.id, "k1", expires_at=LATER)
-    assert await stores.credentials.api_keys_of(ada.id) == [api_key(ada, expires_at=LATER)]
 
 
 async def test_t064_key_is_replaced_by_its_successor_and_revoked(stores: Stores, ada: Account) -> None:
@@ -252,7 +244,8 @@ async def test_t064_key_that_is_no_longer_as_it_was_read_is_not_replaced(
         case "revoked":
             await stores.credentials.revoke_api_key(ada.id, "k1", now=LATER)
         case "rotated":
-            await stores.credentials.set_api_key_expiry(ada.id, "k1", expires_at=LATER)
+            first, ends_at = api_key(ada, "k3", created_at=LATER), LATER + timedelta(hours=1)
+            await stores.credentials.replace_api_key(old, first, hmac=b"n" * 32, pepper_id="p1", old_ends_at=ends_at)
         case "unknown":
             old = replace(old, id="k0")
         case "foreign":

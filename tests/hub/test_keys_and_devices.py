@@ -592,9 +592,11 @@ async def test_t064_rotation_does_not_lengthen_the_old_keys_life(hub: IdentityHu
 
 
 async def test_t062_rotation_of_a_key_from_before_the_limit_gives_one_within_it(hub: IdentityHub, ada: Account) -> None:
-    key_id, _ = await hub.key(ada, expires_at=NOON + timedelta(hours=1))
-    await hub.store.set_api_key_expiry(ada.id, key_id, expires_at=datetime.max.replace(tzinfo=UTC))
-    new, _ = await hub.credentials.rotate_key(ada, key_id, overlap_s=0)
+    await hub.key(ada)
+    (made,) = await hub.store.api_keys_of(ada.id)
+    endless = replace(made, id="k1", expires_at=datetime.max.replace(tzinfo=UTC))
+    await hub.store.add_api_key(endless, hmac=bytes(32), pepper_id="p1")
+    new, _ = await hub.credentials.rotate_key(ada, endless.id, overlap_s=0)
     assert new.expires_at == NOON + MAX_KEY_LIFE
 
 

@@ -166,10 +166,6 @@ class SqlCredentials:
         change = _live_api_key(account_id, key_id).values(revoked_at=now)
         return await self._take_away(change, Revocation(at=now, kind=Kind.KEY, subject=key_id))
 
-    async def set_api_key_expiry(self, account_id: str, key_id: str, *, expires_at: datetime) -> bool:
-        """Durable as well. False when the account has no such live key."""
-        return await self._change(_live_api_key(account_id, key_id).values(expires_at=expires_at))
-
     async def _take_away(self, change: sa.Update, revocation: Revocation) -> bool:
         def work(connection: sa.Connection) -> bool:
             is_changed = connection.execute(change).rowcount == 1
