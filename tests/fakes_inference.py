@@ -1,7 +1,7 @@
 """Stand-ins for engines, runners and upstreams: they answer what a test tells them to, and remember what they were asked."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +10,7 @@ from corral.core.ports import ChatCall, Chunk, CompletionCall, Finish, LoadOptio
 from corral.core.records import Account, Capability, HostedModel, Model, ModelDetails, Principal, Proof, Scope
 from corral.wire.errors import CorralError
 from corral.wire.names import Digest, parse_name
+from corral.wire.options import Options
 from fakes import NOON, FakeClock
 from fakes_models import MemoryHosting
 
@@ -122,11 +123,13 @@ class FakePool:
         self,
         model: Model,
         *,
-        options: Mapping[str, object] = {},
+        options: Options | None = None,
         keep_alive_s: float | None = None,
         embedding: bool = False,
     ) -> AsyncIterator[FakeSlot]:
-        self.used.append({"model": model, "options": dict(options), "keep_alive_s": keep_alive_s, "embedding": embedding})
+        self.used.append(
+            {"model": model, "options": options and options.load, "keep_alive_s": keep_alive_s, "embedding": embedding}
+        )
         if self.fails is not None:
             raise self.fails
         self.lent += 1

@@ -157,7 +157,7 @@ async def test_tags_and_show_tell_what_the_caller_may_see() -> None:
 async def test_callers_load_options_and_keep_alive_do_not_touch_the_shared_runner() -> None:
     hub = await Hub().open()
     await hub.chat(options={"num_ctx": 8, "temperature": 0}, keep_alive=-1)
-    assert hub.pool.used == [{"model": HERE.model, "options": {}, "keep_alive_s": None, "embedding": False}]
+    assert hub.pool.used == [{"model": HERE.model, "options": None, "keep_alive_s": None, "embedding": False}]
 
 
 async def test_caller_cannot_unload_the_shared_runner() -> None:

@@ -457,6 +457,13 @@ async def test_option_of_a_wrong_type_answers_ollamas_text(route: str) -> None:
     assert (error.message, error.status) == ('option "num_ctx" must be of type integer', 500)
 
 
+@pytest.mark.parametrize("value", [10**12, "--log-file=/x", "4096\n", "$(id)", float("nan"), True, [1]])
+async def test_t096_context_that_is_no_sane_number_is_refused_and_no_runner_asked_for(value: object) -> None:
+    kitchen = Kitchen()
+    assert (await kitchen.refused("chat", options={"num_ctx": value})).code == "bad_request"
+    assert kitchen.pool.used == []
+
+
 async def test_options_of_the_request_win_over_the_models() -> None:
     kitchen = Kitchen()
     kitchen.model = a_model(parameters={"temperature": 0.1, "top_k": 3, "num_ctx": 50})

@@ -1,13 +1,13 @@
 """Runners as tenants get them: what one caller asks for must not change what another gets."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 from corral.core.ports import Engine, LoadOptions, Runner
 from corral.core.records import Model
 from corral.serving.inference import RunnerPool, Slot
-from corral.wire.options import merge_options
+from corral.wire.options import Options
 
 
 class SharedRunners:
@@ -21,12 +21,12 @@ class SharedRunners:
         self,
         model: Model,
         *,
-        options: Mapping[str, object] = {},
+        options: Options | None = None,
         keep_alive_s: float | None = None,
         embedding: bool = False,
     ) -> AbstractAsyncContextManager[Slot]:
         """A slot of the model as its own parameters load it."""
-        return self._runners.use(model, options=merge_options(model.parameters, {}).load, embedding=embedding)
+        return self._runners.use(model, embedding=embedding)
 
     async def unload(self, model: Model) -> None:
         """Does nothing."""
@@ -50,7 +50,7 @@ class UpstreamRunners:
         self,
         model: Model,
         *,
-        options: Mapping[str, object] = {},
+        options: Options | None = None,
         keep_alive_s: float | None = None,
         embedding: bool = False,
     ) -> AsyncIterator[Slot]:

@@ -76,10 +76,12 @@ class RunnerPool(Protocol):
         self,
         model: Model,
         *,
-        options: Mapping[str, object] = ...,
+        options: Options | None = ...,
         keep_alive_s: float | None = ...,
         embedding: bool = ...,
-    ) -> AbstractAsyncContextManager[Slot]: ...
+    ) -> AbstractAsyncContextManager[Slot]:
+        """See serving.runners.Runners.use."""
+        ...
 
     async def unload(self, model: Model) -> None: ...
 
@@ -108,7 +110,7 @@ class Inference:
             return
         think = _check_generate(self.described(model), request)
         options = merge_options(model.parameters, request.options)
-        async with self._runners.use(model, options=options.load, keep_alive_s=request.keep_alive_s) as slot:
+        async with self._runners.use(model, options=options, keep_alive_s=request.keep_alive_s) as slot:
             if request.only_loads:
                 yield self._generated(request, done=True, done_reason="load")
                 return
@@ -139,7 +141,7 @@ class Inference:
             return
         think = _check_chat(self.described(model), request)
         options = merge_options(model.parameters, request.options)
-        async with self._runners.use(model, options=options.load, keep_alive_s=request.keep_alive_s) as slot:
+        async with self._runners.use(model, options=options, keep_alive_s=request.keep_alive_s) as slot:
             if request.only_loads:
                 yield self._chatted(request, done=True, done_reason="load")
                 return
@@ -161,7 +163,7 @@ class Inference:
         generate."""
         think = _check_chat(self.described(model), request)
         options = merge_options(model.parameters, request.options)
-        async with self._runners.use(model, options=options.load, keep_alive_s=request.keep_alive_s) as slot:
+        async with self._runners.use(model, options=options, keep_alive_s=request.keep_alive_s) as slot:
             call = self._chat_call(model, request, _sampling(options, request, slot), think)
             try:
                 counted = call.completion(await call.prompt()) if isinstance(call, RenderedCall) else call
@@ -204,7 +206,7 @@ class Inference:
 
     def _embedding_slot(self, model: Model, request: EmbedRequest | EmbeddingsRequest) -> AbstractAsyncContextManager[Slot]:
         options = merge_options(model.parameters, request.options)
-        return self._runners.use(model, options=options.load, keep_alive_s=request.keep_alive_s, embedding=True)
+        return self._runners.use(model, options=options, keep_alive_s=request.keep_alive_s, embedding=True)
 
     async def _generate_call(
         self, model: Model, request: GenerateRequest, slot: Slot, sampling: Sampling, think: Think

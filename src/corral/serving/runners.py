@@ -29,7 +29,7 @@ from corral.serving.capacity import (
     smaller_context,
 )
 from corral.wire.errors import CorralError
-from corral.wire.options import merge_options
+from corral.wire.options import Options, merge_options
 
 #: The longest Go duration, which is what Ollama shows for a model that stays for ever.
 _FOREVER = timedelta(microseconds=2**63 // 1000)
@@ -167,19 +167,18 @@ class Runners:
         self,
         model: Model,
         *,
-        options: Mapping[str, object] | None = None,
+        options: Options | None = None,
         keep_alive_s: float | None = None,
         embedding: bool = False,
     ) -> AsyncIterator[Lease]:
         """One slot of a runner for this model, loaded if need be.
 
-        options: of the request, wire names; the model's own parameters apply beneath them, and only load-time options matter
-        here. keep_alive_s: how long the runner stays after its last lease; negative for ever, 0 not at all, None as it is. It
-        sticks to the runner. Raises: busy, bad_request, engine_failed, out_of_memory, unavailable while a model that crashed is
-        held back.
+        options: the request's merged over the model's own; None for its own alone. keep_alive_s: how long the runner stays after
+        its last lease; negative for ever, 0 not at all, None as it is. It sticks to the runner. Raises: busy, bad_request,
+        engine_failed, out_of_memory, unavailable while a model that crashed is held back.
         """
         began_ns = self._clock.monotonic_ns()
-        wish = self._wish(model, options or {}, embedding=embedding)
+        wish = self._wish(model, options, embedding=embedding)
         loaded, load_ns = await self._enter(wish, began_ns)
         if keep_alive_s is not None:
             loaded.keep_alive_s = keep_alive_s
@@ -326,9 +325,10 @@ class Runners:
 
     # ── Loads ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _wish(self, model: Model, requested: Mapping[str, object], *, embedding: bool) -> _Wish:
-        explicit = dict(merge_options(model.parameters, requested).load)
-        blame = (_key_of(model), bool(requested) and explicit != merge_options(model.parameters, {}).load)
+    def _wish(self, model: Model, chosen: Options | None, *, embedding: bool) -> _Wish:
+        own = merge_options(model.parameters, {}).load
+        explicit = dict(own if chosen is None else chosen.load)
+        blame = (_key_of(model), explicit != own)
         limits = self._limits
         for name in _AUTOMATIC_UNLESS_POSITIVE:
             if _is_below(explicit.get(name), 1):
