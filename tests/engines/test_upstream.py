@@ -177,6 +177,7 @@ async def test_t090_nothing_of_the_callers_request_travels_but_the_body(server: 
         answer = await engine.open_stream(server.url, CHAT, b"{}")
         await answer.read(100)
         await answer.close()
+    assert len(server.asked) == 2
     for asked in server.asked:
         assert asked.headers.keys() <= {
             "host",
