@@ -54,10 +54,22 @@ def test_ollama_host_with_a_bad_port_falls_back_with_a_warning(text: str) -> Non
     assert "port" in found.warnings[0]
 
 
-@pytest.mark.parametrize("text", ["ftp://x", "ho st", "http://a@b", "x\ny", "no:such:host"])
+@pytest.mark.parametrize("text", ["ftp://x", "ho st", "http://a@b", "x\ny", "no:such:host", "https://a..b", "a" * 64])
 def test_ollama_host_that_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(BadSetting, match="OLLAMA_HOST"):
         settings(OLLAMA_HOST=text)
+
+
+@pytest.mark.parametrize("host", [f"{'a' * 63}.test", "localhost.", "[::1]"])
+def test_ollama_host_of_the_longest_name_or_with_a_dot_behind_is_one(host: str) -> None:
+    assert settings(OLLAMA_HOST=f"http://{host}:1").local.url == f"http://{host}:1"
+
+
+@pytest.mark.parametrize("key", ["crlk_canary\r\nx: y", "crlk_canary\ncrlk_b", "crlk_canary\u2713"])
+def test_api_key_that_no_header_carries_is_refused_and_not_repeated(key: str) -> None:
+    with pytest.raises(BadSetting, match="OLLAMA_API_KEY has a line break") as refused:
+        settings(OLLAMA_API_KEY=key)
+    assert "canary" not in refused.value.message
 
 
 def test_values_lose_spaces_and_quotes() -> None:

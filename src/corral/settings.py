@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from corral.wire.errors import CorralError
+from corral.wire.hostnames import is_lookable
 from corral.wire.mirrors import MirrorRule, parse_mirror_rule
 from corral.wire.proxies import ProxyRules
 from corral.wire.secrets import Secret
@@ -175,7 +176,7 @@ class Settings:
             is_prune_off=read.truth("OLLAMA_NOPRUNE"),
             prefers_go_template=read.maybe("OLLAMA_GO_TEMPLATE"),
             debug=_debug_level(read.text("OLLAMA_DEBUG")),
-            api_key=Secret(key) if (key := read.text("OLLAMA_API_KEY")) else None,
+            api_key=_api_key(read.text("OLLAMA_API_KEY")),
             hub=_hub(read.text("CORRAL_HUB"), read.text("OLLAMA_CLOUD_BASE_URL"), warn=warnings.append),
             corral_home=_path(read.text("CORRAL_HOME"), home, default=home / ".corral"),
             hub_listen=hub_listen,
@@ -301,7 +302,8 @@ def parse_ollama_host(text: str, *, warn: Callable[[str], None] = lambda _: None
     authority, _, path = rest.partition("/")
     host, port_text = _split_host_port(authority)
     # Ollama would take any text as a host and fail much later, in the resolver.
-    if scheme not in ("http", "https") or (not re.fullmatch(r"[A-Za-z0-9._~%-]*", host) and not _is_ipv6(host)):
+    is_host = not host or (re.fullmatch(r"[A-Za-z0-9._~%-]*", host) and is_lookable(host)) or _is_ipv6(host)
+    if scheme not in ("http", "https") or not is_host:
         raise BadSetting(f"OLLAMA_HOST is {text!r}; it takes an address such as 127.0.0.1:11434 or http://host:11434")
     port = default_port
     if port_text is not None:
@@ -322,7 +324,7 @@ def parse_hub_url(text: str, *, where: str) -> str:
     if "@" in text:
         raise BadSetting(f"{where} takes the hub's address without a user name or password")  # which must not be repeated here
     parts = _split_url(text)
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or not is_lookable(parts.hostname):
         raise BadSetting(f"{where} is {text!r}; it takes the hub's address, such as https://hub.example.org")
     if parts.query or parts.fragment or parts.path.strip("/"):
         raise BadSetting(f"{where} is {text!r}; it takes the hub's address alone, without a path")
@@ -446,6 +448,13 @@ def _days(name: str, count: int) -> int:
     if count > _MOST_DAYS:
         raise BadSetting(f"{name} is {count}; it takes a number of days, at most {_MOST_DAYS}, or 0")
     return count
+
+
+def _api_key(text: str) -> Secret | None:
+    """Raises: BadSetting for what no header can carry, as two lines of a file. It is not repeated."""
+    if not (text.isascii() and text.isprintable()):
+        raise BadSetting("OLLAMA_API_KEY has a line break or another character in it that no key has; set it to the key alone")
+    return Secret(text) if text else None
 
 
 def _hub(ours: str, ollamas: str, *, warn: Callable[[str], None]) -> str:

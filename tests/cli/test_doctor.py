@@ -375,24 +375,30 @@ def test_nonsense_from_servers_is_a_finding_and_no_fault(answer: Any, tmp_path: 
         assert doctor(environ, capsys)[0] in (0, 1)
 
 
-@pytest.mark.parametrize(
-    "environ",
-    [
-        {"OLLAMA_HOST": "http://a..b:1"},
-        {"CORRAL_HUB": "http://localhost.:9"},
-        {"CORRAL_HUB": "https://a..b"},
-        {"OLLAMA_API_KEY": "schlüssel\u2713"},
-        {"OLLAMA_API_KEY": "a\r\nb: c"},
-    ],
-    ids=str,
-)
-def test_setting_that_cannot_be_used_is_a_finding_and_no_fault(
-    environ: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_hub_that_cannot_be_used_is_a_finding_and_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with_key(tmp_path)
     with fake_server({"GET /api/version": (401, UNAUTHORIZED)}) as stranger:
-        own = {"HOME": str(tmp_path), "OLLAMA_HOST": stranger.host, "CORRAL_HUB": stranger.url}
-        assert doctor({**own, **environ}, capsys)[0] == 1
+        own = {"HOME": str(tmp_path), "OLLAMA_HOST": stranger.host, "CORRAL_HUB": "http://localhost.:9"}
+        assert doctor(own, capsys)[0] == 1
+
+
+@pytest.mark.parametrize("words", [["doctor"], ["list"], ["keys", "list"], ["signin"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OLLAMA_HOST", "http://a..b:1"),
+        ("CORRAL_HUB", "https://a..b"),
+        ("OLLAMA_API_KEY", "schlüssel\u2713"),
+        ("OLLAMA_API_KEY", "a\r\nb: c"),
+    ],
+)
+def test_setting_that_cannot_be_used_is_told_in_a_sentence(
+    words: list[str], name: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(words, {"HOME": str(tmp_path), name: value}) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"Error: {name} ")
+    assert len(said.splitlines()) == 1
 
 
 def test_json_without_a_bottom_is_a_finding_and_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,6 +131,8 @@ def test_discovery_without_the_strong_form_is_none(body: bytes) -> None:
     assert parse_discovery(body, parse_hub_address("https://hub.example.org")) is None
 
 
-@pytest.mark.parametrize("url", ["javascript:alert(1)", "http://a b", "http://\x1b[2J", "//hub", "http://u:p@hub"])
+@pytest.mark.parametrize(
+    "url", ["javascript:alert(1)", "http://a b", "http://\x1b[2J", "//hub", "http://u:p@hub", "https://a..b", "https://.b"]
+)
 def test_origin_of_something_else_is_none(url: str) -> None:
     assert origin_of(url) is None

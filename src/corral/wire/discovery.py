@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from corral.wire.errors import CorralError
+from corral.wire.hostnames import is_lookable
 from corral.wire.strong import TAG
 
 #: The level of Ollama's API that we speak. Clients compare it with the version they need, so it is what `/api/version` says.
@@ -74,7 +75,7 @@ def origin_of(url: str) -> HubAddress | None:
         port = parts.port
     except ValueError:
         return None
-    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or "@" in parts.netloc:
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or not is_lookable(parts.hostname) or "@" in parts.netloc:
         return None
     return HubAddress(parts.scheme, parts.hostname.lower(), port or _DEFAULT_PORTS[parts.scheme])
 
