@@ -24,6 +24,16 @@ def test_table_neutralises_what_could_move_the_cursor() -> None:
     assert render.table(("NAME",), [("a\nb",)]).count("\n") == 2
 
 
+@pytest.mark.parametrize("mark", list("\u061c\u200e\u200f\u2028\u2029\u202a\u202e\u2066\u2069\x85\x9b\x1b\x7f\r"))
+def test_t114_name_is_not_shown_as_another_one(mark: str) -> None:
+    assert render.plain(f"a{mark}b") == "a\ufffdb"
+    assert mark not in render.error_text(f"a{mark}b", f"a{mark}b")
+
+
+def test_t114_names_in_any_writing_stay_as_they_are() -> None:
+    assert render.plain("mañana-模型-مثال-🦙") == "mañana-模型-مثال-🦙"
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [

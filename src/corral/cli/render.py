@@ -7,6 +7,7 @@ tables, sizes and times are Ollama's. Source: ollama format/, cmd/cmd.go, progre
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -18,6 +19,8 @@ _GREEN, _YELLOW, _RED, _GREY, _RESET = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 #: Beyond this a time to come is as good as never: `keep_alive: -1` is shown as 292 years ahead.
 _FOREVER_S = 20 * 365 * _DAY
+#: C0, DEL and C1; the marks that order writing of both directions; two line ends.
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 #: What JSON lets stand as it is, although it is a control character.
 _ESCAPED = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 
@@ -58,8 +61,9 @@ def error_text(message: str, advice: str = "") -> str:
 
 
 def plain(text: str) -> str:
-    """text from elsewhere (a hub, a model name) with its control characters replaced: it may not move our cursor."""
-    return "".join(char if char >= " " and char != "\x7f" and not "\x80" <= char <= "\x9f" else "�" for char in text)
+    """text from elsewhere (a hub, a model name) with its control characters replaced: it may neither move our cursor nor turn the
+    line around, so that it reads as another name."""
+    return _CONTROLS.sub("�", text)
 
 
 def plain_text(text: str) -> str:
