@@ -61,12 +61,16 @@ class State(ServerState):
 
     def __init__(self) -> None:
         super().__init__()
+        #: Called at the end of each connection.
+        self.on_end: Callable[[], None] | None = None
         self._one_ended = asyncio.Event()
         self._dated = 0
 
     def note_end(self) -> None:
         """A connection is gone."""
         self._one_ended.set()
+        if self.on_end is not None:
+            self.on_end()
 
     async def wait_until_idle(self) -> None:
         """Return when there is neither a connection nor a request left."""

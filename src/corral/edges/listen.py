@@ -1,6 +1,6 @@
 """Serves an application on one address until told to stop: the port, the signals and the draining.
 
-The connections themselves are in edges/connection.py. The order of an orderly end: stop accepting → let what runs finish, for at
+The connections themselves are in edges/connection.py, and how they are taken in edges/accepting.py. The order of an orderly end: stop accepting → let what runs finish, for at
 most `drain_s` → set `App.closing`, which ends every stream with an error line at its next event, and call `release`, which takes
 away what the others wait for → cancel what is left. A second signal goes straight to the end of that list.
 """
@@ -12,6 +12,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 
+from corral.edges.accepting import connections_taken
 from corral.edges.asgi import App
 from corral.edges.connection import State, connection_factory
 from corral.edges.port import listening_socket
@@ -44,10 +45,13 @@ async def serve(
     make = connection_factory(app, state)
     with listening_socket(host, port) as listening, _signals(stop, hurry):
         _end_what_stalls(listening)
-        server = await asyncio.get_running_loop().create_server(make, sock=listening, backlog=_BACKLOG)
-        on_ready()
-        await stop.wait()
-        server.close()
+        listening.setblocking(False)
+        listening.listen(_BACKLOG)
+        async with connections_taken(listening, make, state):
+            on_ready()
+            await stop.wait()
+        # Now, and not when all is drained: whoever comes yet shall hear that nobody listens.
+        listening.close()
         if not await _drained(state, hurry, drain_s):
             await _cut(app, state, release)
         for connection in tuple(state.connections):

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 #: cost little.
 _MAX_LOADED, _PARALLEL = 3, 4
 _FOR_EVER_S = 1e9
+#: More a process of macOS may not ask for.
+_DESCRIPTORS = 10_240
 #: Told to the supervisor or the terminal once a server answers.
 OnReady = Callable[[dict[str, Any]], None]
 
@@ -54,7 +56,8 @@ class SystemEntropy:
 
 
 def set_up_process(settings: Settings) -> None:
-    """What every server process does first: logs, and no core dumps, which would hold keys and prompts."""
+    """What every server process does first: logs; no core dumps, which would hold keys and prompts; and as many descriptors as it
+    is allowed, since the usual 1024 are for programs that call `select`."""
     from corral.logs import set_up_logging
 
     set_up_logging(settings.debug)
@@ -62,6 +65,9 @@ def set_up_process(settings: Settings) -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if 0 <= soft < _DESCRIPTORS:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (_DESCRIPTORS if hard < 0 else min(hard, _DESCRIPTORS), hard))
 
 
 def check_free(host: str, port: int) -> None:
