@@ -188,7 +188,9 @@ def test_create_that_cannot_begin_says_why(
 
 
 def test_create_without_any_modelfile_looks_here(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "Error: no Modelfile or safetensors files found" in refused(capsys, "create", "mine")
+    assert refused(capsys, "create", "mine").endswith(
+        "Error: no Modelfile or safetensors files found\n→ looked in .; -f names a Modelfile that is elsewhere\n"
+    )
 
 
 def test_create_quantizes_a_draft_only_where_there_is_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -260,7 +260,13 @@ def test_quota_of_an_account_is_set_shown_and_taken_back(env: dict[str, str], ca
     assert capsys.readouterr().err == "bob may hold as much as CORRAL_QUOTA allows.\n"
     assert quotas() == {"alice": None, "bob": None}
     assert run(["hub", "quota", "carol", "1GB"], env) == 1
-    assert "there is no account named carol" in capsys.readouterr().err
+    assert capsys.readouterr().err == "Error: there is no account named carol\n→ corral hub user list\n"
+
+
+def test_host_of_what_nobody_pushed_says_to_push_it(env: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert run(["hub", "host", "alice/none"], env) == 1
+    assert "is in no repository of this hub\n→ push it first (corral push)" in capsys.readouterr().err
 
 
 def test_rotated_keys_are_new_and_the_former_ones_still_count(

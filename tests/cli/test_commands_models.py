@@ -190,5 +190,5 @@ def test_page_of_another_server_is_not_printed(capsys: pytest.CaptureFixture[str
     with fake_server({"GET /api/tags": (404, [b"<html>somebody else</html>"])}) as server:
         assert run(["list"], env(server.host)) == 1
     err = capsys.readouterr().err
-    assert err.startswith(f"Error: {server.host} does not answer like an Ollama server\n")
+    assert err.startswith(f"Error: {server.host} does not answer like an Ollama server\n→ check OLLAMA_HOST; ")
     assert "<html>" not in err

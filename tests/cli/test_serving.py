@@ -133,7 +133,7 @@ def test_password_comes_from_standard_input_or_a_terminal_alone(stack: Stack) ->
 
 def test_unknown_account_is_told_apart_from_a_fault(begun: Stack) -> None:
     done = begun.corral("hub", "key", "list", "nobody", status=1)
-    assert done.stderr == "Error: there is no account named nobody\n"
+    assert done.stderr == "Error: there is no account named nobody\n→ corral hub user list\n"
 
 
 def test_signin_at_a_hub_that_does_not_answer_names_it(stack: Stack) -> None:

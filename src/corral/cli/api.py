@@ -233,7 +233,9 @@ class ServerApi:
 
     def _stranger(self) -> tuple[str, str]:
         # What it says instead may be a whole web page, and is nobody's error text.
-        return f"{urlsplit(self.url).netloc} does not answer like {self._kind}", "is that the right address?"
+        setting = "CORRAL_HUB or --hub" if self._kind == "a hub" else "OLLAMA_HOST"
+        advice = f"check {setting}; another program may have that port"
+        return f"{urlsplit(self.url).netloc} does not answer like {self._kind}", advice
 
     def _proven(self, method: str, path: str) -> tuple[str, dict[str, str]]:
         """(what is asked for, the headers): with whatever proves who asks."""

@@ -185,7 +185,7 @@ def _model_files(directory: Path) -> list[tuple[Path, str]]:
         if weights := [path for pattern in patterns for path in sorted(directory.glob(pattern))]:
             break
     if not weights:
-        raise Failed("no Modelfile or safetensors files found", f"looked in {directory}")
+        raise Failed("no Modelfile or safetensors files found", f"looked in {directory}; -f names a Modelfile that is elsewhere")
     if weights[0].suffix in _PICKLES:
         raise Failed(f"{weights[0].name} may hold a program, so it is not read", "save the model as safetensors")
     beside = _BESIDE_SAFETENSORS if weights[0].suffix == ".safetensors" else ()

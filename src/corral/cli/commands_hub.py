@@ -5,7 +5,7 @@ hub's pages, so every change is audited (as `console`) and takes effect with the
 """
 
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,15 +42,29 @@ _KEY_FIELDS = ("id", "name", "prefix", "scopes", "created_at", "expires_at", "la
 _LEAST_QUOTA_BYTES = 1_000_000
 
 
-def _with_hub(environment: Environment, work: Callable[["HubServices"], Awaitable[T]]) -> T:
-    """Work on the hub's data. Raises: not_found where there is no hub."""
+def _with_hub(
+    environment: Environment, work: Callable[["HubServices"], Awaitable[T]], *, unknown: str = "corral hub user list"
+) -> T:
+    """Work on the hub's data. unknown: what to do where it has nothing of the name that was given. Raises: not_found where there
+    is no hub; Failed."""
     from corral.main.services import open_existing_hub
 
     async def run() -> T:
         async with open_existing_hub(environment.settings) as hub:
             return await work(hub)
 
-    return wait_for(run())
+    return _known(run(), unknown=unknown)
+
+
+def _known(work: Coroutine[Any, Any, T], *, unknown: str) -> T:
+    from corral.wire.errors import CorralError
+
+    try:
+        return wait_for(work)
+    except CorralError as error:
+        if error.code != "not_found" or " → " in error.message:
+            raise
+        raise Failed(error.message, unknown) from error
 
 
 async def _active(hub: "HubServices", user: str) -> "Account":
@@ -151,7 +165,7 @@ def user_delete(environment: Environment, name: str, yes: bool) -> None:
     from corral.main.services import belongings_of
 
     if not yes:
-        account, repositories = wait_for(belongings_of(environment.settings, name))
+        account, repositories = _known(belongings_of(environment.settings, name), unknown="corral hub user list")
         public = [repository.path for repository in repositories if repository.visibility == "public"]
         models = f"{len(repositories)} model{'' if len(repositories) == 1 else 's'}"
         shown = f"{models}, {len(public)} public: {', '.join(public)}" if public else models
@@ -326,7 +340,11 @@ def host(environment: Environment, name: str, upstream: str, upstream_model: str
             lambda hub: offer_upstream(hub, name, url=upstream, model=upstream_model or name, is_public=not private),
         )
     else:
-        found = _with_hub(environment, lambda hub: offer_repository(hub, name, is_public=not private))
+        found = _with_hub(
+            environment,
+            lambda hub: offer_repository(hub, name, is_public=not private),
+            unknown="push it first (corral push), or say which server runs it (--upstream URL)",
+        )
         hosted, is_public = found.name, found.is_public
     from corral.wire.names import DEFAULT_TAG, cloud_tag
 
@@ -358,8 +376,9 @@ def quota(environment: Environment, name: str, size: str | None) -> None:
     from corral.main.services import set_quota, storage_of
     from corral.settings import parse_size
 
+    unknown = "" if "/" in name else "corral hub user list"
     if size is None:
-        shown, use = wait_for(storage_of(environment.settings, name))
+        shown, use = _known(storage_of(environment.settings, name), unknown=unknown)
         limit = "none" if use.quota_bytes is None else render.size(use.quota_bytes)
         what = "repository" if "/" in shown else "account"
         sys.stdout.write(render.facts([(what, shown), ("quota", limit), ("used", render.size(use.stored_bytes))]))
@@ -369,7 +388,7 @@ def quota(environment: Environment, name: str, size: str | None) -> None:
         raise Failed(f"{size!r} is no size", "give a size such as 500MB, 20GB or 1.5TB, or none", status=2)
     if size.isdigit() and 0 < (quota_bytes or 0) < _LEAST_QUOTA_BYTES:
         raise Failed(f"{size} would be {size} bytes", f"give a unit: {size}GB, or {size}B for so few bytes", status=2)
-    shown = wait_for(set_quota(environment.settings, name, quota_bytes))
+    shown = _known(set_quota(environment.settings, name, quota_bytes), unknown=unknown)
     default = "as much as its account may" if "/" in shown else "as much as CORRAL_QUOTA allows"
     limit = default if quota_bytes is None else f"at most {render.size(quota_bytes)}"
     render.say(f"{render.plain(shown)} may hold {limit}.")
