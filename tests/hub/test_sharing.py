@@ -26,13 +26,15 @@ async def test_work_is_done_once_for_all_who_wait() -> None:
 
 
 async def test_error_reaches_each_who_waits_as_one_of_its_own() -> None:
+    failure = CorralError("busy", "try again", detail={"by": "us"}, retry_after_s=3, status=529, headers={"Kind": "odd"})
+
     async def work() -> None:
-        raise CorralError("busy", "try again", retry_after_s=3)
+        raise failure
 
     async with shared_work() as shared:
         errors = await asyncio.gather(*(shared.do("a", work) for _ in range(2)), return_exceptions=True)
-    assert [(error.code, error.retry_after_s) for error in errors if isinstance(error, CorralError)] == [("busy", 3)] * 2
-    assert errors[0] is not errors[1]
+    assert [vars(error) for error in errors] == [vars(failure)] * 2
+    assert len({id(error) for error in (*errors, failure)}) == 3
 
 
 async def test_bug_in_one_work_does_not_end_the_others(caplog: pytest.LogCaptureFixture) -> None:

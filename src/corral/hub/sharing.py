@@ -36,7 +36,7 @@ class SharedWork:
                 raise
             raise CorralError("unavailable", "this server is stopping; try again") from None
         if isinstance(result, CorralError):
-            raise again(result)
+            raise result.again()
         return result
 
     def begin(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> asyncio.Task[T | CorralError]:
@@ -99,10 +99,5 @@ class Remembered:
         if self._clock.monotonic_ns() >= until:
             return False
         if error is not None:
-            raise again(error)
+            raise error.again()
         return True
-
-
-def again(error: CorralError) -> CorralError:
-    """The same error for another caller: one that is raised twice gathers the tracebacks of both."""
-    return CorralError(error.code, error.message, detail=error.detail, retry_after_s=error.retry_after_s, status=error.status)

@@ -371,8 +371,7 @@ class Runners:
             return load.loaded
         error = None if load.task.cancelled() else load.task.exception()
         if isinstance(error, CorralError):
-            # Each waiter gets an error of its own: a shared one would collect all their tracebacks.
-            raise CorralError(error.code, error.message, retry_after_s=error.retry_after_s, status=error.status) from error
+            raise error.again() from error
         if error is not None:
             raise error
         raise _closing()

@@ -79,6 +79,17 @@ class CorralError(Exception):
         self.headers = dict(headers or {})
         super().__init__(self.message)
 
+    def again(self) -> "CorralError":
+        """The same error for another caller: one that is raised twice gathers the tracebacks of both."""
+        return CorralError(
+            self.code,
+            self.message,
+            detail=self.detail,
+            retry_after_s=self.retry_after_s,
+            status=self.status,
+            headers=self.headers,
+        )
+
 
 _OPENAI_TYPES = {400: "invalid_request_error", 404: "not_found_error"}
 _ANTHROPIC_TYPES = {
