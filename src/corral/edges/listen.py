@@ -1,9 +1,9 @@
 """Serves an application on one address until told to stop: the port, the signals and the draining.
 
 The connections themselves are in edges/connection.py, and how they are taken in edges/accepting.py. The order of an orderly end:
-stop accepting → let what runs finish, for at most `drain_s` → set `App.closing`, which ends every stream with an error line at its
-next event, and call `release`, which takes away what the others wait for → cancel what is left. A second signal goes straight to
-the end of that list.
+stop accepting → let what runs finish, for at most `drain_s` → set `App.closing`, which ends every stream with an error line at
+its next event, and call `release`, which takes away what the others wait for → cancel what is left. A second signal goes straight
+to the end of that list.
 """
 
 import asyncio
