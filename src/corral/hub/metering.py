@@ -54,10 +54,9 @@ class UsageMeter:
             await self._store.add(batch)
         except Exception:
             assert self._waiting.maxlen is not None
-            room = self._waiting.maxlen - len(self._waiting)
-            if len(batch) > room:
-                self._drop(len(batch) - room)
-            self._waiting.extendleft(reversed(batch[len(batch) - room :] if len(batch) > room else batch))
+            excess = max(0, len(self._waiting) + len(batch) - self._waiting.maxlen)
+            self._drop(excess)
+            self._waiting.extendleft(reversed(batch[excess:]))
             raise
 
     def _drop(self, count: int) -> None:
