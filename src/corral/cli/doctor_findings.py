@@ -24,7 +24,6 @@ _CLOCK_TOLERANCE_S: Final = 4.0
 _OLLAMA_HUB: Final = "https://ollama.com"
 _OLLAMA_URL: Final = "http://127.0.0.1:11434"
 _SET_CLOCK: Final = {"darwin": "sudo sntp -sS time.apple.com", "win32": "w32tm /resync"}
-_INFERENCE: Final = "inference"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
