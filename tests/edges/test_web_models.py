@@ -200,6 +200,12 @@ async def test_hosted_repository_is_listed_once_and_marked() -> None:
         assert command in page.text
 
 
+async def test_hosted_latest_is_run_by_the_name_that_hosting_it_prints(pushed: Site) -> None:
+    await pushed.host("alice/tiny:latest")
+    for path in ("/", "/alice/tiny"):
+        assert "corral run alice/tiny:cloud" in (await Browser(pushed).get(path)).text
+
+
 # ── The page of a model ──────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -125,7 +125,7 @@ class Shelf:
         """A model that exists, if there is one; of the library rather than of somebody."""
         entries = sorted(await self.entries(caller), key=lambda entry: not entry.path.startswith(f"/{DEFAULT_NAMESPACE}/"))
         name = entries[0].name if entries else "smollm2:135m"
-        return Example(name=name, cloud=cloud_tag(name))
+        return Example(name=name, cloud=_cloud_name(name))
 
 
 def facts_of(hosted: HostedModel) -> Facts | None:
@@ -170,6 +170,11 @@ def title_of(repository: str) -> str:
     return repository.removeprefix(f"{DEFAULT_NAMESPACE}/")
 
 
+def _cloud_name(hosted: str) -> str:
+    # As everything else spells it: `tiny:cloud`, whose stub would lie beside that of `tiny:latest-cloud`.
+    return cloud_tag(hosted.removesuffix(f":{DEFAULT_TAG}"))
+
+
 def path_of(repository: str) -> str:
     """The address of its page."""
     return "/" + quote(repository)
@@ -184,7 +189,7 @@ def _hosted_entry(group: Sequence[HostedModel]) -> Entry:
         is_public=all(hosted.is_public for hosted in group),
         is_hosted=True,
         name=first.name,
-        cloud_name=cloud_tag(first.name),
+        cloud_name=_cloud_name(first.name),
     )
 
 
