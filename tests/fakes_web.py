@@ -15,6 +15,7 @@ from corral.core.catalog import Description, Facts, Kind
 from corral.core.policy import CLIENT_PROOFS, Access
 from corral.core.records import Account, Capability, HostedModel, Model, ModelDetails, Principal, Proof, Scope
 from corral.core.registry import Right, Visibility
+from corral.core.scrubbing import HurtBlob
 from corral.edges.asgi import App, AppOptions, Dialect, caller_of, endpoint, json_response
 from corral.edges.pages import Pages, security_headers
 from corral.edges.web import web_endpoints
@@ -89,6 +90,7 @@ class Site:
         self.credential_store = MemoryCredentials(self.account_store)
         self.usage, self.audit = MemoryUsage(), MemoryAudit()
         self.sightings = MemorySightings()
+        self.hurt: list[HurtBlob] = []
         self.hosting = MemoryHosting(*(_model(name) for name in MODELS))
         self.accounts = Accounts(
             accounts=self.account_store,
@@ -118,6 +120,7 @@ class Site:
             registry=self.registry,
             catalog=self.catalog,
             quotas=self.quotas,
+            hurt_blobs=self._hurt_blobs,
             usage=self.usage,
             audit=self.audit,
             public_url=public_url,
@@ -131,6 +134,9 @@ class Site:
             fallback=lambda path: Dialect.NATIVE if path.startswith(("/api/", "/v1/", "/v2/")) else Dialect.HTML,
         )
         self.app = App([endpoint("POST", "/api/me", _me, Access(CLIENT_PROOFS)), *self.rows], options)
+
+    async def _hurt_blobs(self) -> list[HurtBlob]:
+        return self.hurt
 
     def _build_registry(self, entropy: SeededEntropy) -> None:
         """A registry in memory. What is pushed to it is described by nobody but the test."""

@@ -5,7 +5,10 @@ import pytest
 from asgi_client import Caller
 from corral.core.records import Proof, Scope, UsageEntry
 from corral.core.registry import Visibility
+from corral.core.scrubbing import HurtBlob
 from corral.wire.errors import CorralError
+from corral.wire.names import Digest
+from fakes import NOON
 from fakes_web import PASSWORD, Browser, Page, Site, device_key
 
 NEW = "another lamp over another river"
@@ -77,16 +80,35 @@ async def test_notice_in_the_address_is_chosen_never_written(site: Site) -> None
     assert "evil words" not in (await browser.get("/settings/keys?done=evil+words")).html
 
 
+async def test_damage_is_told_to_whose_models_it_hurts_and_to_administrators(site: Site) -> None:
+    await site.add_account("rita", is_admin=True)
+    alice, bob, rita = [await site.signed_in(name) for name in ("alice", "bob", "rita")]
+    assert "damaged" not in (await alice.get("/settings")).text + (await rita.get("/admin")).text
+    models = ("alice/tiny:latest", "bob/big:1t", "library/x@sha256:0")
+    site.hurt = [HurtBlob(digest=Digest(f"{n}" * 64), size_bytes=1, since=NOON, models=models[:n]) for n in (1, 3)]
+    own = (await alice.get("/settings")).text
+    assert (
+        "1 model is damaged on the hub’s disk What is damaged is not served. Push from a machine that has it: alice/tiny" in own
+    )
+    assert "bob/" not in own
+    assert "alice/" not in (await bob.get("/settings")).text
+    assert "3 models are damaged on the hub’s disk" in (await rita.get("/admin")).text
+    assert "alice/tiny:latest, bob/big:1t, library/x@sha256:0" in (await rita.get("/admin")).text
+    site.hurt = [HurtBlob(digest=Digest("1" * 64), size_bytes=1, since=NOON, models=tuple(f"a/{n:02}" for n in range(22)))]
+    assert "a/19 and 2 more" in (await rita.get("/admin")).text
+
+
 async def test_storage_and_use_are_told_in_units_for_people(site: Site) -> None:
     browser = await site.signed_in()
     account = await site.accounts.named("alice")
-    assert "Storage 0 B (no limit but the disk) Last 30 days 0 requests, 0 tokens" in (await browser.get("/settings")).text
+    words = "Storage 0 B (no limit but the disk) Repositories 0 of 1,000 Last 30 days 0 requests, 0 tokens"
+    assert words in (await browser.get("/settings")).text
     await site.usage.add([entry(site, account.id, "k1", 400_000)])
     await site.push("alice/tiny")
     for quota, words in ((2_000_000_000, "2 GB"), (150, "150 B nearly full"), (9, "9 B full")):
         await site.accounts.set_quota("alice", quota)
         page = await browser.get("/settings")
-        assert f"Storage 142 B of {words} Last 30 days 1 request, 1.2 M tokens" in page.text
+        assert f"Storage 142 B of {words} Repositories 1 of 1,000 Last 30 days 1 request, 1.2 M tokens" in page.text
         assert page.find("meter")[0]["max"] == str(quota)
     assert "Stored: 142 B of 9 B full" in (await browser.get("/alice")).text
     (repository,) = await site.registry_store.repositories_of("alice")

@@ -41,6 +41,10 @@ class HurtBlob:
     models: tuple[str, ...]
 
 
+#: Every blob that was found damaged and is still wanted, asked for anew by whoever shows it.
+HurtBlobs = Callable[[], Awaitable[Sequence[HurtBlob]]]
+
+
 @dataclass(slots=True)
 class ScrubProgress:
     """How far a scrub is. total_bytes: of the blobs that were due when it began."""

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from corral.core.policy import PUBLIC
 from corral.core.ports import AuditLog, Clock, HostedStore, UsageStore
+from corral.core.scrubbing import HurtBlobs
 from corral.edges.asgi import Dialect, Endpoint, endpoint
 from corral.edges.forms import Cookies, StepUp
 from corral.edges.pages import Pages, StaticFile, static_files
@@ -44,6 +45,7 @@ def web_endpoints(
     registry: Registry,
     catalog: Catalog,
     quotas: Quotas,
+    hurt_blobs: HurtBlobs,
     usage: UsageStore,
     audit: AuditLog,
     public_url: str,
@@ -64,6 +66,7 @@ def web_endpoints(
         credentials=credentials,
         repositories=repositories,
         quotas=quotas,
+        hurt_blobs=hurt_blobs,
         usage=usage,
         cookies=cookies,
         step_up=step_up,
@@ -75,6 +78,7 @@ def web_endpoints(
         accounts=accounts,
         credentials=credentials,
         quotas=quotas,
+        hurt_blobs=hurt_blobs,
         usage=usage,
         audit=audit,
         step_up=step_up,

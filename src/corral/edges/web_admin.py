@@ -8,10 +8,11 @@ from starlette.responses import Response
 
 from corral.core.ports import AuditLog, Clock, UsageStore
 from corral.core.records import Account, AuditEvent, Device, Principal
+from corral.core.scrubbing import HurtBlobs
 from corral.edges.asgi import Dialect, Endpoint, caller_of, endpoint, facts_of
 from corral.edges.forms import ADMIN, MAX_FORM_BYTES, StepUp, Unproven, query_of, redirect, session_form, session_of
 from corral.edges.pages import Draft, Pages
-from corral.edges.web_settings import Used, used_lately
+from corral.edges.web_settings import Used, damaged_models, used_lately
 from corral.hub.accounts import Accounts
 from corral.hub.credentials import Credentials
 from corral.hub.quotas import Quotas, StorageUse
@@ -66,6 +67,7 @@ class AdminPages:
         accounts: Accounts,
         credentials: Credentials,
         quotas: Quotas,
+        hurt_blobs: HurtBlobs,
         usage: UsageStore,
         audit: AuditLog,
         step_up: StepUp,
@@ -75,6 +77,7 @@ class AdminPages:
         self._accounts = accounts
         self._credentials = credentials
         self._quotas = quotas
+        self._hurt_blobs = hurt_blobs
         self._usage = usage
         self._clock = clock
         self._audit = audit
@@ -103,6 +106,7 @@ class AdminPages:
             rows=[await self._row(account) for account in shown],
             count=len(accounts),
             more=shown[-1].name if first + len(shown) < len(accounts) else "",
+            damaged=damaged_models(await self._hurt_blobs()),
             library=await self._quotas.use_of(DEFAULT_NAMESPACE),
             events=_with_names(events, accounts, await self._credentials.devices_written_down(_ids_in(events))),
             notice=_NOTICES.get(query.text("done"), ""),

@@ -1,5 +1,6 @@
 """Pages about oneself: profile, use, password, browser sessions, and the end of the account."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -9,6 +10,7 @@ from starlette.responses import Response
 from corral.core.ports import Clock, UsageStore
 from corral.core.records import Account, Principal
 from corral.core.registry import Visibility
+from corral.core.scrubbing import HurtBlob, HurtBlobs
 from corral.edges.asgi import Dialect, Endpoint, caller_of, endpoint, facts_of
 from corral.edges.forms import (
     MAX_FORM_BYTES,
@@ -61,6 +63,12 @@ async def used_lately(usage: UsageStore, account: Account, clock: Clock) -> Used
     return Used(requests=sum(requests for _, _, requests, _, _ in totals), tokens=tokens)
 
 
+def damaged_models(hurt: Sequence[HurtBlob], namespace: str = "") -> list[str]:
+    """The models, each once, that a damaged blob belongs to; of one namespace, or of all."""
+    models = {model for blob in hurt for model in blob.models}
+    return sorted(model for model in models if not namespace or model.lower().startswith(f"{namespace.lower()}/"))
+
+
 class SettingsPages:
     """Handlers of /settings, /settings/usage and /settings/delete."""
 
@@ -72,6 +80,7 @@ class SettingsPages:
         credentials: Credentials,
         repositories: Repositories,
         quotas: Quotas,
+        hurt_blobs: HurtBlobs,
         usage: UsageStore,
         cookies: Cookies,
         step_up: StepUp,
@@ -82,6 +91,7 @@ class SettingsPages:
         self._credentials = credentials
         self._repositories = repositories
         self._quotas = quotas
+        self._hurt_blobs = hurt_blobs
         self._usage = usage
         self._cookies = cookies
         self._step_up = step_up
@@ -116,6 +126,9 @@ class SettingsPages:
             sessions=sessions,
             notice=notice,
             storage=await self._quotas.use_of(caller.account.name),
+            repositories=len(await self._repositories.visible(caller.account.name, caller)),
+            max_repositories=self._repositories.max_per_account,
+            damaged=damaged_models(await self._hurt_blobs(), caller.account.name),
             used=await used_lately(self._usage, caller.account, self._clock),
         )
 

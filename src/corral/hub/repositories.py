@@ -57,7 +57,7 @@ class Repositories:
         max_per_account: int = MAX_REPOSITORIES,
     ) -> None:
         self._store = store
-        self._max_per_account = max_per_account
+        self.max_per_account = max_per_account
         self._accounts = accounts
         self._audit = audit
         self._clock = clock
@@ -193,8 +193,8 @@ class Repositories:
             created_at=now,
             updated_at=now,
         )
-        is_bounded = bool(self._max_per_account) and not is_hub_namespace(namespace)
-        return await self._store.add_repository(repository, at_most=self._max_per_account if is_bounded else None)
+        is_bounded = bool(self.max_per_account) and not is_hub_namespace(namespace)
+        return await self._store.add_repository(repository, at_most=self.max_per_account if is_bounded else None)
 
     async def remove_unused(self, found: Repository) -> None:
         """Take back a repository that was just made for a push that came to nothing, unless somebody else pushes to it."""

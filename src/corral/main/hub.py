@@ -72,6 +72,7 @@ async def build_hub(settings: Settings) -> AsyncIterator[Built]:
             registry=registry.registry,
             catalog=registry.catalog,
             quotas=registry.quotas,
+            hurt_blobs=registry.hurt_blobs,
             usage=services.usage,
             audit=services.audit,
             public_url=settings.public_url,
@@ -96,11 +97,10 @@ async def build_hub(settings: Settings) -> AsyncIterator[Built]:
             response_headers=security_headers(settings.public_url),
         )
         inference_rows = inference_endpoints(inference, may_run, PUBLIC, upstreams=inference, web=web_tools)
-        tools = WebToolsApi(web_tools, lambda: inference.tags(None))
         # The pages come last: the path of a model's page fits nearly everything.
         rows = [
             *api.endpoints(),
-            *tools.endpoints(),
+            *WebToolsApi(web_tools, lambda: inference.tags(None)).endpoints(),
             *inference_rows,
             *_registry_endpoints(settings, services, registry),
             *web,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from corral.core.ports import AuditLog, UsageStore
     from corral.core.records import Account, HostedModel
     from corral.core.registry import Repository
+    from corral.core.scrubbing import HurtBlobs
     from corral.core.transfer_ports import RegistryGateway
     from corral.hub.accounts import Accounts
     from corral.hub.catalog import Catalog
@@ -189,6 +190,7 @@ class RegistryServices:
     tickets: "Tickets"
     store: "SqlRegistry"
     files: "UploadFiles"
+    hurt_blobs: "HurtBlobs"
 
 
 def registry_services(settings: Settings, services: HubServices, mirroring: "Mirroring | None" = None) -> RegistryServices:
@@ -211,6 +213,7 @@ def registry_services(settings: Settings, services: HubServices, mirroring: "Mir
     from corral.storage.sql.catalog import SqlCatalog
     from corral.storage.sql.credentials import SqlCredentials
     from corral.storage.sql.registry import SqlRegistry
+    from corral.storage.sql.scrubbing import SqlScrubbing
     from corral.storage.uploads import UploadFiles
 
     clock, entropy, home = services.clock, SystemEntropy(), settings.corral_home
@@ -261,6 +264,7 @@ def registry_services(settings: Settings, services: HubServices, mirroring: "Mir
         tickets=tickets,
         store=store,
         files=files,
+        hurt_blobs=SqlScrubbing(services.database).hurt_blobs,
     )
 
 
