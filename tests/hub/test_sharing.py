@@ -85,6 +85,16 @@ async def test_whoever_waits_when_all_work_ends_is_told_so() -> None:
     assert caught.value.code == "unavailable"
 
 
+async def test_whoever_is_canceled_together_with_the_work_is_canceled() -> None:
+    async with shared_work() as shared:
+        waiting = asyncio.create_task(shared.do("a", asyncio.Event().wait))
+        await asyncio.sleep(0)
+        shared.cancel()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+    assert waiting.cancelled()
+
+
 def test_answer_holds_for_its_time() -> None:
     clock = FakeClock()
     remembered = Remembered(clock)
