@@ -16,7 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +49,7 @@ def _project(what: str) -> None:
     if any(_is_stamped(VENV / f".corral-{name}", _digest(LOCKS[name], ROOT / "pyproject.toml")) for name in wanted):
         return
     # The first start of a command shall not compile. Tests compile what they use while they wait, a third of what there is.
-    _install(VENV, _locked(LOCKS[what]), title="installing", uv_only=["--compile-bytecode"] if what == "run" else [])
+    _install(VENV, _locked(LOCKS[what]), title="installing", compiled=what == "run")
     # The build backend is in the lock; isolation would download an unpinned one.
     _install(VENV, ["--no-deps", "--no-build-isolation", "-e", str(ROOT)], title="installing corral")
     # Our own code would be compiled at every start where Python may not write beside it.
@@ -77,13 +77,15 @@ def _compat() -> None:
     stamp.write_text(made_from)
 
 
-def _install(venv: Path, arguments: list[str], *, title: str, uv_only: Sequence[str] = ()) -> None:
-    """By uv; where that fails by pip, whose words then say why. arguments: words that both understand; uv_only: more for uv."""
+def _install(venv: Path, arguments: list[str], *, title: str, compiled: bool = False) -> None:
+    """By uv; where that fails by pip, whose words then say why. arguments: words that both understand."""
     _make_venv(venv)
+    # The one compiles when it is told to, the other unless it is told not to.
+    for_uv, for_pip = (["--compile-bytecode"], []) if compiled else ([], ["--no-compile"])
     try:
-        _install_by_uv(venv, [*uv_only, *arguments], title=title)
+        _install_by_uv(venv, [*for_uv, *arguments], title=title)
     except (OSError, subprocess.CalledProcessError):
-        _install_by_pip(venv, arguments, title=title)
+        _install_by_pip(venv, [*for_pip, *arguments], title=title)
 
 
 def _install_by_uv(venv: Path, arguments: list[str], *, title: str) -> None:
