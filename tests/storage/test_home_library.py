@@ -1,9 +1,11 @@
 """What the model store keeps and what it removes, and how it treats what others left in it."""
 
+import errno
 import os
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,6 +78,28 @@ async def test_prune_removes_nothing_while_a_manifest_cannot_be_read(home: HomeM
     path.with_name("broken").write_bytes(b"{")
     assert await home.prune(LATER) is None
     assert spare.file_name in blobs(root)
+
+
+@pytest.mark.parametrize("level", ["manifests", "library"])
+async def test_nothing_is_removed_or_listed_while_a_directory_of_manifests_cannot_be_read(
+    home: HomeModels, root: Path, monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    put_model(root, weights=WEIGHTS)
+    scan = os.scandir
+
+    def failing(path: Path) -> Any:
+        if Path(path).name == level:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return scan(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", failing)
+        for refused in (home.list(), home.get(TINY), home.prune(LATER), home.remove_unused([digest_of(WEIGHTS)])):
+            with pytest.raises(CorralError, match="the model store cannot be read: Too many open files") as caught:
+                await refused
+            assert caught.value.code == "unavailable"
+    assert digest_of(WEIGHTS).file_name in blobs(root)
+    assert await home.get(TINY) is not None
 
 
 async def test_prune_keeps_what_a_linked_part_of_the_tree_names(home: HomeModels, root: Path, tmp_path: Path) -> None:

@@ -69,11 +69,11 @@ class ManifestTree:
         self._root = root
 
     def walk(self) -> Iterator[Found]:
-        """Every manifest file."""
+        """Every manifest file. Raises: unavailable."""
         return _descend(self._root, (None,) * _LEVELS, ())
 
     def find(self, name: ModelName) -> Found | None:
-        """The manifest of a name in whatever case; the spelling asked for comes first if several exist."""
+        """The manifest of a name in whatever case; the spelling asked for comes first if several exist. Raises: unavailable."""
         return next(_descend(self._root, (name.host, name.namespace, name.model, name.tag), ()), None)
 
     def spelled(self, name: ModelName) -> ModelName:
@@ -125,7 +125,7 @@ class ManifestTree:
                     Path(directory).rmdir()
 
     def named_blobs(self) -> NamedBlobs:
-        """Every blob that some manifest names, links followed: what is not here, nobody needs."""
+        """Every blob that some manifest names, links followed: what is not here, nobody needs. Raises: unavailable."""
         digests: set[Digest] = set()
         is_certain = True
         for path in _files_below(self._root, _LEVELS):
@@ -151,12 +151,15 @@ def _descend(directory: Path, wanted: tuple[str | None, ...], above: tuple[str, 
 
 
 def _entries(directory: Path, wanted: str | None) -> list[os.DirEntry[str]]:
-    """What is in a directory; of one name in any case, the exact spelling first."""
+    """What is in a directory; of one name in any case, the exact spelling first. Raises: unavailable for one that is there and
+    cannot be read: were it taken for empty, the blobs that are named in it would be removed."""
     try:
         with os.scandir(directory) as found:
             entries = list(found)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise CorralError("unavailable", f"the model store cannot be read: {error.strerror}") from error
     if wanted is None:
         return entries
     matching = (entry for entry in entries if entry.name.lower() == wanted.lower())
