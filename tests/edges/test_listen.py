@@ -132,22 +132,27 @@ async def test_r12_stream_that_outlasts_the_drain_ends_with_an_error_line() -> N
     assert served.released == 1
 
 
-async def test_stream_that_waits_for_an_engine_is_freed_by_releasing_it() -> None:
-    gone = asyncio.Event()
+@pytest.mark.parametrize("has_begun", [True, False])
+async def test_r12_whoever_waits_for_an_engine_is_freed_by_releasing_it_and_told_why(has_begun: bool) -> None:
+    asked, gone = asyncio.Event(), asyncio.Event()
 
     async def events() -> AsyncGenerator[dict[str, Any], None]:
-        yield {"n": 1}
+        if has_begun:
+            yield {"n": 1}
+        asked.set()
         await gone.wait()
-        raise CorralError("engine_failed", "the engine is gone")
+        raise CorralError("engine_failed", "the engine ended (signal 9)")
 
     async def release() -> None:
         gone.set()
 
     served = Served(app_of(events), drain_s=0.05, release=release)
     reader, writer = await served.get("/stream")
-    await reader.readuntil(b'{"n":1}')
+    await asked.wait()
     served.stop.set()
-    assert b'{"error":"the engine is gone"}' in await reader.read()
+    answer = await reader.read()
+    assert b'{"error":"the server is shutting down"}' in answer
+    assert answer.startswith(b"HTTP/1.1 200" if has_begun else b"HTTP/1.1 503")
     writer.close()
     await served.ended()
 

@@ -31,6 +31,7 @@ from corral.core.records import Principal, RequestFacts, Visitor
 from corral.edges.bodies import BodyLimits, BodyReader, BodyStream, Disconnected, Memory, StreamLimits
 from corral.edges.leaving import canceled_on_disconnect
 from corral.edges.routing import PathTable
+from corral.edges.stream_response import told
 from corral.wire.errors import CorralError, anthropic_body, native_body, openai_body, registry_body
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -277,7 +278,7 @@ class App:
         try:
             response = await self._answer(scope, receive, sender)
         except CorralError as error:
-            response = self._error_response(error, scope, sender.request_id)
+            response = self._error_response(told(error, self.closing), scope, sender.request_id)
         except Disconnected:
             response = None
         except Exception:  # noqa: BLE001 - the outermost loop of a request: logged with its id, shown without detail

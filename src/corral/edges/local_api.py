@@ -37,6 +37,7 @@ from corral.edges.asgi import (
     server_log,
 )
 from corral.edges.inference_api import WebSearch, inference_endpoints, ps_endpoint
+from corral.edges.stream_response import told
 from corral.local.cloud import Cloud, CloudAccess, HubRefused, RelayedAnswer, bounded, route
 from corral.local.door import LocalDoor
 from corral.local.hub_cache import cacheable
@@ -350,8 +351,7 @@ class _RelayedStream(Response):
                     raise CorralError("unavailable")
         except CorralError as error:
             server_log.warning("a relayed stream broke off: %s", error.message)
-            is_ours = closing.is_set()
-            yield self._form.error_frame(CorralError("unavailable", "the server is shutting down") if is_ours else error)
+            yield self._form.error_frame(told(error, closing))
         else:
             if rest:
                 yield rest

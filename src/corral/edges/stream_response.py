@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -46,11 +47,18 @@ async def _frames(
             async for event in events:
                 yield encode(event)
                 if closing.is_set():
-                    raise CorralError("unavailable", "the server is shutting down")
+                    raise CorralError("unavailable")
     except CorralError as error:
-        yield error_frame(error)
+        yield error_frame(told(error, closing))
     finally:
         await _close(events)
+
+
+def told(error: CorralError, closing: asyncio.Event) -> CorralError:
+    """What a caller hears of an error. Once the server ends what still runs, whatever was waited for is taken away; that an
+    engine "ended (signal 9)" is no news then."""
+    is_ours = closing.is_set() and error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return CorralError("unavailable", "the server is shutting down", retry_after_s=5) if is_ours else error
 
 
 async def _close(events: AsyncIterator[Any]) -> None:
