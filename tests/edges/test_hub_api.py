@@ -400,5 +400,13 @@ async def test_running_models_are_nobodys_to_know_and_the_refusal_says_so(hub: H
 
 
 async def test_usage_is_empty_for_a_new_account(hub: Hub) -> None:
-    _, text = await hub.api_key(hub.alice, Scope.INFERENCE)
+    _, text = await hub.api_key(hub.alice, Scope.KEYS)
     assert (await hub.bearer(text, "GET", "/api/usage")).json()["usage"] == []
+
+
+async def test_t016_usage_names_credentials_so_it_is_for_those_who_may_manage_them(hub: Hub) -> None:
+    _, text = await hub.api_key(hub.alice, Scope.INFERENCE, Scope.PULL, Scope.PUSH)
+    assert (await hub.bearer(text, "GET", "/api/usage")).status == 403
+    await hub.credentials.add_device(hub.alice, name="finch", authorized_key=FINCH.public.authorized_key, scopes=frozenset(Scope))
+    assert (await hub.stock(FINCH, "GET", "/api/usage")).status == 403
+    assert (await hub.strong(FINCH, "GET", "/api/usage")).status == 200

@@ -100,7 +100,7 @@ class HubApi:
             endpoint("POST", "/api/keys", self.create_key, _KEYS),
             endpoint("DELETE", "/api/keys/{key_id}", self.revoke_key, _KEYS),
             endpoint("POST", "/api/keys/{key_id}/rotate", self.rotate_key, _KEYS),
-            endpoint("GET", "/api/usage", self.show_usage, _IDENTITY),
+            endpoint("GET", "/api/usage", self.show_usage, _KEYS),
             endpoint("GET,HEAD", "/api/version", self.version, PUBLIC),
             endpoint("GET", "/api/ps", self.running, PUBLIC),
             endpoint("GET", "/.well-known/corral", self.discovery, PUBLIC),
