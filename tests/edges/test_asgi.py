@@ -84,6 +84,7 @@ def app(**options: object) -> App:
         endpoint("GET", "/boom/openai", boom, PUBLIC, dialect=Dialect.OPENAI),
         endpoint("GET", "/page", who, Access(FULL_PROOFS), dialect=Dialect.HTML),
         endpoint("GET", "/item/{item_id}", hello, PUBLIC),
+        endpoint("GET", "/tree/{leaf:path}", hello, PUBLIC),
     ]
     return App(rows, AppOptions(**{"authenticate": authenticate, **options}))  # type: ignore[arg-type]
 
@@ -149,6 +150,21 @@ async def test_t111_path_with_a_needlessly_encoded_character_is_refused(spelled:
 @pytest.mark.parametrize("target", ["/item/a%3Ab", "/item/a%40b", "/item/a%20b", "/item/%C3%A9", "/item/a%5Bb", "/item/a%60b"])
 async def test_t111_path_with_a_reserved_character_encoded_is_routed(target: str) -> None:
     assert (await Caller(app()).request("GET", target)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("/tree/a%2Fb", 200),
+        ("/tree%2Fa", 404),
+        ("/item%2Fa", 404),
+        ("/item%2fa%2fb", 404),
+        ("/%2Fitem/a", 404),
+        ("/hello%2F", 404),
+    ],
+)
+async def test_t111_encoded_slash_is_part_of_a_value_and_never_of_a_route(target: str, status: int) -> None:
+    assert (await Caller(app()).request("GET", target)).status == status
 
 
 @pytest.mark.parametrize("host", ["a/health?x=", "a b", "a@b", "a:b", "[::1", "a:999999", "a,b"])
