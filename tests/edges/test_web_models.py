@@ -372,9 +372,12 @@ async def test_model_that_nests_has_a_page_and_no_command_that_cannot_work(pushe
 
 async def test_repository_without_a_tag_says_how_that_comes(pushed: Site) -> None:
     await pushed.registry_store.remove_tag((await pushed.registry_store.repositories_of("alice"))[0].id, "latest")
-    page = await (await pushed.signed_in("alice")).get("/alice/secret")
+    alice = await pushed.signed_in("alice")
+    page = await alice.get("/alice/secret")
     assert "There is no tag yet" in page.text
     assert "corral pull" not in page.text
+    for listing in ("/", "/alice"):
+        assert "No tag yet" in (await alice.get(listing)).text
 
 
 async def test_readme_is_shown_as_text_with_structure(pushed: Site) -> None:

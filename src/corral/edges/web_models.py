@@ -198,7 +198,7 @@ def _catalog_entry(found: CatalogEntry, hosted: Mapping[str, object]) -> Entry:
     return Entry(
         title=title_of(repository),
         path=path_of(repository),
-        summary=summary_of(found.facts),
+        summary=summary_of(found.facts) if found.facts else "No tag yet: its first push did not end, or was refused",
         is_public=found.visibility is Visibility.PUBLIC,
         is_hosted=repository.lower() in hosted,
         entry=found,
