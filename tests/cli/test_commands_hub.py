@@ -170,6 +170,31 @@ def test_key_without_a_name_or_with_two_is_wrong_usage(
     assert "→ corral hub key create bob ci" in capsys.readouterr().err
 
 
+def test_key_of_an_upstream_is_kept_apart_and_forgotten_with_its_last_model(
+    env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def kept() -> dict[str, str]:
+        return json.loads((tmp_path / ".corral/upstream-keys.json").read_text())
+
+    def host(name: str, typed: str, *options: str) -> int:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        return run(["hub", "host", name, "--upstream", "http://10.0.0.7:8000/", *options], env)
+
+    assert host("big", "sk-provider\n", "--upstream-key-stdin") == 0
+    assert host("small", "") == 0
+    assert kept() == {"http://10.0.0.7:8000": "sk-provider"}
+    assert b"sk-provider" not in b"".join(path.read_bytes() for path in (tmp_path / ".corral").glob("hub.db*"))
+    assert run(["hub", "unhost", "big"], env) == 0
+    assert kept() == {"http://10.0.0.7:8000": "sk-provider"}
+    assert run(["hub", "unhost", "small"], env) == 0
+    assert kept() == {}
+    capsys.readouterr()
+    for typed in ("\n", "sk é\n", "sk\tx\n"):
+        assert host("big", typed, "--upstream-key-stdin") == 2
+    assert "sk" not in capsys.readouterr().err.replace("asked", "")
+    assert run(["hub", "host", "big", "--upstream-key-stdin"], env) == 2
+
+
 def test_t114_what_is_offered_and_withdrawn_is_in_the_audit_log(env: dict[str, str], tmp_path: Path) -> None:
     def noted() -> list[tuple[str, str, str, str]]:
         with contextlib.closing(sqlite3.connect(tmp_path / ".corral" / "hub.db")) as database:

@@ -28,7 +28,7 @@ async def server() -> AsyncIterator[RawServer]:
 
 @pytest.fixture
 async def engine(server: RawServer) -> AsyncIterator[UpstreamEngine]:
-    found = UpstreamEngine(keys={server.url: Secret("sk-provider")})
+    found = UpstreamEngine(key_of={server.url: Secret("sk-provider")}.get)
     yield found
     await found.close()
 

@@ -29,6 +29,7 @@ from corral.cli.context import Environment, Failed, json_option, pass_environmen
 from corral.cli.scopes import SCOPES_EPILOG, scope_names, scope_option, shown_scopes
 from corral.cli.starting import parse_model_option, parse_parameter_options
 from corral.core.scopes import format_scope_names
+from corral.wire.secrets import Secret
 
 if TYPE_CHECKING:
     from corral.core.records import Account, ApiKey, Device, Scope
@@ -323,21 +324,26 @@ async def _devices_of(hub: "HubServices", user: str) -> list[dict[str, Any]]:
 @click.argument("name")
 @click.option("--upstream", default="", metavar="URL", help="An OpenAI-compatible server that runs it, without /v1.")
 @click.option("--upstream-model", default="", metavar="NAME", help="What the upstream calls it. [default: NAME]")
+@click.option("--upstream-key-stdin", is_flag=True, help="Read the API key that the upstream wants from standard input.")
 @click.option(
     "--private", is_flag=True, help="Only for the owner of its namespace, as a model of a private repository always is."
 )
 @pass_environment
-def host(environment: Environment, name: str, upstream: str, upstream_model: str, private: bool) -> None:
+def host(
+    environment: Environment, name: str, upstream: str, upstream_model: str, upstream_key_stdin: bool, private: bool
+) -> None:
     """Offer a model to signed-in devices and API keys: one of this hub's repositories, or one that an upstream server runs."""
     from corral.main.services import offer_repository, offer_upstream
 
-    if upstream_model and not upstream:
-        raise Failed("--upstream-model says what an upstream calls the model, so it needs --upstream", status=2)
+    if (upstream_model or upstream_key_stdin) and not upstream:
+        what = "--upstream-model" if upstream_model else "--upstream-key-stdin"
+        raise Failed(f"{what} says something of an upstream, so it needs --upstream", status=2)
     is_public = not private
     if upstream:
+        key = _upstream_key() if upstream_key_stdin else None
         hosted = _with_hub(
             environment,
-            lambda hub: offer_upstream(hub, name, url=upstream, model=upstream_model or name, is_public=not private),
+            lambda hub: offer_upstream(hub, name, url=upstream, model=upstream_model or name, is_public=not private, key=key),
         )
     else:
         found = _with_hub(
@@ -351,6 +357,13 @@ def host(environment: Environment, name: str, upstream: str, upstream_model: str
     shown = hosted.removesuffix(f":{DEFAULT_TAG}")
     who = "everybody who is signed in or has an API key" if is_public else "the owner of its namespace alone"
     render.say(f"{render.plain(shown)} is offered to {who}, to devices as {render.plain(cloud_tag(shown))}.")
+
+
+def _upstream_key() -> Secret:
+    text = secret_from(True, prompt="API key", option="--upstream-key-stdin").strip()
+    if not text or not text.isascii() or not text.isprintable():
+        raise Failed("what came on standard input is no API key", "pipe in the key alone, on one line", status=2)
+    return Secret(text)
 
 
 @command(variables=_HOME)

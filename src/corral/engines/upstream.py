@@ -6,7 +6,7 @@ the operator's.
 """
 
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -69,12 +69,12 @@ _embeddings = msgspec.json.Decoder(_Embeddings)
 
 
 class UpstreamEngine:
-    """An Engine and an UpstreamRelay. keys: base URL, without trailing slash -> API key. Whoever makes it closes it; needs a
-    running event loop."""
+    """An Engine and an UpstreamRelay. key_of: the API key that a base URL, without trailing slash, wants to hear; asked for every
+    request. Whoever makes it closes it; needs a running event loop."""
 
-    def __init__(self, *, keys: Mapping[str, Secret] | None = None) -> None:
-        self._keys = dict(keys or {})
-        self._places: dict[str, Place] = {}
+    def __init__(self, *, key_of: Callable[[str], Secret | None] = lambda _: None) -> None:
+        self._key_of = key_of
+        self._places: dict[str, tuple[Secret | None, Place]] = {}
         self._pool = Pool(max_connections=_MAX_CONNECTIONS, connect_s=_CONNECT_S, silence_s=_SILENCE_S, idle_s=_KEEP_ALIVE_S)
 
     async def load(self, model: Model, options: LoadOptions) -> "UpstreamRunner":
@@ -87,17 +87,20 @@ class UpstreamEngine:
         if self._pool.is_closed:
             raise CorralError("unavailable", "the server is shutting down", retry_after_s=5)
         try:
-            place = self._places.get(base_url) or self._place(base_url)
+            place = self._place(base_url, self._key_of(base_url))
             return UpstreamStream(self._pool, place, await self._pool.post(place, path, body))
         except (OSError, ValueError) as error:
             raise _unreachable() from error
 
-    def _place(self, base_url: str) -> Place:
+    def _place(self, base_url: str, key: Secret | None) -> Place:
         """Raises: ValueError."""
+        known = self._places.get(base_url)
+        if known is not None and known[0] == key:
+            return known[1]
         if len(self._places) >= _MAX_PLACES:
             self._places.clear()
-        key = self._keys.get(base_url)
-        place = self._places[base_url] = Place(base_url, _HEADERS | ({"Authorization": f"Bearer {key.reveal()}"} if key else {}))
+        place = Place(base_url, _HEADERS | ({"Authorization": f"Bearer {key.reveal()}"} if key else {}))
+        self._places[base_url] = key, place
         return place
 
     async def close(self) -> None:

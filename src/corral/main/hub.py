@@ -43,7 +43,7 @@ async def build_hub(settings: Settings) -> AsyncIterator[Built]:
     async with (
         open_hub_services(settings) as services,
         running_models(settings) as runners,
-        _upstreams() as upstreams,
+        _upstreams(services) as upstreams,
         _metering(services) as meter,
         _web_tools(settings, services, meter) as web_tools,
         _hosted(services, runners, upstreams, meter) as inference,
@@ -220,10 +220,10 @@ async def _web_tools(settings: Settings, services: HubServices, meter: "UsageMet
 
 
 @contextlib.asynccontextmanager
-async def _upstreams() -> "AsyncIterator[UpstreamEngine]":
+async def _upstreams(services: HubServices) -> "AsyncIterator[UpstreamEngine]":
     from corral.engines.upstream import UpstreamEngine
 
-    engine = UpstreamEngine()
+    engine = UpstreamEngine(key_of=services.upstream_keys.of)
     try:
         yield engine
     finally:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from corral.storage.sql.hosting import SqlHosting
     from corral.storage.sql.registry import SqlRegistry
     from corral.storage.uploads import UploadFiles
+    from corral.storage.upstreamkeys import UpstreamKeys
+    from corral.wire.secrets import Secret
     from corral.wire.tokens import TokenKeys
 
 
@@ -58,6 +60,7 @@ class HubServices:
     tokens: "RegistryTokens"
     token_keys: "TokenKeys"
     hosted: "SqlHosting"
+    upstream_keys: "UpstreamKeys"
     usage: "UsageStore"
     audit: "AuditLog"
     database: "Database"
@@ -122,6 +125,7 @@ async def open_hub_services(settings: Settings) -> AsyncIterator[HubServices]:
     from corral.storage.sql.revocations import catch_up
     from corral.storage.sql.sessions import SqlSessions
     from corral.storage.sql.usage import SqlUsage
+    from corral.storage.upstreamkeys import UpstreamKeys
 
     clock, entropy, home = SystemClock(), SystemEntropy(), settings.corral_home
     ensure_private_dir(home)
@@ -169,6 +173,7 @@ async def open_hub_services(settings: Settings) -> AsyncIterator[HubServices]:
             tokens=tokens,
             token_keys=token_keys,
             hosted=SqlHosting(database, home / "blobs", home / "cache", clock=clock, entropy=entropy, read_facts=BoundedReader()),
+            upstream_keys=UpstreamKeys(home / "upstream-keys.json"),
             usage=SqlUsage(database),
             audit=audit,
             database=database,
@@ -379,18 +384,25 @@ async def rotate_keys(settings: Settings) -> None:
             rotate_peppers(home / "peppers.json", entropy)
 
 
-async def offer_upstream(services: HubServices, name: str, *, url: str, model: str, is_public: bool) -> str:
-    """Offer a model that another server runs. url: its base, without `/v1`. Returns the name it is offered under."""
+async def offer_upstream(
+    services: HubServices, name: str, *, url: str, model: str, is_public: bool, key: "Secret | None" = None
+) -> str:
+    """Offer a model that another server runs. url: its base, without `/v1`. key: what that server wants to hear; None for what is
+    kept already, or nothing. Returns the name it is offered under."""
     from corral.core.records import HostedModel
     from corral.wire.names import parse_name
 
-    shown = parse_name(name).short
+    shown, address = parse_name(name).short, url.rstrip("/")
     hosted = HostedModel(
-        name=shown, upstream_url=url.rstrip("/"), upstream_model=model, is_public=is_public, created_at=services.clock.now()
+        name=shown, upstream_url=address, upstream_model=model, is_public=is_public, created_at=services.clock.now()
     )
     # Without what may stand before the host: it could be a password.
     where = urlsplit(url).netloc.rpartition("@")[2]
-    async with _audited(services, "model.host", shown, note=f"{_openness(is_public)}, run by {where}"):
+    async with _audited(
+        services, "model.host", shown, note=f"{_openness(is_public)}, run by {where}{' with a key' if key else ''}"
+    ):
+        if key is not None:
+            services.upstream_keys.put(address, key)
         await services.hosted.offer(hosted)
     return shown
 
@@ -413,14 +425,17 @@ async def offer_repository(services: HubServices, name: str, *, is_public: bool)
 
 
 async def withdraw_model(services: HubServices, name: str) -> bool:
-    """Offer a model no longer; False when it was not offered. Raises: bad_request."""
+    """Offer a model no longer; False when it was not offered. The key of a server that runs no other is forgotten. Raises:
+    bad_request, invalid."""
     from corral.wire.names import parse_name
 
     shown = parse_name(name).short
     if not await _is_offered(services, shown):
         return False
     async with _audited(services, "model.unhost", shown):
-        return await services.hosted.withdraw(shown)
+        was_offered = await services.hosted.withdraw(shown)
+        services.upstream_keys.keep_only(await services.hosted.upstream_urls())
+    return was_offered
 
 
 async def _is_offered(services: HubServices, name: str) -> bool:

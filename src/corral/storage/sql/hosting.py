@@ -7,7 +7,7 @@ one transaction, made of the same functions as a push: a crash leaves at most a 
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -121,6 +121,11 @@ class SqlHosting:
             return None
         row = self._database.look_up(_HOSTED_BY_NAME, _hosted_row, key)
         return None if row is None else await self._hosted_of(row)
+
+    async def upstream_urls(self) -> Set[str]:
+        """Of the servers that run a model for this hub."""
+        query = sa.select(hosted_models.c.upstream_url).distinct()
+        return set(await self._database.read(lambda connection: connection.execute(query).scalars().all()))
 
     async def offer(self, model: HostedModel) -> None:
         """Raises: bad_request for a name that is none, not_found when the model is in no repository of this hub."""
