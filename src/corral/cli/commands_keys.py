@@ -66,7 +66,7 @@ def key_options(create: Decorated) -> Decorated:
 def keys_create(
     environment: Environment, name: str, name_option: str, scopes: tuple[str, ...], expires: str, hub_url: str
 ) -> None:
-    """Create an API key called NAME and print its secret, once and alone, on standard output."""
+    """Create an API key called NAME and print its secret to standard output, once."""
     expires_at = parse_expiry(expires, datetime.now(UTC))
     name = key_name(name, name_option, example="corral keys create ci")
     body = {"name": name, "scopes": scope_names(scopes or ("inference",)), "expires_at": expires_at and expires_at.isoformat()}

@@ -29,7 +29,7 @@ def scope_names(words: Sequence[str]) -> list[str]:
 
 def scope_option(default: Sequence[str]) -> Callable[[Decorated], Decorated]:
     """`--scope`, as often as wanted. default: what it is without, for its help; the command's epilog is SCOPES_EPILOG."""
-    text = f"What it may do: {', '.join(SCOPE_MEANINGS)}; repeatable. [default: {', '.join(default)}]"
+    text = f"What it may do, of these; repeatable. [default: {', '.join(default)}]"
     return click.option("--scope", "scopes", multiple=True, metavar="SCOPE", help=text, shell_complete=shown_scopes)
 
 
