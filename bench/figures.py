@@ -162,10 +162,10 @@ def p5_p6(stack: Stack, key: str, model: str, upstream_port: int) -> Iterator[Fi
 
 def p7(stack: Stack, key: str, model: str, upstream_port: int, folder: Path) -> Iterator[Figure]:
     """P5 against LiteLLM's proxy, which checks one key from its configuration and writes nothing down."""
-    program = os.environ.get("CORRAL_BENCH_LITELLM") or shutil.which("litellm")
+    program = os.environ.get("BENCH_LITELLM") or shutil.which("litellm")
     name = "hub unary, against LiteLLM's proxy"
     if program is None:
-        yield skipped("P7", name, "no litellm program; name one, of litellm[proxy], in CORRAL_BENCH_LITELLM")
+        yield skipped("P7", name, "no litellm program; name one, of litellm[proxy], in BENCH_LITELLM")
         return
     folder.mkdir()
     model_list = [
