@@ -44,7 +44,7 @@ from corral.local.hub_cache import cacheable
 from corral.local.models import LocalModels, RunsElsewhere
 from corral.wire.authorized_keys import Network
 from corral.wire.discovery import DISCOVERY_PATH
-from corral.wire.errors import CorralError, native_body
+from corral.wire.errors import CorralError, native_body, shutting_down
 from corral.wire.frames import MAX_FRAME_BYTES, NDJSON, SSE, anthropic_error, ndjson_error, responses_error, sse_error
 from corral.wire.inventory import LoadedLike
 from corral.wire.names import parse_name
@@ -348,7 +348,7 @@ class _RelayedStream(Response):
                 if whole:
                     yield whole
                 if closing.is_set():
-                    raise CorralError("unavailable")
+                    raise shutting_down()
         except CorralError as error:
             server_log.warning("a relayed stream broke off: %s", error.message)
             yield self._form.error_frame(told(error, closing))

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from corral.wire.errors import CorralError
+from corral.wire.errors import CorralError, shutting_down
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ async def _frames(
             async for event in events:
                 yield encode(event)
                 if closing.is_set():
-                    raise CorralError("unavailable")
+                    raise shutting_down()
     except CorralError as error:
         yield error_frame(told(error, closing))
     finally:
@@ -58,7 +58,7 @@ def told(error: CorralError, closing: asyncio.Event) -> CorralError:
     """What a caller hears of an error. Once the server ends what still runs, whatever was waited for is taken away; that an
     engine "ended (signal 9)" is no news then."""
     is_ours = closing.is_set() and error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    return CorralError("unavailable", "the server is shutting down", retry_after_s=5) if is_ours else error
+    return shutting_down() if is_ours else error
 
 
 async def _close(events: AsyncIterator[Any]) -> None:

@@ -17,7 +17,7 @@ from corral.core.ports import ChatCall, Chunk, CompletionCall, Finish, LoadOptio
 from corral.core.records import Model
 from corral.engines.decode import AnswerDecoder, ChatDecoder, error_text
 from corral.engines.http1 import Answer, BrokenAnswer, Place, Pool
-from corral.wire.errors import CorralError
+from corral.wire.errors import CorralError, shutting_down
 from corral.wire.secrets import Secret
 
 _CONNECT_S, _SILENCE_S = 10.0, 600.0
@@ -85,7 +85,7 @@ class UpstreamEngine:
     async def open_stream(self, base_url: str, path: str, body: bytes) -> "UpstreamStream":
         """See UpstreamRelay."""
         if self._pool.is_closed:
-            raise CorralError("unavailable", "the server is shutting down", retry_after_s=5)
+            raise shutting_down()
         try:
             place = self._place(base_url, self._key_of(base_url))
             return UpstreamStream(self._pool, place, await self._pool.post(place, path, body))

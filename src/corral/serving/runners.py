@@ -28,7 +28,7 @@ from corral.serving.capacity import (
     slots_for,
     smaller_context,
 )
-from corral.wire.errors import CorralError
+from corral.wire.errors import CorralError, shutting_down
 from corral.wire.options import Options, merge_options
 
 #: The longest Go duration, which is what Ollama shows for a model that stays for ever.
@@ -257,7 +257,7 @@ class Runners:
     async def _claim(self, wish: _Wish) -> _Loaded:
         while True:
             if self._is_closed:
-                raise _closing()
+                raise shutting_down()
             loaded = self._suitable(wish)
             if loaded is None:
                 return await self._load(wish)
@@ -374,7 +374,7 @@ class Runners:
             raise error.again() from error
         if error is not None:
             raise error
-        raise _closing()
+        raise shutting_down()
 
     def _joined(self, wish: _Wish) -> _Load:
         for load in self._loads:
@@ -532,7 +532,3 @@ def _first_to_leave(loaded: Iterable[_Loaded]) -> _Loaded:
 
 def _is_below(value: object, least: int) -> bool:
     return isinstance(value, int) and value < least
-
-
-def _closing() -> CorralError:
-    return CorralError("unavailable", "the server is shutting down", retry_after_s=5)

@@ -91,6 +91,11 @@ class CorralError(Exception):
         )
 
 
+def shutting_down() -> CorralError:
+    """What is said to whoever waits for what a server that ends takes away."""
+    return CorralError("unavailable", "the server is shutting down", retry_after_s=5)
+
+
 _OPENAI_TYPES = {400: "invalid_request_error", 404: "not_found_error"}
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
