@@ -1,10 +1,11 @@
 """The API keys that upstream servers want of this hub, in one private file: base address -> key."""
 
 import contextlib
-import json
 import logging
 from collections.abc import Collection, Iterator
 from pathlib import Path
+
+import msgspec
 
 from corral.storage.locks import held_alone
 from corral.storage.secretfile import read_private, write_private
@@ -59,19 +60,14 @@ class UpstreamKeys:
         with held_alone(self._path.with_suffix(".lock"), otherwise="another command is changing the keys of upstreams"):
             keys = self._read()
             yield keys
-            write_private(self._path, json.dumps({url: key.reveal() for url, key in keys.items()}, indent=1).encode())
+            write_private(self._path, msgspec.json.encode({url: key.reveal() for url, key in keys.items()}))
 
     def _read(self) -> dict[str, Secret]:
         content = read_private(self._path)
         if content is None:
             return {}
         try:
-            return {str(url): Secret(_text(key)) for url, key in json.loads(content).items()}
-        except (ValueError, AttributeError, TypeError, RecursionError) as error:
+            kept = msgspec.json.decode(content, type=dict[str, str])
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise CorralError("invalid", f"{self._path} is damaged; remove it and give its keys again") from error
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
+        return {url: Secret(key) for url, key in kept.items()}
