@@ -20,7 +20,7 @@ from corral.wire.errors import CorralError
 from corral.wire.hostnames import is_lookable
 from corral.wire.mirrors import MirrorRule, parse_mirror_rule
 from corral.wire.proxies import ProxyRules
-from corral.wire.secrets import Secret
+from corral.wire.secrets import Secret, is_sendable
 from corral.wire.units import parse_duration
 
 DEFAULT_HUB = "https://ollama.com"
@@ -452,7 +452,7 @@ def _days(name: str, count: int) -> int:
 
 def _api_key(text: str) -> Secret | None:
     """Raises: BadSetting for what no header can carry, as two lines of a file. It is not repeated."""
-    if not (text.isascii() and text.isprintable()):
+    if not is_sendable(text):
         raise BadSetting("OLLAMA_API_KEY has a line break or another character in it that no key has; set it to the key alone")
     return Secret(text) if text else None
 

@@ -29,7 +29,7 @@ from corral.cli.context import Environment, Failed, json_option, pass_environmen
 from corral.cli.scopes import SCOPES_EPILOG, scope_names, scope_option, shown_scopes
 from corral.cli.starting import parse_model_option, parse_parameter_options
 from corral.core.scopes import format_scope_names
-from corral.wire.secrets import Secret
+from corral.wire.secrets import Secret, is_sendable
 
 if TYPE_CHECKING:
     from corral.core.records import Account, ApiKey, Device, Scope
@@ -37,15 +37,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _CONSOLE = "console"
+#: What to do where there is no account of a name.
+_USERS = "corral hub user list"
 _HOME = ("CORRAL_HOME",)
 _KEY_FIELDS = ("id", "name", "prefix", "scopes", "created_at", "expires_at", "last_used_at", "revoked_at")
 #: Fewer bytes than any model has: who gives such a number meant another unit.
 _LEAST_QUOTA_BYTES = 1_000_000
 
 
-def _with_hub(
-    environment: Environment, work: Callable[["HubServices"], Awaitable[T]], *, unknown: str = "corral hub user list"
-) -> T:
+def _with_hub(environment: Environment, work: Callable[["HubServices"], Awaitable[T]], *, unknown: str = _USERS) -> T:
     """Work on the hub's data. unknown: what to do where it has nothing of the name that was given. Raises: not_found where there
     is no hub; Failed."""
     from corral.main.services import open_existing_hub
@@ -166,7 +166,7 @@ def user_delete(environment: Environment, name: str, yes: bool) -> None:
     from corral.main.services import belongings_of
 
     if not yes:
-        account, repositories = _known(belongings_of(environment.settings, name), unknown="corral hub user list")
+        account, repositories = _known(belongings_of(environment.settings, name), unknown=_USERS)
         public = [repository.path for repository in repositories if repository.visibility == "public"]
         models = f"{len(repositories)} model{'' if len(repositories) == 1 else 's'}"
         shown = f"{models}, {len(public)} public: {', '.join(public)}" if public else models
@@ -361,7 +361,7 @@ def host(
 
 def _upstream_key() -> Secret:
     text = secret_from(True, prompt="API key", option="--upstream-key-stdin").strip()
-    if not text or not text.isascii() or not text.isprintable():
+    if not text or not is_sendable(text):
         raise Failed("what came on standard input is no API key", "pipe in the key alone, on one line", status=2)
     return Secret(text)
 
@@ -389,7 +389,7 @@ def quota(environment: Environment, name: str, size: str | None) -> None:
     from corral.main.services import set_quota, storage_of
     from corral.settings import parse_size
 
-    unknown = "" if "/" in name else "corral hub user list"
+    unknown = "" if "/" in name else _USERS
     if size is None:
         shown, use = _known(storage_of(environment.settings, name), unknown=unknown)
         limit = "none" if use.quota_bytes is None else render.size(use.quota_bytes)

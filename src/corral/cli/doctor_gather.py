@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from corral.clients.hub import HubClient
     from corral.core.ports import Clock
     from corral.settings import Settings
-    from corral.wire.secrets import Secret
     from corral.wire.signing import DevicePrivateKey
 
 T = TypeVar("T")
@@ -167,7 +166,7 @@ class _Asking(ServerApi):
                 raise
         self._is_proving = True
         key = self._own.settings.api_key
-        self._api_key = key if key and _is_sendable(key) and not self._own.settings.is_signing else None
+        self._api_key = key if key and not self._own.settings.is_signing else None
         return self.request(method, path)
 
     @property
@@ -477,11 +476,6 @@ async def _listed(client: "HubClient", path: str) -> list[Mapping[str, Any]] | N
 # ── The API key ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _is_sendable(key: "Secret") -> bool:
-    """Whether a header can hold it."""
-    return key.reveal().isascii() and key.reveal().isprintable()
-
-
 def _presented(settings: "Settings") -> ApiKeySeen | None:
     from corral.wire.apikeys import parse_api_key
 
@@ -498,7 +492,7 @@ async def _api_key(
     cannot be the hub's is not sent there: it would be told to a stranger."""
     from corral.wire.apikeys import parse_api_key
 
-    if seen is None or settings.api_key is None or bool(seen.prefix) != hub.is_corral or not _is_sendable(settings.api_key):
+    if seen is None or settings.api_key is None or bool(seen.prefix) != hub.is_corral:
         return seen
     api = ServerApi.of_hub(hub.url, settings.api_key, settings.proxies)
     try:

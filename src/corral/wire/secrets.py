@@ -3,6 +3,11 @@
 import hmac
 
 
+def is_sendable(text: str) -> bool:
+    """Whether a header can hold it: no line break, nothing but ASCII."""
+    return text.isascii() and text.isprintable()
+
+
 class Secret:
     """Text whose repr, str and format are `***`. `reveal()` gives it; equality takes constant time."""
 
