@@ -134,30 +134,34 @@ def p5_p6(stack: Stack, key: str, model: str, upstream_port: int) -> Iterator[Fi
     """The hub in front of an upstream that answers at once, against a relay that does nothing but pass on."""
     relay_port = free_port()
     with started("bench.bare_relay", str(relay_port), f"http://127.0.0.1:{upstream_port}", port=relay_port):
-        body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
-        hub_port = int(stack.hub_url.rsplit(":", 1)[1])
-        headers = {"Authorization": f"Bearer {key}"}
+        hub, relay = stack.hub_url, f"http://127.0.0.1:{relay_port}"
 
-        def plan(port: int, connections: int, **more: Any) -> load.Plan:
-            host = stack.hub_url.removeprefix("http://") if port == hub_port else f"127.0.0.1:{port}"
-            request = load.request_bytes("POST", f"http://{host}/v1/chat/completions", {**body, **more}, headers)
-            return load.Plan(port=port, requests=[request], connections=connections, seconds=2.0)
+        def rate(url: str, **more: Any) -> Callable[[], float]:
+            return _chats_per_second(url, key, model, **more)
 
-        def rate(port: int, **more: Any) -> Callable[[], float]:
-            return lambda: load.run(plan(port, 16, **more)).check().rate
+        def latency_ms(url: str) -> Callable[[], float]:
+            return lambda: statistics.median(load.run(_chats(url, key, model, connections=1)).check().whole) * 1000
 
-        def latency_ms(port: int) -> Callable[[], float]:
-            return lambda: statistics.median(load.run(plan(port, 1)).check().whole) * 1000
-
-        for warm in (hub_port, relay_port):
-            load.run(plan(warm, 4))
-        mine, peer = in_turn([rate(hub_port), rate(relay_port)])
+        for warm in (hub, relay):
+            load.run(_chats(warm, key, model, connections=4))
+        mine, peer = in_turn([rate(hub), rate(relay)])
         yield compared("P5", "hub unary, 16 connections", mine, peer, unit="req/s", at_least=0.6)
-        mine, peer = in_turn([latency_ms(hub_port), latency_ms(relay_port)])
+        mine, peer = in_turn([latency_ms(hub), latency_ms(relay)])
         added = statistics.median(one - two for one, two in zip(mine, peer, strict=True))
         yield limited("P5", "hub unary, added at median, 1 connection", added, unit="ms", at_most=1, peer=statistics.median(peer))
-        mine, peer = in_turn([rate(hub_port, stream=True), rate(relay_port, stream=True)])
+        mine, peer = in_turn([rate(hub, stream=True), rate(relay, stream=True)])
         yield compared("P6", "hub streams of 64 chunks, 16 connections", mine, peer, unit="req/s", at_least=0.7)
+
+
+def _chats(url: str, key: str, model: str, *, connections: int, **more: Any) -> load.Plan:
+    """One question again and again. more: further members of its body."""
+    body = {"model": model, "messages": [{"role": "user", "content": "Why is the sky blue?"}], **more}
+    request = load.request_bytes("POST", f"{url}/v1/chat/completions", body, {"Authorization": f"Bearer {key}"})
+    return load.Plan(port=int(url.rsplit(":", 1)[1]), requests=[request], connections=connections, seconds=2.0)
+
+
+def _chats_per_second(url: str, key: str, model: str, **more: Any) -> Callable[[], float]:
+    return lambda: load.run(_chats(url, key, model, connections=16, **more)).check().rate
 
 
 def p7(stack: Stack, key: str, model: str, upstream_port: int, folder: Path) -> Iterator[Figure]:
@@ -183,14 +187,7 @@ def p7(stack: Stack, key: str, model: str, upstream_port: int, folder: Path) -> 
         try:
             peer_url = f"http://127.0.0.1:{port}"
             wait_until(lambda: answers(f"{peer_url}/health/liveliness"), "LiteLLM's proxy", timeout_s=120)
-            body = {"model": model, "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
-
-            def rate(url: str) -> Callable[[], float]:
-                request = load.request_bytes("POST", f"{url}/v1/chat/completions", body, {"Authorization": f"Bearer {key}"})
-                plan = load.Plan(port=int(url.rsplit(":", 1)[1]), requests=[request], connections=16, seconds=3.0)
-                return lambda: load.run(plan).check().rate
-
-            sides = [rate(stack.hub_url), rate(peer_url)]
+            sides = [_chats_per_second(url, key, model) for url in (stack.hub_url, peer_url)]
             for warm in sides:
                 warm()
             mine, peer = in_turn(sides)
