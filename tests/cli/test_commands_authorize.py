@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,11 @@ from corral.settings import Settings
 from corral.wire.apikeys import parse_api_key
 from corral.wire.authorized_keys import key_digest
 from corral.wire.signing import DevicePrivateKey
+from fakes_cli import fake_server
 
+KEY_TOLD = 'Key "ci" · use · every model · does not expire. It is shown once:\n'
+NOT_ASKING = "The server that runs here asks nobody for a key.\n→ restart it with CORRAL_LOCAL_AUTH=remote\n"
+SOMEWHERE = "It counts where the server runs with CORRAL_LOCAL_AUTH=remote.\n"
 ADA, BOB = (DevicePrivateKey(bytes([number]) * 32).public for number in (1, 2))
 
 
@@ -74,8 +79,31 @@ def test_key_is_told_once_and_only_its_digest_is_kept(shell: Shell) -> None:
     assert entry.digest == key_digest(made)
 
 
-def test_where_no_server_would_ask_that_is_said(shell: Shell) -> None:
-    assert "CORRAL_LOCAL_AUTH=remote" in shell("key", "ci", CORRAL_LOCAL_AUTH="")[1]
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((200, {"auth": "remote"}), ""),
+        ((200, {"auth": "on"}), ""),
+        ((401, {"error": "unauthorized"}), ""),
+        (
+            (200, {"auth": "off"}),
+            NOT_ASKING,
+        ),
+        ((200, {}), SOMEWHERE),
+        (None, SOMEWHERE),
+    ],
+)
+def test_only_where_no_server_asks_it_is_said_how_one_does(shell: Shell, answer: tuple[int, Any] | None, said: str) -> None:
+    with fake_server({"GET /api/status": answer} if answer else {}) as server:
+        # The server has its own environment, so that this shell may know nothing of its setting.
+        _, told = shell("key", "ci", CORRAL_LOCAL_AUTH="", OLLAMA_HOST=server.host)
+    assert told.replace(KEY_TOLD, "") == said
+
+
+def test_server_of_another_machine_is_not_asked_about_the_file_of_this_one(shell: Shell) -> None:
+    # An address for documentation: whoever asked it would wait.
+    told = shell("key", "ci", CORRAL_LOCAL_AUTH="", OLLAMA_HOST="192.0.2.1:11434")[1]
+    assert told.startswith(SOMEWHERE)
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ async def test_status_names_the_hub_and_what_switched_it_off(
     env: bool, config: bool, cloud: dict[str, Any], local: Local
 ) -> None:
     local.is_off = {"env": env, "config": config}
-    assert (await local.request("GET", "/api/status")).json() == {"cloud": cloud, "hub": local.hub_url}
+    assert (await local.request("GET", "/api/status")).json() == {"cloud": cloud, "hub": local.hub_url, "auth": "off"}
 
 
 async def test_unknown_path_and_wrong_method_answer_as_ollama_does(local: Local) -> None:

@@ -284,6 +284,17 @@ class LocalApi(ServerApi):
         hub = status.get("hub") if isinstance(status, dict) else None
         return hub if isinstance(hub, str) else ""
 
+    def is_asking(self) -> bool | None:
+        """Whether the server asks others for a credential; None where nobody answers, or only who does not tell."""
+        try:
+            status = self.get("/api/status")
+        except ApiError as error:
+            return True if error.code == 401 and "signin_url" not in error.body else None
+        except Failed:
+            return None
+        asks = status.get("auth") if isinstance(status, dict) else None
+        return asks != "off" if isinstance(asks, str) else None
+
     def _refusal(self, status: int, body: Mapping[str, Any], reason: str) -> ApiError:
         """A 401 without a link to sign in at is no hub's that the server passes on, but its own: it wants an API key."""
         error = super()._refusal(status, body, reason)

@@ -1,4 +1,5 @@
-"""authorize: who may use this machine's local server, in the file that it reads. No server and no hub is asked.
+"""authorize: who may use this machine's local server, in the file that it reads. No hub is asked, and that server only
+whether it asks for keys at all.
 
 A new API key is printed alone on standard output, once; everything said about it goes to standard error.
 """
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _VARIABLES = ("CORRAL_AUTHORIZED_KEYS", "CORRAL_LOCAL_AUTH")
 _HEADINGS = ("NAME", "RIGHTS", "MODELS", "FROM", "EXPIRES", "FINGERPRINT")
+#: Long enough for a server that is alive on this machine.
+_STATUS_TIMEOUT_S = 2.0
 _RIGHTS = ("read", "use", "manage")
 
 
@@ -169,5 +172,21 @@ def _object(entry: "AuthorizedKey") -> dict[str, Any]:
 
 
 def _say_whether_it_counts(settings: "Settings") -> None:
-    if settings.local_auth == "off":
+    """What is still to be done before a server asks for the key. The setting is the server's, which this shell need not share."""
+    if settings.local_auth != "off":
+        return
+    is_asking = _is_server_asking(settings)
+    if is_asking is None:
         render.say("It counts where the server runs with CORRAL_LOCAL_AUTH=remote.")
+    elif not is_asking:
+        render.say("The server that runs here asks nobody for a key.\n→ restart it with CORRAL_LOCAL_AUTH=remote")
+
+
+def _is_server_asking(settings: "Settings") -> bool | None:
+    """Whether the server that runs here asks for keys; None where none runs here, or one that does not tell."""
+    from corral.cli.api import LocalApi
+    from corral.main.checkup import is_own_address
+
+    if not (settings.local.is_loopback or is_own_address(settings.local.host)):
+        return None
+    return LocalApi(settings, timeout_s=_STATUS_TIMEOUT_S).is_asking()

@@ -77,7 +77,7 @@ _RELAYED: Final = {
 
 class LocalApi:
     """Handlers of the local server. loaded: the runners, for /api/ps. hub_url: the hub in use, asked for each time. version: the
-    level of Ollama's API."""
+    level of Ollama's API. asks: whom the server asks for a credential, in the words of CORRAL_LOCAL_AUTH."""
 
     def __init__(
         self,
@@ -88,6 +88,7 @@ class LocalApi:
         web: WebSearch | None = None,
         hub_url: Callable[[], str],
         version: str,
+        asks: str = "off",
     ) -> None:
         self._models = models
         self._loaded = loaded
@@ -95,6 +96,7 @@ class LocalApi:
         self._web = web
         self._hub_url = hub_url
         self._version = version
+        self._asks = asks
 
     def endpoints(self) -> list[Endpoint]:
         """Every route of the local server."""
@@ -119,9 +121,10 @@ class LocalApi:
         return json_response({"version": self._version, "corral": corral.__version__})
 
     async def status(self, request: Request) -> Response:
-        """Whether the cloud is switched off, and which hub is the cloud."""
+        """Whether the cloud is switched off, which hub is the cloud, and who is asked for a credential."""
         source = self._cloud.off_by
-        return json_response({"cloud": {"disabled": source != "none", "source": source}, "hub": self._hub_url()})
+        cloud = {"disabled": source != "none", "source": source}
+        return json_response({"cloud": cloud, "hub": self._hub_url(), "auth": self._asks})
 
     async def discovery(self, request: Request) -> Response:
         """That this is a local server, and which hub it uses: whoever takes it for a hub is told."""

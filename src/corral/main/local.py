@@ -92,6 +92,7 @@ async def build_local(settings: Settings) -> AsyncIterator[Built]:
             web=HubSearch(cloud),
             hub_url=hub_url,
             version=OLLAMA_VERSION,
+            asks=settings.local_auth,
         )
         door = _door(settings) if is_secured else None
         guard = LocalGuard(hostname=socket.gethostname(), hosts=[settings.local.host], origins=settings.origins)
