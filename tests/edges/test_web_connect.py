@@ -53,6 +53,15 @@ async def test_page_shows_whose_account_which_device_and_from_where(site: Site) 
     assert "12 seconds ago, from this network" in page.text
 
 
+async def test_time_of_asking_is_that_of_the_first_request_however_often_the_device_polls(site: Site) -> None:
+    browser = await site.signed_in()
+    await site.knock(KEY)
+    for _ in range(3):
+        site.clock.advance(4)
+        link = await site.knock(KEY)
+    assert "12 seconds ago, from this network" in (await browser.get(link)).text
+
+
 async def test_device_on_this_network_may_run_pull_and_manage_but_not_push_unless_ticked(site: Site) -> None:
     page = await asked(site, await site.signed_in())
     assert page.form("/connect").fields["scope"] == ["inference", "models:pull", "keys"]
