@@ -22,7 +22,7 @@ from corral.wire import gguf
 from corral.wire.errors import CorralError
 from corral.wire.manifest import MANIFEST_TYPE
 from corral.wire.names import Digest
-from fakes_models import ARRAY, LLAMA, STRING, Raw, gguf_bytes, gguf_string, manifest_bytes, pairs, u64
+from fakes_models import ARRAY, LLAMA, STRING, U64, Raw, gguf_bytes, gguf_string, manifest_bytes, pairs, u64
 from fakes_registry import digest_of
 
 IMAGE = "application/vnd.ollama.image."
@@ -171,6 +171,19 @@ async def test_t105_f17_file_that_cannot_be_read_is_not_described(describer: Blo
     assert reason in found.note
     assert str(root) not in found.note
     assert [layer.kind for layer in found.layers] == ["model", "license"]
+
+
+@pytest.mark.parametrize("said", [HUGE, 2**70, -1, -(2**70)])
+async def test_t105_number_that_no_database_holds_is_not_told(describer: BlobDescriber, root: Path, said: int) -> None:
+    # Kept, it would have ended the description of everything that was pushed before it, again and again.
+    found = await described(describer, root, {"model": gguf_bytes()}, {**CONFIG, "context_length": said})
+    assert found.facts.context_length == 8192
+    weights = gguf_bytes({**LLAMA, "llama.context_length": Raw(U64, u64(said % 2**64))})
+    found = await described(describer, root, {"model": weights})
+    assert found.facts.context_length is None or found.facts.context_length < HUGE
+    stub = {"remote_host": "https://other.example", "remote_model": "tiny", "context_length": said}
+    found = await described(describer, root, {}, stub)
+    assert (found.facts.kind, found.facts.context_length) == (Kind.STUB, None)
 
 
 @pytest.mark.parametrize("kind", ["template", "params", "system", "license"])

@@ -328,8 +328,8 @@ def _details(config: ModelConfig, facts: WeightFacts | None, *, parent: str) -> 
         families=config.model_families,
         parameter_size=config.model_type or (gguf.format_parameters(facts.parameter_count) if facts else ""),
         quantization_level=_quantization(config, facts),
-        context_length=config.context_length or _count(facts, "context_length"),
-        embedding_length=config.embedding_length or _count(facts, "embedding_length"),
+        context_length=_usable(config.context_length) or _count(facts, "context_length"),
+        embedding_length=_usable(config.embedding_length) or _count(facts, "embedding_length"),
         parent_model=parent,
     )
 
@@ -340,8 +340,13 @@ def _quantization(config: ModelConfig, facts: WeightFacts | None) -> str:
 
 
 def _count(facts: WeightFacts | None, name: str) -> int | None:
-    value = facts.own(name) if facts is not None else None
-    return value if isinstance(value, int) and value > 0 else None
+    return _usable(facts.own(name)) if facts is not None else None
+
+
+def _usable(value: object) -> int | None:
+    """The number, if it can be one of tokens or dimensions. No database holds a larger one, and no client in Go reads an answer
+    with one: a single model would hide all others (T105)."""
+    return value if isinstance(value, int) and 0 < value < 2**63 else None
 
 
 def _all(document: Manifest, media_type: str) -> list[Layer]:
