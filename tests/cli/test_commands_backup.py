@@ -656,6 +656,14 @@ def test_r013_backup_that_is_bad_changes_nothing(
     assert contents(tmp_path / "new") == {}
 
 
+@pytest.mark.parametrize("content", [b"", b"FROM ./tiny.gguf\n", b"GGUF" + bytes(9000), b"\x1f\x8b" + bytes(600)])
+def test_restore_of_what_is_no_backup_says_that(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "Modelfile").write_bytes(content)
+    assert run(["hub", "restore", str(tmp_path / "Modelfile")], env(tmp_path / "new")) == 1
+    said = "Error: this is no backup of a hub\n→ give a file that `corral hub backup` made, not compressed\n"
+    assert capsys.readouterr().err == said
+
+
 def test_r003_restore_that_has_no_room_is_not_begun(
     home: Path, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

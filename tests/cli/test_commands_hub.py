@@ -195,6 +195,46 @@ def test_key_of_an_upstream_is_kept_apart_and_forgotten_with_its_last_model(
     assert run(["hub", "host", "big", "--upstream-key-stdin"], env) == 2
 
 
+def test_model_is_withdrawn_also_where_the_keys_of_upstreams_are_damaged_and_both_is_said(
+    env: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["hub", "host", "far", "--upstream", "http://10.0.0.9:8080"], env) == 0
+    keys = tmp_path / ".corral/upstream-keys.json"
+    keys.write_text("{")
+    keys.chmod(0o600)
+    capsys.readouterr()
+    assert run(["hub", "unhost", "far"], env) == 1
+    assert capsys.readouterr().err == (
+        f"Error: far is no longer offered, but no key was forgotten: {keys} is damaged\n"
+        "→ remove it, and give its keys again: corral hub host … --upstream-key-stdin\n"
+    )
+    with contextlib.closing(sqlite3.connect(tmp_path / ".corral" / "hub.db")) as database:
+        noted = [row[0] for row in database.execute("SELECT action FROM audit_log WHERE subject = 'far:latest' ORDER BY rowid")]
+    assert noted == ["model.host", "model.unhost", "model.unhost_unfinished"]
+    assert run(["hub", "unhost", "far"], env) == 1
+    assert '"far" is not offered' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["passwd", "carol"], "Error: there is no account named carol\n→ corral hub user list\n"),
+        (["add", "Bob"], "Error: that name or e-mail address is already in use\n"),
+        (["add", "b"], "Error: a name has 2 to 39 letters, digits, hyphens or underscores, and begins with a letter or digit\n"),
+    ],
+)
+def test_name_that_will_not_do_is_told_before_a_password_is_asked_for(
+    words: list[str], said: str, env: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "stdin", _Terminal(""))
+    asked: list[str] = []
+    # click reads a hidden answer from the terminal itself, which a test does not have.
+    monkeypatch.setattr(click.termui, "hidden_prompt_func", lambda prompt: asked.append(prompt) or "correct horse battery")
+    assert run(["hub", "user", *words], env) == 1
+    assert (capsys.readouterr().err, asked) == (said, [])
+
+
 def test_t114_what_is_offered_and_withdrawn_is_in_the_audit_log(env: dict[str, str], tmp_path: Path) -> None:
     def noted() -> list[tuple[str, str, str, str]]:
         with contextlib.closing(sqlite3.connect(tmp_path / ".corral" / "hub.db")) as database:

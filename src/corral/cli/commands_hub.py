@@ -90,6 +90,9 @@ def user_add(environment: Environment, name: str, email: str, admin: bool, passw
     from corral.main.services import has_hub, open_hub_services, password_rule
 
     is_new = not has_hub(environment.settings)
+    if not is_new:
+        # A password is not asked for twice, only to say then that the name is taken.
+        _with_hub(environment, lambda hub: hub.accounts.check_free(name, email=email))
     password = secret_from(password_stdin, prompt="Password", option="--password-stdin", confirm=True, rule=password_rule())
 
     async def add() -> "Account":
@@ -142,10 +145,11 @@ def user_passwd(environment: Environment, name: str, password_stdin: bool) -> No
     """Set an account's password. Its browser sessions end."""
     from corral.main.services import password_rule
 
+    account = _with_hub(environment, lambda hub: hub.accounts.named(name))
     rule = password_rule()
     password = secret_from(password_stdin, prompt="New password", option="--password-stdin", confirm=True, rule=rule)
-    _with_hub(environment, lambda hub: hub.accounts.set_password(name, password))
-    render.say(f"Set the password of {render.plain(name)}.")
+    _with_hub(environment, lambda hub: hub.accounts.set_password(account.name, password))
+    render.say(f"Set the password of {account.name}.")
 
 
 @command("promote", variables=_HOME)

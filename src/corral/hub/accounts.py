@@ -303,6 +303,11 @@ class Accounts:
         check_password(password, own_words=(name, email))
         return await self._add(account, await self._passwords.hash(password), actor=actor, network=network)
 
+    async def check_free(self, name: str, *, email: str) -> None:
+        """Whether an account of that name and address could be made, asked before somebody is asked for a password. Raises:
+        invalid, conflict."""
+        await self._check_free(self._new_account(name, email, is_admin=False))
+
     async def list(self) -> Sequence[Account]:
         """Every account, oldest first."""
         return await self._accounts.list()
@@ -413,12 +418,15 @@ class Accounts:
 
     async def _add(self, account: Account, password_hash: str, *, actor: str, network: str) -> Account:
         # Asked first so that the audit log does not tell of accounts that were never made; the store decides in the end.
-        if await self._accounts.by_name(account.name) or await self._accounts.by_email(account.email):
-            raise CorralError("conflict", "that name or e-mail address is already in use", detail={"field": "name"})
+        await self._check_free(account)
         role = "administrator" if account.is_admin else "member"
         await self._record(actor, "account.create", account.id, network=network, note=f"{account.name}, {role}")
         await self._accounts.add(account, password_hash)
         return account
+
+    async def _check_free(self, account: Account) -> None:
+        if await self._accounts.by_name(account.name) or await self._accounts.by_email(account.email):
+            raise CorralError("conflict", "that name or e-mail address is already in use", detail={"field": "name"})
 
     def _new_session(self, account: Account, *, network: str, user_agent: str) -> tuple[BrowserSession, Secret]:
         now = self._clock.now()

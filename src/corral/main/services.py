@@ -5,7 +5,7 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -426,7 +426,7 @@ async def offer_repository(services: HubServices, name: str, *, is_public: bool)
 
 async def withdraw_model(services: HubServices, name: str) -> bool:
     """Offer a model no longer; False when it was not offered. The key of a server that runs no other is forgotten. Raises:
-    bad_request, invalid."""
+    bad_request; invalid and conflict when it is withdrawn, and that key is not forgotten."""
     from corral.wire.names import parse_name
 
     shown = parse_name(name).short
@@ -434,7 +434,13 @@ async def withdraw_model(services: HubServices, name: str) -> bool:
         return False
     async with _audited(services, "model.unhost", shown):
         was_offered = await services.hosted.withdraw(shown)
+    try:
         services.upstream_keys.keep_only(await services.hosted.upstream_urls())
+    except CorralError as error:
+        # The model is gone all the same, which is what was asked for and what the audit log says.
+        await _append(services, "model.unhost_unfinished", shown, note="withdrawn; the keys of upstreams were not looked through")
+        reason = error.message if " → " in error.message else f"{error.message} → the next `corral hub unhost` looks again"
+        raise CorralError(error.code, f"{name} is no longer offered, but no key was forgotten: {reason}") from error
     return was_offered
 
 
@@ -451,16 +457,19 @@ async def _is_offered(services: HubServices, name: str) -> bool:
 @contextlib.asynccontextmanager
 async def _audited(services: HubServices, action: str, subject: str, *, note: str = "") -> AsyncIterator[None]:
     """Write down what the block does on the console before it does it, and that it was refused if it was."""
-    from corral.core.records import AuditEvent
-    from corral.hub.accounts import CONSOLE
-
-    event = AuditEvent(at=services.clock.now(), actor=CONSOLE, action=action, subject=subject, note=note)
-    await services.audit.append(event)
+    await _append(services, action, subject, note=note)
     try:
         yield
     except CorralError as error:
-        await services.audit.append(replace(event, action=f"{action}_refused", note=error.message))
+        await _append(services, f"{action}_refused", subject, note=error.message)
         raise
+
+
+async def _append(services: HubServices, action: str, subject: str, *, note: str) -> None:
+    from corral.core.records import AuditEvent
+    from corral.hub.accounts import CONSOLE
+
+    await services.audit.append(AuditEvent(at=services.clock.now(), actor=CONSOLE, action=action, subject=subject, note=note))
 
 
 def _openness(is_public: bool) -> str:

@@ -171,7 +171,11 @@ def _padding(size_bytes: int) -> bytes:
 
 def read_manifest(source: BinaryIO) -> Manifest:
     """The manifest, which stands first. Raises: invalid for what is no backup, or one that this Corral cannot read."""
-    name, size_bytes = _next_header(source)
+    # Somebody's first mistake is another file altogether, which is neither cut off nor damaged.
+    head = b"".join(_blocks(source, _HEADER))
+    if not head.startswith(MANIFEST.encode()):
+        raise CorralError("invalid", "this is no backup of a hub → give a file that `corral hub backup` made, not compressed")
+    name, size_bytes = _next_header(source, head)
     if name != MANIFEST or not 0 < size_bytes <= _MAX_MANIFEST_BYTES:
         raise _no_backup()
     body = b"".join(_blocks(source, size_bytes))
@@ -231,22 +235,24 @@ def read_members(
         raise CorralError("invalid", "the backup is damaged: it goes on where it should end")
 
 
-def _next_header(source: BinaryIO) -> tuple[str, int]:
-    """Name and size of the next member, which is a plain file. Raises: invalid."""
-    header = _parsed_header(source)
+def _next_header(source: BinaryIO, head: bytes | None = None) -> tuple[str, int]:
+    """Name and size of the next member, which is a plain file. head: where the source was read so far. Raises: invalid."""
+    header = _parsed_header(_exactly(source, _HEADER) if head is None else head)
     long_name = ""
     if header.type == tarfile.GNUTYPE_LONGNAME and 0 < header.size <= _HEADER:
         # The only name that is too long for a header is that of a SHA-512.
         long_name = _exactly(source, _HEADER)[: header.size].rstrip(b"\0").decode("ascii", "replace")
-        header = _parsed_header(source)
+        header = _parsed_header(_exactly(source, _HEADER))
     if header.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or header.size < 0:
         raise CorralError("invalid", "this is not a backup of Corral, or it is damaged: it holds something else than plain files")
     return long_name or header.name, header.size
 
 
-def _parsed_header(source: BinaryIO) -> tarfile.TarInfo:
+def _parsed_header(head: bytes) -> tarfile.TarInfo:
+    if len(head) < _HEADER:
+        raise _cut_off()
     try:
-        return tarfile.TarInfo.frombuf(_exactly(source, _HEADER), "ascii", "replace")
+        return tarfile.TarInfo.frombuf(head, "ascii", "replace")
     except (tarfile.HeaderError, ValueError, OverflowError) as error:
         raise _no_backup() from error
 
@@ -284,7 +290,7 @@ def _blocks(source: BinaryIO, size_bytes: int) -> Iterator[bytes]:
 def _exactly(source: BinaryIO, size_bytes: int) -> bytes:
     content = b"".join(_blocks(source, size_bytes))
     if len(content) < size_bytes:
-        raise CorralError("invalid", "the backup is cut off: it ends before it is complete")
+        raise _cut_off()
     return content
 
 
@@ -294,6 +300,10 @@ def _skip(source: BinaryIO, size_bytes: int) -> None:
 
 def _shown(member: Member) -> str:
     return member.name[: len(BLOBS) + 19]
+
+
+def _cut_off() -> CorralError:
+    return CorralError("invalid", "the backup is cut off: it ends before it is complete")
 
 
 def _no_backup() -> CorralError:

@@ -69,5 +69,6 @@ class UpstreamKeys:
         try:
             kept = msgspec.json.decode(content, type=dict[str, str])
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise CorralError("invalid", f"{self._path} is damaged; remove it and give its keys again") from error
+            mend = "remove it, and give its keys again: corral hub host … --upstream-key-stdin"
+            raise CorralError("invalid", f"{self._path} is damaged → {mend}") from error
         return {url: Secret(key) for url, key in kept.items()}
