@@ -18,6 +18,8 @@ _TAGS = frozenset(
     td tfoot th thead tr u ul var
     """.split()  # noqa: SIM905 - easier to read than forty quoted words
 )
+#: What a picture is marked with that is the words of a link.
+_IN_LINK = "is_in_link"
 #: A page has its own h1 and h2.
 _SHIFT = 2
 
@@ -45,6 +47,7 @@ def _tools() -> _Tools:
     markdown = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
     markdown.add_render_rule("image", _render_image)
     markdown.core.ruler.push("lower_headings", _lower_headings)
+    markdown.core.ruler.push("mark_linked_images", _mark_linked_images)
     cleaner = nh3.Cleaner(
         tags=set(_TAGS),
         clean_content_tags={"script", "style", "title", "iframe", "noscript", "template", "svg", "math"},
@@ -61,10 +64,20 @@ def _render_image(renderer: Any, tokens: Sequence[Any], index: int, options: Any
 
     token = tokens[index]
     words = renderer.renderInlineAsText(token.children or [], options, env) or "picture"
-    links = [before.type for before in tokens[:index]]
-    if links.count("link_open") > links.count("link_close"):
+    if token.meta.get(_IN_LINK):
         return str(escapeHtml(words))
     return f'<a href="{escapeHtml(str(token.attrGet("src") or ""))}">{escapeHtml(words)}</a>'
+
+
+def _mark_linked_images(state: Any) -> None:
+    # Here, in one go: a picture that looked for itself what comes before it would make many of them take the square of the time.
+    for token in state.tokens:
+        depth = 0
+        for inner in token.children or ():
+            if inner.type == "image":
+                inner.meta[_IN_LINK] = depth > 0
+            elif inner.type in ("link_open", "link_close"):
+                depth += inner.nesting
 
 
 def _lower_headings(state: Any) -> None:
