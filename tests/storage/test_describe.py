@@ -186,6 +186,14 @@ async def test_t105_number_that_no_database_holds_is_not_told(describer: BlobDes
     assert (found.facts.kind, found.facts.context_length) == (Kind.STUB, None)
 
 
+async def test_t105_layers_elsewhere_that_claim_more_than_a_database_holds_are_told(describer: BlobDescriber) -> None:
+    elsewhere = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+    layers = [{"mediaType": elsewhere, "digest": str(Digest(f"{n:064x}")), "size": HUGE - 1, "urls": ["u"]} for n in range(3)]
+    body = json.dumps({"schemaVersion": 2, "mediaType": OCI, "layers": layers}).encode()
+    found = await describer.describe(StoredManifest(digest=digest_of(body), media_type=OCI, body=body))
+    assert (found.facts.kind, found.facts.size_bytes) == (Kind.ARTIFACT, HUGE - 1)
+
+
 @pytest.mark.parametrize("kind", ["template", "params", "system", "license"])
 async def test_f17_text_layer_that_is_no_text_of_reason_is_not_read(describer: BlobDescriber, root: Path, kind: str) -> None:
     found = await described(describer, root, {"model": gguf_bytes(), kind: b" " * ((1 << 20) + 1)})

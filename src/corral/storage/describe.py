@@ -34,6 +34,8 @@ _MODEL_LAYERS = "application/vnd.ollama.image."
 _MAX_TEXT = 64 << 10
 _MAX_PARAMETERS, _MAX_VALUE = 100, 400
 _MAX_LAYERS, _MAX_KIND = 50, 100
+#: That a database holds.
+_LARGEST = 2**63 - 1
 #: A description knows neither what its model is called nor since when.
 _TIMELESS = datetime.fromtimestamp(0, UTC)
 _NAMELESS = ModelName(DEFAULT_HOST, DEFAULT_NAMESPACE, "model", DEFAULT_TAG)
@@ -175,7 +177,8 @@ def _parameters_of(model: Model) -> tuple[tuple[str, str], ...]:
 
 def _size_of(image: ImageManifest) -> int:
     blobs = (*image.layers, *([image.config] if image.config else ()))
-    return sum({blob.digest: blob.size_bytes for blob in blobs}.values())
+    # Nobody checks what is said of layers that are elsewhere.
+    return min(sum({blob.digest: blob.size_bytes for blob in blobs}.values()), _LARGEST)
 
 
 def _layers_of(image: ImageManifest) -> tuple[LayerFacts, ...]:
