@@ -130,6 +130,15 @@ async def test_texts_and_rows_are_cut_at_what_a_page_can_bear(describer: BlobDes
     assert {len(value) for _, value in found.parameters} == {400}
 
 
+async def test_t081_words_that_would_turn_their_row_around_are_written_out(describer: BlobDescriber, root: Path) -> None:
+    turned = "a\u202eb\u001b[31m"
+    config = {**CONFIG, "model_family": turned, "model_type": turned, "file_type": turned}
+    layers = {"model": gguf_bytes(), "params": json.dumps({turned: turned}).encode(), turned: b"x"}
+    found = await described(describer, root, layers, config)
+    facts, inert = found.facts, "a\\u202eb\\u001b[31m"
+    assert {facts.family, facts.parameter_size, facts.quantization, *found.parameters[0], found.layers[-1].kind} == {inert}
+
+
 async def test_many_layers_are_counted_and_some_told(describer: BlobDescriber, root: Path) -> None:
     body = json.dumps(
         {

@@ -30,6 +30,7 @@ from corral.hub.quotas import Quotas
 from corral.wire.errors import CorralError
 from corral.wire.names import DEFAULT_NAMESPACE, DEFAULT_TAG, cloud_tag, parse_name
 from corral.wire.repositories import RepositoryName, parse_repository
+from corral.wire.text import one_line
 from corral.wire.units import format_size
 
 _ON_FRONT_PAGE = 10
@@ -136,9 +137,9 @@ def facts_of(hosted: HostedModel) -> Facts | None:
     return Facts(
         kind=Kind.MODEL,
         size_bytes=model.size_bytes,
-        family=model.details.family,
-        parameter_size=model.details.parameter_size,
-        quantization=model.details.quantization_level,
+        family=one_line(model.details.family),
+        parameter_size=one_line(model.details.parameter_size),
+        quantization=one_line(model.details.quantization_level),
         context_length=model.details.context_length,
         capabilities=model.capabilities,
     )

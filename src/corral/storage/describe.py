@@ -24,6 +24,7 @@ from corral.wire.errors import CorralError
 from corral.wire.manifest import CONFIG_TYPE, MAX_CONFIG_BYTES, MODEL_LAYER, ModelConfig, parse_config
 from corral.wire.names import DEFAULT_HOST, DEFAULT_NAMESPACE, DEFAULT_TAG, ModelName
 from corral.wire.registry import Descriptor, ImageManifest, parse_image_manifest
+from corral.wire.text import one_line
 
 _CHILD = Path(__file__).with_name("describe_child.py")
 _PATIENCE_S = 5.0
@@ -35,7 +36,7 @@ _MAX_TEXT = 64 << 10
 _MAX_PARAMETERS, _MAX_VALUE = 100, 400
 _MAX_LAYERS, _MAX_KIND = 50, 100
 #: That a database holds.
-_LARGEST = 2**63 - 1
+_LARGEST = (1 << 63) - 1
 #: A description knows neither what its model is called nor since when.
 _TIMELESS = datetime.fromtimestamp(0, UTC)
 _NAMELESS = ModelName(DEFAULT_HOST, DEFAULT_NAMESPACE, "model", DEFAULT_TAG)
@@ -150,9 +151,9 @@ def _description_of(stored: StoredManifest, image: ImageManifest, model: Model) 
         facts=Facts(
             kind=Kind.STUB if model.is_stub else Kind.MODEL,
             size_bytes=_size_of(image),
-            family=details.family[:_MAX_KIND],
-            parameter_size=details.parameter_size[:_MAX_KIND],
-            quantization=details.quantization_level[:_MAX_KIND],
+            family=_shown(details.family),
+            parameter_size=_shown(details.parameter_size),
+            quantization=_shown(details.quantization_level),
             context_length=details.context_length,
             capabilities=model.capabilities,
         ),
@@ -168,7 +169,7 @@ def _description_of(stored: StoredManifest, image: ImageManifest, model: Model) 
 def _parameters_of(model: Model) -> tuple[tuple[str, str], ...]:
     """One row per value of a list, as a Modelfile has them."""
     rows = [
-        (name[:_MAX_KIND], str(item)[:_MAX_VALUE])
+        (_shown(name), one_line(str(item)[:_MAX_VALUE]))
         for name, value in sorted(model.parameters.items())
         for item in (value if isinstance(value, list | tuple) else (value,))
     ]
@@ -186,4 +187,9 @@ def _layers_of(image: ImageManifest) -> tuple[LayerFacts, ...]:
 
 
 def _kind_of(layer: Descriptor) -> str:
-    return layer.media_type.removeprefix(_MODEL_LAYERS)[:_MAX_KIND]
+    return _shown(layer.media_type.removeprefix(_MODEL_LAYERS))
+
+
+def _shown(text: str) -> str:
+    """A word of a stranger's, which stands in a row with others: it may not turn that row around (T81)."""
+    return one_line(text[:_MAX_KIND])
