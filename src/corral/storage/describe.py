@@ -178,8 +178,9 @@ def _parameters_of(model: Model) -> tuple[tuple[str, str], ...]:
 
 def _size_of(image: ImageManifest) -> int:
     blobs = (*image.layers, *([image.config] if image.config else ()))
+    total: int = sum({blob.digest: blob.size_bytes for blob in blobs}.values())
     # Nobody checks what is said of layers that are elsewhere.
-    return min(sum({blob.digest: blob.size_bytes for blob in blobs}.values()), _LARGEST)
+    return min(total, _LARGEST)
 
 
 def _layers_of(image: ImageManifest) -> tuple[LayerFacts, ...]:
