@@ -298,6 +298,7 @@ async def wired(
             clock=FakeClock(),
             entropy=SeededEntropy(),
             user_agent="corral/test",
+            device_name="ada's box",
             stall_s=stall_s,
             proxies=proxies,
         )

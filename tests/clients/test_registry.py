@@ -205,6 +205,21 @@ async def test_push_is_signed_for_at_once() -> None:
     assert to.keys.wanted == 1
 
 
+async def test_name_of_the_device_is_told_to_the_registry_it_pushes_to_and_to_nobody_else(small_parts: None) -> None:
+    async with wired() as to, wired() as storage:
+        registry = HonestRegistry(to.at, demands="signed", redirects_parts=True)
+        registry.direct_url = storage.at.url
+        HonestRegistry(storage.at).uploads = registry.uploads
+        await send(to, CONTENT)
+        pushed = len(to.at.asked)
+        await to.client.manifest(to.repository, "latest")
+    told = [(asked.path, asked.headers.get("corral-device-name")) for asked in to.at.asked]
+    assert {name for path, name in told[:pushed] if path != "/token"} == {"ada's box"}
+    assert {name for path, name in told if path == "/token"} == {None}
+    assert {name for _, name in told[pushed:]} == {None}
+    assert not [asked for asked in storage.at.asked if "corral-device-name" in asked.headers]
+
+
 async def test_token_that_ran_out_in_the_middle_of_a_push_is_renewed() -> None:
     async with wired() as to:
         registry = HonestRegistry(to.at, demands="signed")

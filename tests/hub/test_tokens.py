@@ -288,6 +288,9 @@ async def test_unknown_device_gets_a_visitors_token_that_leads_to_the_connect_pa
     assert asked.signin_url == f"{HUB}/connect?name=device&key={LAPTOP.public.encoded}&code={sighting.code}"
     came = await hub.visitor(bearer(hub.tokens.issue(asked, []).text.reveal(), "GET", MANIFEST))
     assert came == asked
+    pushes = bearer(hub.tokens.issue(asked, []).text.reveal(), "PUT", MANIFEST)
+    named = await hub.visitor(replace(pushes, headers=pushes.headers | {"corral-device-name": ["finch"]}))
+    assert named.signin_url == asked.signin_url.replace("name=device", "name=finch")
     hub.clock.advance(901)
     later = await hub.visitor(bearer(hub.tokens.issue(asked, []).text.reveal(), "GET", MANIFEST))
     assert later.signin_url == f"{HUB}/connect?name=device&key={LAPTOP.public.encoded}"

@@ -13,7 +13,6 @@ import base64
 import errno
 import io
 import platform
-import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -29,11 +28,11 @@ from yarl import URL
 
 from corral.core.ports import Clock, DeviceKeys, Entropy, HubCall, HubMemory, HubReply, HubTerms
 from corral.wire.discovery import (
-    DEVICE_NAME_HEADER,
     DISCOVERY_PATH,
     STOCK,
     STRONG,
     HubAddress,
+    device_name_header,
     parse_discovery,
     parse_hub_address,
     refuse_local_server,
@@ -118,7 +117,7 @@ class HubClient:
         self._entropy = entropy
         self._session = session
         self._own_headers = (
-            (DEVICE_NAME_HEADER, re.sub(r"[^ -~]+", "-", device_name).strip()[:100] or "device"),
+            device_name_header(device_name),
             # A coded stream would wait for full blocks.
             ("accept-encoding", "identity"),
         )

@@ -28,7 +28,7 @@ from corral.clients.hub import reason_of
 from corral.clients.reach import GuardedResolver, Reach, is_loopback
 from corral.core.ports import Clock, DeviceKeys, Entropy
 from corral.core.transfer_ports import RemoteRepository
-from corral.wire.discovery import HubAddress, origin_of
+from corral.wire.discovery import HubAddress, device_name_header, origin_of
 from corral.wire.errors import CorralError
 from corral.wire.proxies import ProxyRules
 from corral.wire.registry import Challenge, parse_challenge, token_request_url
@@ -110,7 +110,8 @@ def open_registry_session(resolver: GuardedResolver) -> aiohttp.ClientSession:
 
 class RegistryTransport:
     """Sends `Call`s. keys: of this device; None for a client that never proves who it is. stall_s: how long an answer
-    may pause. proxies: by what https is spoken; http never goes by one, since then nothing would prove who is behind it."""
+    may pause. device_name: this machine's host name, told to whom it pushes, so that whoever connects it there knows it again.
+    proxies: by what https is spoken; http never goes by one, since then nothing would prove who is behind it."""
 
     def __init__(
         self,
@@ -121,6 +122,7 @@ class RegistryTransport:
         clock: Clock,
         entropy: Entropy,
         user_agent: str,
+        device_name: str = "",
         stall_s: float = 30.0,
         proxies: ProxyRules | None = None,
     ) -> None:
@@ -130,6 +132,7 @@ class RegistryTransport:
         self._clock = clock
         self._entropy = entropy
         self._user_agent = user_agent
+        self._name_header = dict([device_name_header(device_name)] if device_name else [])
         self._stall_s = stall_s
         self._proxies = proxies or ProxyRules()
         self._standings: OrderedDict[tuple[str, str], _Standing] = OrderedDict()
@@ -299,6 +302,9 @@ class RegistryTransport:
         if place == home:
             if token:
                 headers["Authorization"] = f"Bearer {token}"
+            if call.writes:
+                # A refused push is answered with a link, which somebody opens elsewhere; nobody else needs the name.
+                headers.update(self._name_header)
             reach = Reach.ANY
         else:
             if home.scheme == "https" and place.scheme != "https":

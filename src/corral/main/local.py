@@ -194,6 +194,7 @@ async def registry_client(settings: Settings) -> "AsyncIterator[RegistryClient]"
             clock=clock,
             entropy=entropy,
             user_agent=user_agent(corral.__version__),
+            device_name=device_name(),
             proxies=settings.proxies,
         )
         yield RegistryClient(transport, sleep=asyncio.sleep, entropy=entropy)

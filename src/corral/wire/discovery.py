@@ -6,6 +6,7 @@ take the spelling of loopback.
 """
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
@@ -25,6 +26,11 @@ DEVICE_NAME_HEADER: Final = "corral-device-name"
 STRONG: Final = TAG
 STOCK: Final = "stock"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def device_name_header(name: str) -> tuple[str, str]:
+    """The header, with so much of a machine's name as a header may hold."""
+    return DEVICE_NAME_HEADER, re.sub(r"[^ -~]+", "-", name).strip()[:100] or "device"
 
 
 @dataclass(frozen=True, slots=True)
