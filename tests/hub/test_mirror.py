@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -624,6 +624,40 @@ async def test_too_many_models_at_once_are_put_off(upstream: FakeUpstream) -> No
     async with hub.opened(upstream, RULES, MirrorLimits(models_at_once=1, keep_free_bytes=0)):
         await hub.mirrored.manifest(TINY, "latest", None)
         assert await code_of(hub.pull("library/other")) == "busy"
+
+
+class SlowBeside(FakeUpstream):
+    """An upstream beside one that answers and then sends nothing."""
+
+    async def manifest(self, repository: RemoteRepository, reference: str) -> RemoteManifest | None:
+        return await super().manifest(replace(repository, base_url=UPSTREAM), reference)
+
+    async def read_blob(self, repository: RemoteRepository, digest: Digest, *, first: int, count: int) -> AsyncIterator[bytes]:
+        if repository.base_url != UPSTREAM:
+            await asyncio.Event().wait()
+        async for chunk in super().read_blob(repository, digest, first=first, count=count):
+            yield chunk
+
+
+async def test_t102_upstream_that_sends_nothing_does_not_keep_another_s_models_away() -> None:
+    hub, upstream = Mirrored(), SlowBeside()
+    upstream.push_model("library/tiny", WEIGHTS)
+    upstream.push_model("slow", MORE)
+    rules = (*RULES, "slow.example/*=https://slow.example/")
+    async with hub.opened(upstream, rules, MirrorLimits(models_at_once=1, keep_free_bytes=0)):
+        await hub.mirrored.manifest(parse_repository("slow.example/slow"), "latest", None)
+        assert (await hub.pull())[0] == WEIGHTS
+
+
+async def test_t102_questions_to_an_upstream_that_does_not_answer_do_not_pile_up(upstream: FakeUpstream) -> None:
+    hub = Mirrored()
+    upstream.hold_answers = asyncio.Event()
+    async with hub.opened(upstream, RULES, MirrorLimits(answer_s=0.01, questions_at_once=1, max_queue=3)):
+        codes = [await code_of(hub.pull(f"library/name-{number}")) for number in range(5)]
+        assert codes == ["upstream_failed"] * 3 + ["busy"] * 2
+        upstream.hold_answers.set()
+        await hub.settle()
+        assert (await hub.pull())[0] == WEIGHTS
 
 
 async def test_r003_mirror_stops_before_the_disk_is_full(hub: Mirrored) -> None:

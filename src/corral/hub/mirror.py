@@ -59,9 +59,10 @@ class _Place:
 
 @dataclass(slots=True)
 class _Arrival:
-    """A manifest whose blobs are being fetched. answers: it and, of an index, those below it, by tag or digest as text.
-    sizes: of the blobs."""
+    """A manifest whose blobs are being fetched. base_url: its upstream. answers: it and, of an index, those below it, by tag or
+    digest as text. sizes: of the blobs."""
 
+    base_url: str
     answers: dict[str, StoredManifest] = field(default_factory=dict)
     sizes: dict[Digest, int] = field(default_factory=dict)
 
@@ -132,6 +133,7 @@ class Mirror:
             return
         size_bytes = self._arriving_size(kept, digest)
         if size_bytes is None:
+            self._blobs.check_queue(kept.remote)
             async with patience(kept.remote, self._limits.answer_s):
                 size_bytes = await self._blobs.size_of(kept, digest)
         if size_bytes is not None:
@@ -177,6 +179,7 @@ class Mirror:
             # That something does not exist upstream is remembered as well, and does not make away with what is kept.
             if self._remembered.holds(question) or (kept is not None and self._remembered.holds(question.when_fresh)):
                 return kept
+            self._blobs.check_queue(place.remote)
             async with patience(place.remote, self._limits.answer_s if kept is None else self._limits.kept_answer_s):
                 return await self._shared.do(question, lambda: self._ask(place, wanted, question)) or kept
         except CorralError as error:
@@ -235,10 +238,11 @@ class Mirror:
         if arrival is not None:
             arrival.answers |= answers
             return
-        if len(self._arrivals) >= self._limits.models_at_once:
-            raise CorralError("busy", "too many models are being fetched from their registries; try again", retry_after_s=30)
+        # Per upstream: one that sends a byte now and then must not keep the others' models away for ever (T102).
+        if sum(one.base_url == kept.remote.base_url for one in self._arrivals.values()) >= self._limits.models_at_once:
+            raise CorralError("busy", "too many models are being fetched from their registry; try again", retry_after_s=30)
         self._check_sizes(kept.remote, [new])
-        arrival = self._arrivals[kept.repository.id, digest] = _Arrival(answers, dict(new.blobs))
+        arrival = self._arrivals[kept.repository.id, digest] = _Arrival(kept.remote.base_url, answers, dict(new.blobs))
         self._shared.begin(("arrival", kept.repository.id, digest), lambda: self._keep(kept, new, arrival, question))
 
     async def _keep(self, kept: Kept, new: NewManifest, arrival: _Arrival, question: Question) -> None:

@@ -5,7 +5,7 @@ Also the words of a mirror: what it is bounded by, what it asks, and how an upst
 
 import asyncio
 import contextlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -31,7 +31,8 @@ class MirrorLimits:
     """How often upstreams are asked, and how much is taken from them. fresh_s, absent_s, failed_s: for how long an answer holds
     that something is so, that it does not exist, and that it cannot be had. answer_s, kept_answer_s: how long somebody waits for
     an upstream that does not answer, where nothing is kept and where something is. lease: of a blob whose manifest is not stored
-    yet. max_manifests, max_index_bytes: below an index. keep_free_bytes: of the disk, for what people push."""
+    yet. max_manifests, max_index_bytes: below an index. keep_free_bytes: of the disk, for what people push. models_at_once and
+    those below it: per upstream. max_queue: questions that are asked or wait for their turn."""
 
     fresh_s: float = 900
     absent_s: float = 60
@@ -46,6 +47,7 @@ class MirrorLimits:
     models_at_once: int = 8
     blobs_at_once: int = 4
     questions_at_once: int = 16
+    max_queue: int = 256
     lease: timedelta = timedelta(hours=48)
 
 
@@ -97,13 +99,24 @@ class MirrorBlobs:
         # Per upstream: a slow one must not hold up the others.
         self._streams = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(limits.blobs_at_once))
         self._questions = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(limits.questions_at_once))
+        self._queued = Counter[str]()
 
     @contextlib.asynccontextmanager
     async def asking(self, remote: RemoteRepository) -> AsyncIterator[None]:
         """Around a question to an upstream: not too many at once, and its failures told as such."""
-        async with self._questions[remote.base_url]:
-            with upstream_trouble(remote):
-                yield
+        self._queued[remote.base_url] += 1
+        try:
+            async with self._questions[remote.base_url]:
+                with upstream_trouble(remote):
+                    yield
+        finally:
+            self._queued[remote.base_url] -= 1
+
+    def check_queue(self, remote: RemoteRepository) -> None:
+        """Refuse a client's question while an upstream has more of them than it answers: anybody may ask for any name, and a
+        question goes on for minutes when whoever asked has long gone (T102). Raises: busy."""
+        if self._queued[remote.base_url] >= self._limits.max_queue:
+            raise CorralError("busy", "too many questions wait for the registry behind this mirror; try again", retry_after_s=5)
 
     async def is_here(self, kept: Kept, digest: Digest) -> bool:
         """Whether the repository has the blob."""
