@@ -420,15 +420,44 @@ async def test_error_headers_are_sent_in_every_dialect(dialect: Dialect) -> None
     assert (answer.status, answer.headers["content-range"]) == (416, "bytes */5")
 
 
-async def test_streamed_body_is_not_read_before_the_caller_is_known() -> None:
+async def test_streamed_body_is_not_read_before_the_caller_is_known_and_ends_when_they_are_confirmed() -> None:
+    confirmed: list[str] = []
+
+    async def confirm(principal: Principal) -> None:
+        confirmed.append(principal.account.name)
+
     async def take(request: Request) -> Response:
+        assert not confirmed
         return json_response({"read": (await body_stream(request).read(100)).decode()})
 
     rows = [endpoint("PUT", "/x", take, Access(CLIENT_PROOFS), streams_body=True)]
-    caller = Caller(App(rows, AppOptions(authenticate=authenticate)))
+    caller = Caller(App(rows, AppOptions(authenticate=authenticate, confirm=confirm)))
     assert (await caller.request("PUT", "/x", body=b"abc")).status == 401
     taken = await caller.request("PUT", "/x", body=b"abc", headers={"authorization": "api-key"})
     assert taken.json() == {"read": "abc"}
+    assert len(confirmed) == 1
+
+
+async def test_t062_streamed_body_of_whoever_is_not_confirmed_has_no_end() -> None:
+    seen: list[bytes] = []
+
+    async def refuse(principal: Principal) -> None:
+        raise CorralError("unauthorized")
+
+    async def take(request: Request) -> Response:
+        async for part in body_stream(request):
+            seen.append(part)
+        return json_response({})
+
+    rows = [endpoint("PUT", "/x", take, Access(CLIENT_PROOFS), streams_body=True)]
+    caller = Caller(App(rows, AppOptions(authenticate=authenticate, confirm=refuse)))
+    refused = await caller.request("PUT", "/x", body=b"abc", headers={"authorization": "api-key"})
+    assert (refused.status, seen) == (401, [])
+
+
+def test_t062_server_that_confirms_nobody_streams_no_body_of_theirs() -> None:
+    with pytest.raises(TypeError, match="confirms no sender"):
+        App([endpoint("PUT", "/x", hello, Access(CLIENT_PROOFS), streams_body=True)], AppOptions(authenticate=authenticate))
 
 
 async def test_visitor_is_let_through_where_a_route_is_open_and_nowhere_else() -> None:

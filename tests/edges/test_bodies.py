@@ -142,7 +142,7 @@ def stream_of(messages: Iterable[object], length: int | None, *, memory: Memory 
         return {"type": "http.request", "body": message, "more_body": True}
 
     headers = {"transfer-encoding": ["chunked"]} if length is None else {"content-length": [str(length)]}
-    return BodyStream(headers, receive, StreamLimits(**limits), memory)  # type: ignore[arg-type]
+    return BodyStream(headers, receive, StreamLimits(**limits), memory=memory)  # type: ignore[arg-type]
 
 
 async def test_stream_whole_gives_the_parts_as_they_came() -> None:

@@ -55,7 +55,6 @@ class Served:
             repositories=self.hub.repositories,
             tickets=tickets,
             public_url=public_url,
-            authenticate=self.identity.credentials.authenticate,
             on_pull=lambda name: self.pulled.append(str(name)),
         )
         tokens = token_endpoints(
@@ -65,6 +64,7 @@ class Served:
         )
         options = AppOptions(
             authenticate=self.identity.credentials.authenticate,
+            confirm=self.identity.credentials.confirm,
             guard=registry_guard(public_url),
             challenge=registry_challenge(public_url, self.identity.tokens.service),
             fallback=lambda path: Dialect.REGISTRY,

@@ -111,6 +111,20 @@ def test_f02_single_upload_that_breaks_off_leaves_nothing(registry: Registry) ->
     assert registry.call("POST", target, content).status == 201
 
 
+def test_t062_part_under_way_when_its_key_is_revoked_counts_for_nothing(registry: Registry) -> None:
+    path, key = registry.begin_upload(), registry.stack.add_key("alice", "models:pull", "models:push")
+    proof = "Basic " + b64encode(f"alice:{key}".encode()).decode()
+    head = registry.head("PATCH", path, Authorization=proof, Content_Length=str(MIB), Expect="100-continue")
+    with registry.connect() as connection:
+        connection.sendall(head)
+        assert status_of(connection.recv(65536)) == 100
+        connection.sendall(BLOB[: MIB // 2])
+        registry.stack.corral("hub", "key", "revoke", "alice", key.removeprefix("crlk_")[:10])
+        connection.sendall(BLOB[MIB // 2 : MIB])
+        assert status_of(connection.recv(65536)) == 401
+    assert registry.call("GET", path).headers["range"] == "0-0"
+
+
 # ── Answers that come before the body ends ───────────────────────────────────────────────────────────────────────────
 
 

@@ -207,6 +207,28 @@ async def test_removed_line_is_refused_on_the_very_next_request() -> None:
     await refusal(door, signed())
 
 
+@pytest.mark.parametrize("left", [[], [ADA_LINE], [f"rights=read {KEY_LINE}"], [f"expires=2001-01-01 {KEY_LINE}"]])
+async def test_t062_sender_whose_line_is_gone_or_changed_is_not_confirmed_when_the_body_has_come(left: list[str]) -> None:
+    door = Door(ADA_LINE, KEY_LINE)
+    sender = await let_in(door, with_key())
+    await door.confirm(sender)
+    door.lines = ["# Another line above moves it.", KEY_LINE]
+    await door.confirm(sender)
+    door.lines = left
+    with pytest.raises(CorralError, match="unauthorized"):
+        await door.confirm(sender)
+
+
+async def test_t062_sender_whose_line_expires_is_not_confirmed_when_the_body_has_come() -> None:
+    door = Door(f'expires="{(NOON + timedelta(seconds=10)).isoformat()}" {KEY_LINE}')
+    sender = await let_in(door, with_key())
+    door.clock.advance(9)
+    await door.confirm(sender)
+    door.clock.advance(1)
+    with pytest.raises(CorralError, match="unauthorized"):
+        await door.confirm(sender)
+
+
 async def test_line_counts_until_it_expires() -> None:
     door = Door(f'expires="{(NOON + timedelta(seconds=10)).isoformat()}" {KEY_LINE}')
     door.clock.advance(9)

@@ -3,8 +3,9 @@
 A request passes, in this order: the strict checks of `_refuse_malformed` → the server's guard (Host and Origin rules) → the route
 table → the bounded body (of whoever has to show a credential, only when there is one; on routes that stream it, never here) →
 authentication (last: who was let in first could bring the body after the credential was revoked) → the route's `Access` → the
-handler. Whatever raises a `CorralError` on the way is answered in the dialect of the route. Nothing here decides by path:
-permissions are part of the route table, and an endpoint cannot be made without one.
+handler. A streamed body comes after all that, so its sender is confirmed when its end is here, before the handler has the last
+part of it (T62). Whatever raises a `CorralError` on the way is answered in the dialect of the route. Nothing here decides by
+path: permissions are part of the route table, and an endpoint cannot be made without one.
 `request.url` and `request.base_url` are never used, since they are rebuilt from the Host header.
 """
 
@@ -18,6 +19,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from http import HTTPStatus
 from urllib.parse import quote
 
@@ -36,6 +38,8 @@ from corral.wire.errors import CorralError, anthropic_body, native_body, openai_
 
 Handler = Callable[[Request], Awaitable[Response]]
 Authenticate = Callable[[RequestFacts], Awaitable[Principal | Visitor | None]]
+#: Whether who was let in would be let in still, without the proof: that may be spent. Raises: unauthorized, unavailable.
+Confirm = Callable[[Principal], Awaitable[None]]
 
 MAX_HEADER_BYTES = 16 * 1024
 #: Enough for every request that holds no prompt.
@@ -174,6 +178,11 @@ def caller_of(request: Request) -> Principal:
     return caller
 
 
+def admit(request: Request, caller: Principal) -> None:
+    """Note who sends this, when only the handler could find it out: by an address that it gave out."""
+    request.scope["corral.principal"] = caller
+
+
 def maybe_visitor(request: Request) -> Visitor | None:
     """Who sends this, when it is somebody who proved to be nobody in particular."""
     visitor: Visitor | None = request.scope.get("corral.visitor")
@@ -199,15 +208,16 @@ class _JsonResponse(Response):
 class AppOptions:
     """How a server wants its application.
 
-    fallback: dialect for a path without a route. trusted_proxies: networks whose X-Forwarded-For and X-Forwarded-Proto are
-    believed. asks: (address of the caller, headers) -> whether a request from there without a credential is refused on open
-    routes, too, before its body is read. response_headers: added to every answer. body_limits, stream_limits: how slow and how
-    many bodies may be. challenge: the WWW-Authenticate of a 401 in the registry's dialect. redirects_slashes: whether a slash too
-    many at a path's end leads to the route without it, and a wrong method is told in the words for no route at all, as Ollama's
-    framework does.
+    confirm: needed where a route that demands credentials streams its body. fallback: dialect for a path without a route.
+    trusted_proxies: networks whose X-Forwarded-For and X-Forwarded-Proto are believed. asks: (address of the caller, headers) ->
+    whether a request from there without a credential is refused on open routes, too, before its body is read. response_headers:
+    added to every answer. body_limits, stream_limits: how slow and how many bodies may be. challenge: the WWW-Authenticate of a
+    401 in the registry's dialect. redirects_slashes: whether a slash too many at a path's end leads to the route without it, and
+    a wrong method is told in the words for no route at all, as Ollama's framework does.
     """
 
     authenticate: Authenticate | None = None
+    confirm: Confirm | None = None
     asks: Callable[[str, dict[str, list[str]]], bool] = lambda network, headers: False
     guard: Guard | None = None
     error_page: ErrorPage | None = None
@@ -241,6 +251,8 @@ class App:
                 raise TypeError(f"{row.path} declares no access")
             if row.access.proofs and self.options.authenticate is None:
                 raise TypeError(f"{row.path} demands credentials of a server that checks none")
+            if row.access.proofs and row.streams_body and self.options.confirm is None:
+                raise TypeError(f"{row.path} streams its body to a server that confirms no sender")
             methods = by_path.setdefault(row.path, {})
             for method in row.methods:
                 if method in methods:
@@ -310,7 +322,8 @@ class App:
         if _CREDENTIAL_HEADERS.isdisjoint(headers) and self._asks(row, scope, headers):
             raise CorralError("unauthorized")
         if row.streams_body:
-            scope["corral.body"] = BodyStream(headers, receive, self.options.stream_limits, self._memory)
+            confirm = partial(self._confirm, scope)
+            scope["corral.body"] = BodyStream(headers, receive, self.options.stream_limits, memory=self._memory, confirm=confirm)
         body = b"" if row.streams_body else await self._bodies.read(headers, receive, row.max_body_bytes)
         facts = scope["corral.facts"] = _facts(scope, headers, body)
         if self.options.authenticate:
@@ -347,6 +360,11 @@ class App:
             scope["corral.visitor"] = caller
         elif not row.access.is_public:
             raise CorralError("unauthorized")
+
+    async def _confirm(self, scope: Scope) -> None:
+        caller: Principal | None = scope.get("corral.principal")
+        if caller is not None and self.options.confirm is not None:
+            await self.options.confirm(caller)
 
     def _find(self, scope: Scope) -> Endpoint:
         found = self._routes.find(scope["path"])

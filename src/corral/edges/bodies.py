@@ -7,7 +7,7 @@ the server wait and keep bytes; how long and how many is bounded here. A streame
 import asyncio
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,10 +77,17 @@ class Memory:
 
 class BodyStream:
     """A body as it arrives. Iterate once; nothing is read before. declared_bytes: its Content-Length, 0 for no body, None when
-    the sender does not say (chunked transfer). memory: of the server, for a body that is read whole."""
+    the sender does not say (chunked transfer). memory: of the server, for a body that is read whole. confirm: awaited when all of
+    a body has come, before its last part is given; what it raises, whoever iterates gets in place of that part."""
 
     def __init__(
-        self, headers: Mapping[str, Sequence[str]], receive: Receive, limits: StreamLimits, memory: Memory | None = None
+        self,
+        headers: Mapping[str, Sequence[str]],
+        receive: Receive,
+        limits: StreamLimits,
+        *,
+        memory: Memory | None = None,
+        confirm: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         lengths = headers.get("content-length", ())
         if len(lengths) > 1 or any(not _LENGTH.fullmatch(text) for text in lengths):
@@ -90,6 +97,7 @@ class BodyStream:
         self._receive = receive
         self._limits = limits
         self._memory = memory or Memory(_KEPT_ALONE)
+        self._confirm = confirm
         self._kept_bytes = 0
         self._received_bytes = 0
         self._is_over = self.declared_bytes == 0
@@ -100,9 +108,12 @@ class BodyStream:
 
     async def __anext__(self) -> bytes:
         """The next part; never empty. Raises: Disconnected when the sender leaves or the body ends before its Content-Length;
-        too_slow."""
+        too_slow; what `confirm` does."""
         while not self._is_over:
-            if part := await self._timely():
+            part = await self._timely()
+            if self._is_over and self._confirm is not None:
+                await self._confirm()
+            if part:
                 return part
         raise StopAsyncIteration
 

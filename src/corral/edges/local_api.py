@@ -231,7 +231,13 @@ def local_app(
         redirects_slashes=True,
     )
     if door is not None:
-        options = replace(options, authenticate=door.authenticate, asks=door.turns_away, trusted_proxies=trusted_proxies)
+        options = replace(
+            options,
+            authenticate=door.authenticate,
+            confirm=door.confirm,
+            asks=door.turns_away,
+            trusted_proxies=trusted_proxies,
+        )
     return App(rows, options)
 
 

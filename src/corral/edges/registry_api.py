@@ -16,7 +16,7 @@ from starlette.responses import Response
 from corral.core.policy import REGISTRY
 from corral.core.records import Principal
 from corral.core.registry import Right, Upload, Visibility
-from corral.edges.asgi import Authenticate, Dialect, Endpoint, body_stream, endpoint, facts_of, maybe_caller, maybe_visitor
+from corral.edges.asgi import Dialect, Endpoint, admit, body_stream, endpoint, facts_of, maybe_caller, maybe_visitor
 from corral.edges.blob_response import Blob, bare_response, blob_response
 from corral.edges.forms import query_of
 from corral.edges.registry_door import base_of
@@ -47,8 +47,8 @@ _INERT = {"Content-Security-Policy": "default-src 'none'; sandbox", "Content-Dis
 
 
 class RegistryApi:
-    """Handlers over the registry's services. authenticate: who sends a request, asked again once its manifest has come. on_pull:
-    told of each manifest that was fetched, stubs left out. on_push: of each that was stored."""
+    """Handlers over the registry's services. on_pull: told of each manifest that was fetched, stubs left out. on_push: of each
+    that was stored."""
 
     def __init__(
         self,
@@ -57,7 +57,6 @@ class RegistryApi:
         repositories: Repositories,
         tickets: Tickets,
         public_url: str,
-        authenticate: Authenticate,
         on_pull: Callable[[RepositoryName], None] = lambda name: None,
         on_push: Callable[[], None] = lambda: None,
     ) -> None:
@@ -67,7 +66,6 @@ class RegistryApi:
         self._repositories = repositories
         self._tickets = tickets
         self._public_url = public_url
-        self._authenticate = authenticate
 
     def endpoints(self) -> list[Endpoint]:
         """Every route of the registry but the token's, which must stand before these."""
@@ -177,8 +175,6 @@ class RegistryApi:
         if visibility is Visibility.PRIVATE:
             await self._set_visibility(request, name, caller, visibility)
         body = await body_stream(request).read(MAX_MANIFEST_BYTES)
-        # It may have taken half an hour, in which the credential was revoked. None of those taken here is used up by asking.
-        caller = await self._authenticate(facts_of(request))
         reference, tags = request.path_params["reference"], query_of(request).fields.get("tag", ())
         content_type = facts_of(request).headers.get("content-type", [""])[0]
         digest, subject = await self._registry.put_manifest(name, reference, caller, body, content_type, tags)
@@ -250,6 +246,8 @@ class RegistryApi:
         """All of an upload, once or again, at the address given out for it. Its ticket is the credential."""
         name, upload_id, stream = _name(request), request.path_params["upload_id"], body_stream(request)
         caller = await self._tickets.redeem(request.query_params.get("t", ""), TicketKind.UPLOAD, name, upload_id)
+        if isinstance(caller, Principal):
+            admit(request, caller)
         length = stream.declared_bytes
         # Of an empty blob, stock clients do not say the length. Of any other they do: it can be sent again from its beginning.
         whole = ByteRange(0, length - 1) if length else None

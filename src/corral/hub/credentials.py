@@ -112,6 +112,10 @@ class Credentials:
         """Whether the credential would still be accepted."""
         return await self._door.is_live(principal)
 
+    async def confirm(self, principal: Principal) -> None:
+        """Raises: unauthorized when the credential would not be accepted any more, or not for as much; see `Door.confirm`."""
+        await self._door.confirm(principal)
+
     async def flush_uses(self) -> None:
         """Write down when credentials were last used."""
         await self._door.flush_uses()

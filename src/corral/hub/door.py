@@ -284,18 +284,34 @@ class Door:
     async def is_live(self, principal: Principal) -> bool:
         """Whether the credential would still be accepted; running streams ask every few seconds (T21, T62). Raises:
         unavailable."""
+        found = await self._at_present(principal)
+        # Taking that scope back from a device that might run models ends what it runs; taking another one does not.
+        return found is not None and (Scope.INFERENCE in found.scopes or Scope.INFERENCE not in principal.scopes)
+
+    async def confirm(self, principal: Principal) -> None:
+        """Once more, when a body has come that took its time (T62). A registry token may have ended meanwhile: what counts is the
+        credential it was given for. Raises: unauthorized when that would not be accepted any more, or may do less than when its
+        request began; unavailable."""
+        found = await self._at_present(principal)
+        if found is None or not principal.scopes <= found.scopes or principal.account.is_admin > found.account.is_admin:
+            raise CorralError("unauthorized", "this credential was revoked, or may do less, since the request began")
+
+    async def _at_present(self, principal: Principal) -> Principal | None:
+        """The principal as its credential would be let in now; None when it would not."""
         if principal.session is not None:
-            return await self._accounts.session_by_id(principal.session.id) is not None
+            session = await self._accounts.session_by_id(principal.session.id)
+            return replace(principal, account=session[1]) if session else None
         if principal.device is not None:
             found = await self._store.device(principal.device.key)
-            return (
-                found is not None
-                and found[0].id == principal.device.id
-                and found[1].is_active
-                and _still_runs(found[0], principal)
-            )
-        stored = await self._store.api_key(principal.credential_id)
-        return stored is not None and stored.owner.is_active and checks.is_live_key(stored.key, self._clock.now())
+            if found is None or found[0].id != principal.device.id:
+                return None
+            scopes, owner = found[0].scopes, found[1]
+        else:
+            stored = await self._store.api_key(principal.credential_id)
+            if stored is None or not checks.is_live_key(stored.key, self._clock.now()):
+                return None
+            scopes, owner = stored.key.scopes, stored.owner
+        return replace(principal, account=owner, scopes=scopes & checks.rights_of(owner)) if owner.is_active else None
 
     async def flush_uses(self) -> None:
         """Write down, in one batch, when and from where credentials were last used. What cannot be written now is kept for
@@ -321,8 +337,3 @@ class Door:
             at=self._clock.now(), actor=device.account_id, action=action, subject=device.id, network=facts.network, note=note
         )
         await self._audit.append(event)
-
-
-def _still_runs(device: Device, principal: Principal) -> bool:
-    """Whether a device that might run models may do so yet: taking that scope back ends what it runs."""
-    return Scope.INFERENCE in device.scopes or Scope.INFERENCE not in principal.scopes

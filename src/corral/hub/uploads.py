@@ -193,6 +193,8 @@ class Uploads:
             epoch = turn.begin()
         async with self._quotas.reserved(repository, _expected_length(byte_range, length) or 0) as room:
             end = await self._receive(upload, start, room.counted(chunks), _expected_length(byte_range, length))
+            # The body may have taken hours, in which the owner took the right to push from whoever sends it.
+            await self._repositories.find_existing(name, Right.PUSH, caller)
             async with turn.lock:
                 turn.check(epoch)
                 upload = await _unbroken(self._advance(upload, end))
@@ -228,6 +230,7 @@ class Uploads:
                 return await _unbroken(self._finish(upload, upload.offset_bytes, expected))
         async with self._quotas.reserved(repository, _expected_length(byte_range, length) or 0) as room:
             end = await self._receive(upload, upload.offset_bytes, room.counted(chunks), _expected_length(byte_range, length))
+            await self._repositories.find_existing(name, Right.PUSH, caller)
             async with turn.lock:
                 turn.check(epoch)
                 digest = await _unbroken(self._finish(upload, end, expected))

@@ -89,6 +89,7 @@ async def build_hub(settings: Settings) -> AsyncIterator[Built]:
 
         options = AppOptions(
             authenticate=services.credentials.authenticate,
+            confirm=services.credentials.confirm,
             guard=registry_guard(settings.public_url),
             challenge=registry_challenge(settings.public_url, services.tokens.service),
             error_page=Pages(public_url=settings.public_url, clock=services.clock, sign_up_open=settings.is_signup_open).error,
@@ -96,12 +97,11 @@ async def build_hub(settings: Settings) -> AsyncIterator[Built]:
             trusted_proxies=settings.trusted_proxies,
             response_headers=security_headers(settings.public_url),
         )
-        inference_rows = inference_endpoints(inference, may_run, PUBLIC, upstreams=inference, web=web_tools)
         # The pages come last: the path of a model's page fits nearly everything.
         rows = [
             *api.endpoints(),
             *WebToolsApi(web_tools, lambda: inference.tags(None)).endpoints(),
-            *inference_rows,
+            *inference_endpoints(inference, may_run, PUBLIC, upstreams=inference, web=web_tools),
             *_registry_endpoints(settings, services, registry),
             *web,
         ]
@@ -119,7 +119,6 @@ def _registry_endpoints(settings: Settings, services: HubServices, built: Regist
         repositories=built.repositories,
         tickets=built.tickets,
         public_url=settings.public_url,
-        authenticate=services.credentials.authenticate,
         on_pull=built.catalog.count_pull,
         on_push=built.describing.notify,
     )
