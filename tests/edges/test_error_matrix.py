@@ -88,6 +88,8 @@ class Row(NamedTuple):
 QUEUE_FULL = "server busy, please try again.  maximum pending requests exceeded"
 FULL_NAME = "registry.ollama.ai/library/m:latest"
 
+MALFORMED = ("a//b", ":cloud", "file://a")
+
 NAMES = [
     Row("empty", "/api/generate", 404, "model '' not found", {"model": ""}),
     Row("empty", "/api/chat", 400, "model is required", {"model": ""}),
@@ -97,7 +99,7 @@ NAMES = [
     Row("absent", "/api/chat", 404, "model 'x' not found", {"model": "x"}),
     Row("absent", "/api/embed", 404, 'model "x" not found, try pulling it first', {"model": "x"}),
     Row("absent", "/api/embeddings", 404, 'model "x" not found, try pulling it first', {"model": "x"}),
-    *(Row("malformed", route, 400, "invalid model name", {"model": "a//b"}) for route in NATIVE),
+    *(Row("malformed", route, 400, "invalid model name", {"model": name}) for route in NATIVE for name in MALFORMED),
     *(
         Row("both sources", route, 400, 'use either :local or :cloud, not both: "x:cloud:local"', {"model": "x:cloud:local"})
         for route in NATIVE

@@ -70,6 +70,9 @@ def test_name_is_completed_with_the_defaults(text: str, name: ModelName) -> None
         "m@sha256:abc",
         "m:a:b",
         "://m:",
+        "file://m",
+        "https://ns/m",
+        " m",
     ],
 )
 def test_t034_malformed_name_is_a_bad_request(text: str) -> None:
@@ -136,6 +139,9 @@ def test_short_form_leaves_the_defaults_out_but_for_the_tag(text: str, short: st
         ("m-cloud", "m-cloud", Source.UNSPECIFIED),
         ("host:cloud/m", "host:cloud/m", Source.UNSPECIFIED),
         ("", "", Source.UNSPECIFIED),
+        (" m\n", "m", Source.UNSPECIFIED),
+        ("m: Cloud ", "m", Source.CLOUD),
+        ("m: 7b-cloud", "m:7b", Source.CLOUD),
     ],
 )
 def test_reference_gives_up_its_suffix(text: str, base: str, source: Source) -> None:

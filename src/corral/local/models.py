@@ -117,10 +117,11 @@ class LocalModels:
         """The model, or the stub, that is installed under a requested name; for `:local` there are no stubs. Raises: what
         `absent` makes, also of one that the caller may not know of; bad_request."""
         reference = parse_reference(name)
+        parsed = parse_name(reference.base)
         if reference.source is Source.CLOUD:
             # Every route but one hands these on before they come here.
             raise CorralError("not_supported", "this route runs models of this machine only")
-        model = await self._store.get(parse_name(reference.base))
+        model = await self._store.get(parsed)
         if model is None or not may_know_model(caller, model) or (model.is_stub and reference.source is Source.LOCAL):
             raise absent(name)
         return model

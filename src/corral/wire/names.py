@@ -60,15 +60,15 @@ class ModelName:
 @lru_cache(maxsize=4096)
 def parse_name(text: str) -> ModelName:
     """Complete a model name with the defaults. Raises: bad_request `invalid model name`."""
-    rest = text.split("://", 1)[-1]
-    head, slash, last = rest.rpartition("/")
+    head, slash, last = text.rpartition("/")
     model, colon, tag = last.rpartition(":")
     if not colon:
         model, tag = last, DEFAULT_TAG
     host, namespace = DEFAULT_HOST, DEFAULT_NAMESPACE
     if slash:
         host_part, two, namespace = head.rpartition("/")
-        host = host_part if two else DEFAULT_HOST
+        # A scheme belongs to a host: `file://x` names nothing.
+        host = host_part.split("://", 1)[-1] if two else DEFAULT_HOST
     parts = ((_HOST, host), (_NAMESPACE, namespace), (_MODEL, model), (_TAG, tag))
     if not all(pattern.fullmatch(part) for pattern, part in parts):
         raise CorralError("bad_request", "invalid model name")
@@ -92,7 +92,9 @@ class ModelReference:
 
 
 def parse_reference(text: str) -> ModelReference:
-    """Split a source suffix off a model name, before the name itself is parsed. Raises: bad_request for two suffixes."""
+    """Split a source suffix off a model name, and the blanks around it, before the name itself is parsed. Raises: bad_request for
+    two suffixes."""
+    text = text.strip()
     base, source = _split_source(text)
     _, second = _split_source(base)
     if source is not Source.UNSPECIFIED and second is not Source.UNSPECIFIED:
@@ -104,13 +106,13 @@ def _split_source(text: str) -> tuple[str, Source]:
     head, colon, last = text.rpartition(":")
     if not colon or "/" in last:
         return text, Source.UNSPECIFIED
-    suffix = last.lower()
+    suffix = last.strip().lower()
     if suffix == "cloud":
         return head, Source.CLOUD
     if suffix == "local":
         return head, Source.LOCAL
     if suffix.endswith("-cloud") and len(suffix) > len("-cloud"):
-        return text[: -len("-cloud")], Source.CLOUD
+        return f"{head}:{last.strip()[: -len('-cloud')]}", Source.CLOUD
     return text, Source.UNSPECIFIED
 
 
