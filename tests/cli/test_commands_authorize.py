@@ -109,7 +109,21 @@ def test_server_of_another_machine_is_not_asked_about_the_file_of_this_one(shell
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["add", "ssh-rsa AAAA"], "the key is not of the form: ssh-ed25519 AAAA…"),
+        (
+            ["add", "ssh-rsa AAAA"],
+            "that is a key of another kind; a device's begins with ssh-ed25519\n→ copy the one line of ~/.ol",
+        ),
+        (
+            ["add", ADA.authorized_key[:50]],
+            "the key is cut off: 38 of 68 characters\n→ copy the one line of ~/.ollama/id_ed25519.pub",
+        ),
+        (
+            ["add", f"{ADA.authorized_key[:50]}\n{ADA.authorized_key[50:]} ada"],
+            "the key has a line break or a blank in it\n→ copy",
+        ),
+        (["add", f"'{ADA.authorized_key}'"], "the key has quotes around it\n→ copy"),
+        (["add", "x" * 5000], "the key is not of the form: ssh-ed25519 AAAA…\n→ copy"),
+        (["add", "id_ed25519.pub"], "there is no file id_ed25519.pub\n→ give the key itself, in quotes, or its file\n"),
         (["add", ADA.authorized_key], "a key needs a name that can be shown\n→ --name NAME"),
         (["add", f"{ADA.authorized_key} \u202e"], "a key needs a name that can be shown\n→ --name NAME"),
         (["add", f"{ADA.authorized_key} ada", "--models", "[a-z]"], "models takes names in which * and ? may stand"),

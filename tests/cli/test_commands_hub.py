@@ -195,6 +195,37 @@ def test_key_of_an_upstream_is_kept_apart_and_forgotten_with_its_last_model(
     assert run(["hub", "host", "big", "--upstream-key-stdin"], env) == 2
 
 
+@pytest.mark.parametrize(
+    ("typed", "fault"),
+    [
+        ('"sk-provider"\n', "has quotes around it"),
+        ("sk-pro\nvider\n", "has a line break in it"),
+        ("sk-pro vider\n", "has a blank in it"),
+        ("sk-pröv\n", "holds characters that no API key has"),
+    ],
+)
+def test_damaged_key_of_an_upstream_is_not_kept_and_what_is_wrong_is_said(
+    typed: str, fault: str, env: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+    assert run(["hub", "host", "big", "--upstream", "http://10.0.0.7:8000", "--upstream-key-stdin"], env) == 2
+    assert capsys.readouterr().err == (
+        f"Error: what came on standard input {fault}\n→ pipe in the key alone, on one line and without quotes\n"
+    )
+
+
+def test_damaged_public_key_of_a_device_is_refused_with_what_is_wrong(
+    env: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert run(["hub", "device", "add", "bob", "--name", "box", "--key", KEY[:-9]], env) == 1
+    assert capsys.readouterr().err == (
+        "Error: the key is cut off: 59 of 68 characters\n"
+        "→ copy the one line of ~/.ollama/id_ed25519.pub on the device, whole and without quotes\n"
+    )
+
+
 def test_model_is_withdrawn_also_where_the_keys_of_upstreams_are_damaged_and_both_is_said(
     env: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,7 @@
 """Which hub a command asks, and what it says when nobody chose one."""
 
+import io
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,7 @@ from corral import settings
 from corral.cli.api import LocalApi
 from corral.cli.app import run
 from corral.cli.context import Environment
+from corral.wire.apikeys import make_api_key
 from corral.wire.strong import TAG
 from fakes_cli import FakeServer, fake_server
 
@@ -50,6 +53,7 @@ def test_empty_hub_is_wrong_usage(command: str, tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().err == said
 
 
+KEY = make_api_key(bytes(range(64))).text.reveal()
 STRANGER = {"error": "unauthorized"}
 
 
@@ -128,3 +132,38 @@ def test_key_is_no_subject_where_a_hub_behind_the_server_asks_to_sign_in(capsys:
     with fake_server({"POST /api/show": (401, refusal)}) as server:
         assert run(["show", "m"], {"HOME": "/nonexistent", "OLLAMA_HOST": server.host, "OLLAMA_API_KEY": "crlk_x"}) == 1
     assert capsys.readouterr().err == "Error: not signed in to hub.test\n→ corral signin\n"
+
+
+@pytest.mark.parametrize(
+    ("pasted", "fault"),
+    [
+        (f'"{KEY}"', "has quotes around it"),
+        (f"{KEY[:20]}\n{KEY[20:]}\n", "has a line break in it"),
+        (KEY[:-5], "is cut off: 48 of 53 characters"),
+        ("sk-elsewhere", "is no API key of a Corral hub; those begin with crlk_"),
+    ],
+)
+def test_damaged_key_to_sign_in_with_is_not_sent_and_what_is_wrong_is_said(
+    pasted: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The command reads the process's own standard input; there is no way to hand it another one.
+    monkeypatch.setattr(sys, "stdin", io.StringIO(pasted))
+    with hub_answering_keys(200, {"name": "alice"}) as hub:
+        environ = {"HOME": str(tmp_path), "OLLAMA_HOST": NOBODY}
+        assert run(["signin", "--api-key-stdin", "--hub", hub.url], environ) == 1
+    assert capsys.readouterr().err == (
+        f"Error: what came on standard input {fault}\n"
+        f"→ pipe in all of it, alone and without quotes; a new one is made on {hub.url}/settings/keys\n"
+    )
+    assert not [request for request in hub.seen if "authorization" in request.headers]
+
+
+def test_key_to_sign_in_with_may_have_blanks_around_it_and_notes_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"  {KEY} \nuser: alice\n"))
+    with hub_answering_keys(200, {"name": "alice"}) as hub:
+        hub.answers["POST /api/user/keys"] = (200, {})
+        run(["signin", "--api-key-stdin", "--hub", hub.url], {"HOME": str(tmp_path), "OLLAMA_HOST": NOBODY})
+    (sent,) = [request for request in hub.seen if request.path == "/api/user/keys"]
+    assert sent.headers["authorization"] == f"Bearer {KEY}"

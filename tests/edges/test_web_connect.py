@@ -87,11 +87,24 @@ async def test_t48_name_of_a_device_is_cut_to_something_harmless(site: Site, nam
     assert "not verified" in page.text
 
 
-@pytest.mark.parametrize("key", ["", "x", "A" * 80, KEY.public.encoded + "=", KEY.public.encoded[:-1], "x" * 9000])
-async def test_t12_damaged_key_is_a_plain_error(site: Site, key: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("", "There is no key in this link."),
+        ("x", "The key in this link is cut off: 1 of 107 characters."),
+        ("A" * 80, "The key in this link is cut off: 80 of 107 characters."),
+        (KEY.public.encoded[:-1], "The key in this link is cut off: 106 of 107 characters."),
+        (KEY.public.encoded + "=", "The key in this link is damaged."),
+        (f"{KEY.public.encoded[:40]}%0A{KEY.public.encoded[40:]}", "The key in this link is damaged."),
+        ("x" * 9000, "The key in this link is damaged."),
+    ],
+)
+async def test_t12_damaged_key_is_a_page_that_says_what_is_wrong_and_how_to_get_another(site: Site, key: str, said: str) -> None:
     browser = await site.signed_in()
     answer = await browser.get(f"/connect?name=finch&key={key}")
     assert answer.status == 400
+    assert f"{said} Open it once more, whole, or run this on the device" in answer.text
+    assert "corral signin" in answer.text
     assert not [form for form in answer.forms if form.action == "/connect"]
 
 

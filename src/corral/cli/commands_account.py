@@ -17,7 +17,7 @@ import click
 
 from corral.cli import render
 from corral.cli.command import HUB_VARIABLES, command
-from corral.cli.context import Environment, Failed, hub_option, json_option, pass_environment, secret_from, wait_for
+from corral.cli.context import Environment, Failed, hub_option, json_option, pass_environment, pasted_secret, wait_for
 from corral.cli.hub_access import HubAccess, host_of, hub_access, hub_of_local_server, not_signed_in
 
 _WAIT_S = 15 * 60
@@ -146,10 +146,14 @@ async def _connect_by_key(access: HubAccess) -> dict[str, Any]:
     from corral.main.shared import device_name
     from corral.wire.apikeys import parse_api_key
     from corral.wire.errors import CorralError
+    from corral.wire.pasted import fault_of_api_key
 
-    key = parse_api_key(secret_from(True, prompt="API key", option="signin --api-key-stdin").strip())
+    pasted = pasted_secret("signin --api-key-stdin")
+    # Password stores keep notes on the lines behind it.
+    key = parse_api_key(pasted.splitlines()[0].strip())
     if key is None:
-        raise Failed("what came on standard input is not an API key", f"create one on {access.hub}/settings/keys")
+        advice = f"pipe in all of it, alone and without quotes; a new one is made on {access.hub}/settings/keys"
+        raise Failed(f"what came on standard input {fault_of_api_key(pasted)}", advice)
     body = {"name": device_name(), **await access.client.enrollment(key.public_id)}
     api = access.by_key(key.text)
     try:

@@ -24,6 +24,8 @@ _VARIABLES = ("CORRAL_AUTHORIZED_KEYS", "CORRAL_LOCAL_AUTH")
 _HEADINGS = ("NAME", "RIGHTS", "MODELS", "FROM", "EXPIRES", "FINGERPRINT")
 #: Long enough for a server that is alive on this machine.
 _STATUS_TIMEOUT_S = 2.0
+#: What is longer is a key, if anything.
+_MOST_OF_A_PATH = 255
 _RIGHTS = ("read", "use", "manage")
 
 
@@ -110,8 +112,12 @@ def remove(environment: Environment, key: str) -> None:
 
 def _public_key(text: str) -> str:
     """The key itself, or what the file of that name holds. Raises: Failed."""
+    if text.startswith(("ssh-", "key-")) or len(text) > _MOST_OF_A_PATH:
+        return text
     path = Path(text)
-    if text.startswith(("ssh-", "key-")) or not path.is_file():
+    if not path.is_file():
+        if text.endswith(".pub"):
+            raise Failed(f"there is no file {render.plain(text)}", "give the key itself, in quotes, or its file")
         return text
     lines = [line for line in path.read_text(errors="replace")[:10_000].splitlines() if line and not line.startswith("#")]
     if lines and lines[0].startswith("-----BEGIN"):

@@ -25,7 +25,7 @@ from corral.cli.commands_keys import (
     scopes_sentence,
     show_new_key,
 )
-from corral.cli.context import Environment, Failed, json_option, pass_environment, secret_from, wait_for
+from corral.cli.context import Environment, Failed, json_option, pass_environment, pasted_secret, secret_from, wait_for
 from corral.cli.scopes import SCOPES_EPILOG, scope_names, scope_option, shown_scopes
 from corral.cli.starting import parse_model_option, parse_parameter_options
 from corral.core.scopes import format_scope_names
@@ -364,9 +364,14 @@ def host(
 
 
 def _upstream_key() -> Secret:
-    text = secret_from(True, prompt="API key", option="--upstream-key-stdin").strip()
-    if not text or not is_sendable(text):
-        raise Failed("what came on standard input is no API key", "pipe in the key alone, on one line", status=2)
+    from corral.wire.pasted import wrapping_of
+
+    text = pasted_secret("--upstream-key-stdin")
+    # What such a key looks like is the upstream's own; what is around it would be sent along, and refused there without a reason.
+    wrapping = wrapping_of(text)
+    if wrapping or not is_sendable(text):
+        fault = f"has {wrapping}" if wrapping else "holds characters that no API key has"
+        raise Failed(f"what came on standard input {fault}", "pipe in the key alone, on one line and without quotes", status=2)
     return Secret(text)
 
 

@@ -9,6 +9,8 @@ import click
 if TYPE_CHECKING:
     from corral.settings import Settings
 
+#: No key is longer.
+_MOST_PASTED = 65536
 T = TypeVar("T")
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -83,3 +85,13 @@ def secret_from(stream_option: bool, *, prompt: str, option: str, confirm: bool 
         click.echo(f"{rule[:1].upper()}{rule[1:]}.", err=True)
     text = click.prompt(prompt, hide_input=True, confirmation_prompt=confirm, err=True)
     return str(text)
+
+
+def pasted_secret(option: str) -> str:
+    """What somebody pasted, or piped in, as a key: without blanks at its ends, and with its further lines, since a key may have
+    been broken in two. Raises: Failed when nothing came."""
+    # Whoever pastes into a terminal does not end the input; behind a pipe it ends by itself.
+    text = sys.stdin.readline() if sys.stdin.isatty() else sys.stdin.read(_MOST_PASTED)
+    if not text.strip():
+        raise Failed("nothing came on standard input", f"pipe it in: … | corral … {option}", status=2)
+    return text.strip()

@@ -134,10 +134,15 @@ class ConnectPages:
         ticked: frozenset[Scope] | None = None,
         status: int = 200,
     ) -> Response:
-        """The form, or why there is none. Raises: bad_request for a damaged key."""
-        pending = await self._credentials.pending_device(
-            encoded_key=link.key, name=link.name, code=link.code, network=facts_of(request).network, account=caller.account
-        )
+        """The form, or why there is none."""
+        try:
+            pending = await self._credentials.pending_device(
+                encoded_key=link.key, name=link.name, code=link.code, network=facts_of(request).network, account=caller.account
+            )
+        except CorralError as error:
+            if error.code != "bad_request":
+                raise
+            return self._problem_page(caller, _damaged(error))
         problem = _problem_with(pending, link)
         if problem is not None:
             return self._problem_page(caller, problem, pending)
@@ -211,6 +216,12 @@ def _problem_with(pending: PendingDevice, link: _Link) -> _Problem | None:
     # Said here already, so that nobody types a password for a link that cannot work; `connect_device` is what enforces it.
     is_old = bool(link.code) and not hmac.compare_digest(link.code.encode(), pending.sighting.code.encode())
     return _OLD_LINK if is_old else None
+
+
+def _damaged(error: CorralError) -> _Problem:
+    """The page for a link that did not come whole out of a terminal or a message."""
+    text = f"{error.message}. Open it once more, whole, or run this on the device and open the link that it prints:"
+    return _Problem(heading="This link is damaged", text=text, status=error.status)
 
 
 def _problem_of(error: CorralError) -> _Problem:

@@ -16,6 +16,8 @@ _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _FORM = re.compile(r"crl[ksd]_[0-9A-Za-z]{48}")
 ENTROPY_BYTES = 64
 _ID_LENGTH, _SECRET_LENGTH, _CHECK_LENGTH = 10, 32, 6
+#: What every key begins with, and how long it is.
+API_KEY_PREFIX, API_KEY_LENGTH = "crlk_", 53
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ def make_api_key(entropy: bytes) -> ApiKeyText:
     2^-250."""
     if len(entropy) != ENTROPY_BYTES:
         raise ValueError(f"an API key takes {ENTROPY_BYTES} random bytes")
-    body = "crlk_" + _base62(int.from_bytes(entropy), _ID_LENGTH + _SECRET_LENGTH)
+    body = API_KEY_PREFIX + _base62(int.from_bytes(entropy), _ID_LENGTH + _SECRET_LENGTH)
     return ApiKeyText(body[5 : 5 + _ID_LENGTH], Secret(body + _checksum(body)))
 
 

@@ -22,6 +22,7 @@ from nacl import bindings
 from nacl.exceptions import BadSignatureError
 
 from corral.wire.errors import CorralError
+from corral.wire.pasted import fault_of_public_key
 
 #: Seconds that a signed `ts` may lie before or behind the verifier's clock.
 WINDOW_S = 300
@@ -34,6 +35,8 @@ _KEY_TYPE = b"\x00\x00\x00\x0bssh-ed25519\x00\x00\x00\x20"
 #: has one spelling and not sixteen (T11).
 _HEADER = re.compile(r"([A-Za-z0-9+/]{68}):([A-Za-z0-9+/]{85}[AQgw]==)")
 _SIGNATURE_BYTES = 64
+#: Of a key in a link: base64 of `ssh-ed25519 ` and 68 characters.
+_ENCODED_LENGTH = 107
 _TS = re.compile(r"[0-9]{10}")
 
 
@@ -71,14 +74,20 @@ class DevicePublicKey:
 
 def parse_authorized_key(text: str) -> DevicePublicKey:
     """A public key that may be stored: right type, canonical, and a point of the main subgroup. Raises: bad_request."""
+    key = _authorized_key(text)
+    if key is None:
+        advice = "copy the one line of ~/.ollama/id_ed25519.pub on the device, whole and without quotes"
+        raise CorralError("bad_request", f"{fault_of_public_key(text)} → {advice}")
+    return key
+
+
+def _authorized_key(text: str) -> DevicePublicKey | None:
     parts = text.strip().split()
     if len(parts) < 2 or parts[0] != "ssh-ed25519":
-        raise CorralError("bad_request", "the key is not of the form: ssh-ed25519 AAAA…")
+        return None
     key = key_from_blob_text(parts[1])
     # Small-order keys verify signatures that nobody made; libsodium refuses them when it verifies, so refuse them here too.
-    if key is None or not bindings.crypto_core_ed25519_is_valid_point(key.raw):
-        raise CorralError("bad_request", "the key is not a valid ssh-ed25519 public key")
-    return key
+    return key if key is not None and bindings.crypto_core_ed25519_is_valid_point(key.raw) else None
 
 
 def parse_encoded_key(text: str) -> DevicePublicKey:
@@ -86,11 +95,19 @@ def parse_encoded_key(text: str) -> DevicePublicKey:
     try:
         decoded = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True).decode("ascii")
     except (ValueError, binascii.Error) as error:
-        raise CorralError("bad_request", "the key in this link is damaged") from error
-    key = parse_authorized_key(decoded)
-    if key.encoded != text:
-        raise CorralError("bad_request", "the key in this link is damaged")
+        raise _damaged_link(text) from error
+    key = _authorized_key(decoded)
+    if key is None or key.encoded != text:
+        raise _damaged_link(text)
     return key
+
+
+def _damaged_link(text: str) -> CorralError:
+    if not text:
+        return CorralError("bad_request", "there is no key in this link")
+    if len(text) < _ENCODED_LENGTH:
+        return CorralError("bad_request", f"the key in this link is cut off: {len(text)} of {_ENCODED_LENGTH} characters")
+    return CorralError("bad_request", "the key in this link is damaged")
 
 
 def key_from_blob_text(text: str) -> DevicePublicKey | None:
