@@ -28,7 +28,7 @@ async def hosting() -> Hosting:
         "SmolLM2:135M-CLOUD",
         "smollm2:135m:cloud",
         "library/smollm2:135m",
-        "https://smollm2:135m",
+        "https://registry.ollama.ai/library/smollm2:135m",
     ],
 )
 async def test_model_is_found_by_any_spelling_of_its_name(hosting: Hosting, requested: str) -> None:
