@@ -1,5 +1,6 @@
 """hub user, device, key and unhost on a hub's data in an empty home: what they grant, and what they say when they cannot."""
 
+import asyncio
 import contextlib
 import io
 import json
@@ -15,8 +16,13 @@ import click.termui
 import pytest
 
 from corral.cli.app import run
+from corral.main.services import open_hub_services, registry_services
+from corral.settings import Settings
 from corral.storage.locks import held_alone
+from corral.wire.repositories import parse_repository
 from fakes_local import FakeDeviceKeys
+from fakes_registry import digest_of
+from registry_hub import chunks, with_key
 
 KEY = FakeDeviceKeys().key.public.authorized_key
 
@@ -341,6 +347,30 @@ def test_rule_for_passwords_is_told_before_one_is_asked_for(
     monkeypatch.setattr(click.termui, "hidden_prompt_func", lambda prompt: "correct horse battery")
     assert run(["hub", "user", *words], env) == 0
     assert capsys.readouterr().err.startswith("A password needs at least 15 characters; several words are a good one.\n")
+
+
+async def store(env: dict[str, str], count: int) -> None:
+    """So many bytes in the repository bob/tiny."""
+    settings = Settings.from_env(env)
+    async with open_hub_services(settings) as services:
+        bob = with_key(await services.accounts.named("bob"))
+        uploads = registry_services(settings, services).registry
+        await uploads.put_blob(parse_repository("bob/tiny"), bob, digest_of(b"x" * count), chunks(b"x" * count))
+
+
+@pytest.mark.parametrize("name", ["bob", "bob/tiny"])
+def test_quota_below_what_is_held_says_that_nothing_is_deleted(
+    env: dict[str, str], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asyncio.run(store(env, 3000))
+    assert run(["hub", "quota", name, "3KB"], env) == 0
+    assert "deleted" not in capsys.readouterr().err
+    assert run(["hub", "quota", name, "2KB"], env) == 0
+    assert "It holds 3 KB: nothing of that is deleted, and only further pushes are refused." in capsys.readouterr().err
+    # The default is a quota as well.
+    said = {"bob": True, "bob/tiny": False}[name]
+    assert run(["hub", "quota", name, "none"], {**env, "CORRAL_QUOTA": "1KB"}) == 0
+    assert ("nothing of that is deleted" in capsys.readouterr().err) == said
 
 
 def test_quota_of_an_account_is_set_shown_and_taken_back(env: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

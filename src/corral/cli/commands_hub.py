@@ -414,6 +414,10 @@ def quota(environment: Environment, name: str, size: str | None) -> None:
     default = "as much as its account may" if "/" in shown else "as much as CORRAL_QUOTA allows"
     limit = default if quota_bytes is None else f"at most {render.size(quota_bytes)}"
     render.say(f"{render.plain(shown)} may hold {limit}.")
+    # What counts now, which may be the hub's default.
+    _, use = wait_for(storage_of(environment.settings, name))
+    if use.quota_bytes is not None and use.stored_bytes > use.quota_bytes:
+        render.say(f"It holds {render.size(use.stored_bytes)}: nothing of that is deleted, and only further pushes are refused.")
 
 
 @command("gc", variables=_HOME)
