@@ -51,6 +51,7 @@ class _Content:
     manifests: dict[Digest, NewManifest] = field(default_factory=dict)
     tags: dict[str, tuple[Digest, datetime]] = field(default_factory=dict)
     rights: dict[str, Right] = field(default_factory=dict)
+    readme: str = ""
 
     def names(self, digest: Digest) -> bool:
         """Whether a manifest of the repository names the blob."""
@@ -88,11 +89,12 @@ class FakeRegistryStore:
     ) -> None:
         found = self._repositories.get(repository_id)
         if found is not None:
-            self._repositories[repository_id] = replace(
-                found,
-                visibility=found.visibility if visibility is None else visibility,
-                readme=found.readme if readme is None else readme,
-            )
+            kept = self._contents[repository_id]
+            self._repositories[repository_id] = replace(found, visibility=visibility or found.visibility)
+            kept.readme = kept.readme if readme is None else readme
+
+    async def readme(self, repository_id: str) -> str:
+        return self._contents[repository_id].readme if repository_id in self._contents else ""
 
     async def set_repository_quota(self, repository_id: str, quota_bytes: int | None) -> None:
         if repository_id in self._repositories:
@@ -109,7 +111,7 @@ class FakeRegistryStore:
             for found in self._repositories.values()
             if found.created_at < created_before
             and found.id.startswith(repository_id)
-            and found == replace(found, visibility=Visibility.PRIVATE, readme="", quota_bytes=None, mirrored_from="")
+            and found == replace(found, visibility=Visibility.PRIVATE, quota_bytes=None, mirrored_from="")
             and found.updated_at == found.created_at
             and self._contents[found.id] == _Content()
             and not any(upload.repository_id == found.id for upload in self._uploads.values())

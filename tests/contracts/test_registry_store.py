@@ -147,11 +147,13 @@ async def test_repository_is_changed_in_what_is_given_only(store: RegistryStore,
     await store.change_repository(tiny.id, readme="# Tiny")
     await store.set_repository_quota(tiny.id, 2**40)
     await store.change_repository(tiny.id)
-    changed = replace(tiny, visibility=Visibility.PUBLIC, readme="# Tiny", quota_bytes=2**40)
+    changed = replace(tiny, visibility=Visibility.PUBLIC, quota_bytes=2**40)
     assert await store.repository("ada", "tiny") == changed
+    assert await store.readme(tiny.id) == "# Tiny"
     await store.set_repository_quota(tiny.id, None)
     await store.change_repository(tiny.id, readme="", visibility=Visibility.PRIVATE)
     assert await store.repository("ada", "tiny") == tiny
+    assert [await store.readme(name) for name in (tiny.id, "nothing")] == ["", ""]
 
 
 async def test_repository_unknown_is_changed_without_effect(store: RegistryStore) -> None:

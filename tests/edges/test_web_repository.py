@@ -196,7 +196,7 @@ async def test_owner_writes_a_readme_and_changes_it(site: Site, alice: Browser) 
     assert "<strong>toy</strong> &amp; more" in page.html
     found = await site.registry_store.repository("alice", "tiny")
     assert found is not None
-    assert found.readme == "# Tiny\n\nA **toy** & more"
+    assert await site.registry_store.readme(found.id) == "# Tiny\n\nA **toy** & more"
     editor = await alice.get(f"{BASE}/readme")
     assert "# Tiny\n\nA **toy** &amp; more</textarea>" in editor.html
 

@@ -406,7 +406,8 @@ async def test_removed_repository_is_gone_and_can_be_made_again(hub: RegistryHub
 async def test_readme_is_kept_for_those_who_push_and_bounded(hub: RegistryHub, alice: Principal, bob: Principal) -> None:
     await hub.repositories.find(TINY, Right.PUSH, alice)
     await hub.repositories.set_readme(TINY, alice, "# Tiny")
-    assert (await hub.repositories.find(TINY, Right.PULL, alice)).readme == "# Tiny"
+    assert await hub.repositories.readme(TINY, alice) == "# Tiny"
+    assert (await error_of(hub.repositories.readme(TINY, bob))).code == "name_unknown"
     assert (await error_of(hub.repositories.set_readme(TINY, bob, "x"))).code == "forbidden"
     assert (await error_of(hub.repositories.set_readme(TINY, alice, "ü" * MAX_README_BYTES))).code == "too_large"
     assert (await error_of(hub.repositories.set_readme(TINY, alice, "\ud800"))).code == "invalid"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 import sqlalchemy as sa
@@ -78,7 +79,7 @@ async def test_repositories_of_the_first_release_are_there_with_all_that_is_new(
     store = SqlRegistry(database, clock=FakeClock())
     tiny = await store.repository("library", "tiny")
     assert tiny is not None
-    assert (tiny.name, tiny.visibility, tiny.quota_bytes, tiny.readme) == ("Tiny", Visibility.PUBLIC, None, "")
+    assert (tiny.name, tiny.visibility, tiny.quota_bytes, await store.readme(tiny.id)) == ("Tiny", Visibility.PUBLIC, None, "")
     assert (tiny.updated_at - tiny.created_at) // timedelta(microseconds=1) == 4000
     empty = await store.repository("library", "empty")
     assert empty is not None
@@ -237,3 +238,23 @@ async def test_t119_models_hosted_from_a_removed_repository_are_offered_no_more(
         parse_name("bob/tiny:1b"), tmp_path / "tiny.gguf", lambda done, total: None, is_public=True
     )
     assert again.model is not None
+
+
+async def test_t029_long_readme_does_not_make_its_repository_answer_later(database: Database) -> None:
+    store = SqlRegistry(database, clock=FakeClock())
+    for name in ("short", "long"):
+        row = Repository(id=name, namespace="ada", name=name, visibility=Visibility.PRIVATE, created_at=NOON, updated_at=NOON)
+        await store.add_repository(row)
+    await store.change_repository("long", readme="é" * (128 << 10))
+
+    async def seconds(name: str) -> float:
+        """Of the fastest of many, which nothing else on the machine came between."""
+        best = 1.0
+        for _ in range(300):
+            started = perf_counter()
+            await store.repository("ada", name)
+            best = min(best, perf_counter() - started)
+        return best
+
+    # Forty times as long when the README came along with every request.
+    assert await seconds("long") < 5 * await seconds("short")

@@ -33,8 +33,9 @@ class Right(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repository:
     """A repository. namespace, name: as first written; name may hold slashes (OCI tools nest as they like). quota_bytes: None
-    where only the account's counts. readme: markdown, as its owner wrote it. mirrored_from: the URL of the repository elsewhere
-    that a mirror keeps this one from, else empty."""
+    where only the account's counts. mirrored_from: the URL of the repository elsewhere that a mirror keeps this one from, else
+    empty. Its README is not here: read with every request, it would make a private repository answer later than one that does not
+    exist (T29)."""
 
     id: str
     namespace: str
@@ -43,7 +44,6 @@ class Repository:
     created_at: datetime
     updated_at: datetime
     quota_bytes: int | None = None
-    readme: str = ""
     mirrored_from: str = ""
 
     @property
@@ -155,6 +155,10 @@ class RegistryStore(Protocol):
     async def change_repository(
         self, repository_id: str, *, visibility: Visibility | None = None, readme: str | None = None
     ) -> None: ...
+
+    async def readme(self, repository_id: str) -> str:
+        """Markdown, as its owner wrote it."""
+        ...
 
     async def set_repository_quota(self, repository_id: str, quota_bytes: int | None) -> None: ...
 

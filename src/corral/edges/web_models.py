@@ -295,7 +295,7 @@ class ModelPages:
             raise CorralError("not_found")
         if view is None:
             return self._hosted_page(caller, hosted)
-        readme = await asyncio.to_thread(render_readme, view.repository.readme) if view.repository.readme else Markup()
+        readme = await asyncio.to_thread(render_readme, view.readme) if view.readme else Markup()
         described = view.descriptions.get(view.chosen.digest) if view.chosen else None
         return self._pages.render(
             "model.html",

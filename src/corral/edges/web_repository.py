@@ -182,7 +182,8 @@ class RepositoryPages:
         """The README, to be changed."""
         caller = caller_of(request)
         repository = await self._owned(request, caller, Right.PUSH)
-        return self._readme_page(caller, repository, Draft({"readme": repository.readme}))
+        readme = await self._repositories.readme(_name(repository), caller)
+        return self._readme_page(caller, repository, Draft({"readme": readme}))
 
     async def save_readme(self, request: Request) -> Response:
         """Keep it as it was typed."""

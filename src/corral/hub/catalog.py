@@ -38,6 +38,7 @@ class ModelView:
     where there is none. descriptions: of all these."""
 
     repository: Repository
+    readme: str
     rights: frozenset[Right]
     pulls: int
     tags: tuple[Tag, ...]
@@ -83,6 +84,7 @@ class Catalog:
             return None
         return ModelView(
             repository=repository,
+            readme=await self._registry.readme(repository.id),
             rights=await self._rights(name, caller),
             pulls=await self._store.pulls(repository.id) + self._pulls[name.key],
             tags=tags,

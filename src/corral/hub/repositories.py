@@ -220,7 +220,7 @@ class Repositories:
             await self._store.change_repository(found.id, visibility=visibility)
         return replace(found, visibility=visibility)
 
-    async def set_readme(self, name: RepositoryName, caller: Caller, readme: str) -> Repository:
+    async def set_readme(self, name: RepositoryName, caller: Caller, readme: str) -> None:
         """What its page says, in markdown; for whoever may push. Raises: as `find`; too_large, invalid."""
         found = await self.find_existing(name, Right.PUSH, caller)
         try:
@@ -230,7 +230,10 @@ class Repositories:
         if size_bytes > MAX_README_BYTES:
             raise CorralError("too_large", f"a README has at most {MAX_README_BYTES >> 10} KiB")
         await self._store.change_repository(found.id, readme=readme)
-        return replace(found, readme=readme)
+
+    async def readme(self, name: RepositoryName, caller: Caller) -> str:
+        """The same, for whoever may pull. Raises: as `find`."""
+        return await self._store.readme((await self.find_existing(name, Right.PULL, caller)).id)
 
     async def collaborators(self, name: RepositoryName, caller: Caller) -> Sequence[Collaborator]:
         """Who was let in, by name. Raises: as `find` for the owner."""

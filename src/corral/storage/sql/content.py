@@ -59,13 +59,13 @@ def require_repository(connection: sa.Connection, repository_id: str) -> None:
 #: The columns of a repository, in the order `repository_of` reads them.
 REPOSITORY_FIELDS = [
     getattr(repositories.c, name)
-    for name in ("id", "namespace", "name", "visibility", "created_at", "updated_at", "quota_bytes", "readme", "mirrored_from")
+    for name in ("id", "namespace", "name", "visibility", "created_at", "updated_at", "quota_bytes", "mirrored_from")
 ]
 
 
 def repository_of(row: Sequence[Any]) -> Repository:
     """The repository of a row of `REPOSITORY_FIELDS`."""
-    repository_id, namespace, name, visibility, created_at, updated_at, quota_bytes, readme, mirrored_from = row
+    repository_id, namespace, name, visibility, created_at, updated_at, quota_bytes, mirrored_from = row
     return Repository(
         id=repository_id,
         namespace=namespace,
@@ -74,7 +74,6 @@ def repository_of(row: Sequence[Any]) -> Repository:
         created_at=created_at,
         updated_at=updated_at,
         quota_bytes=quota_bytes,
-        readme=readme,
         mirrored_from=mirrored_from,
     )
 

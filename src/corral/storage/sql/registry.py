@@ -47,7 +47,7 @@ from corral.wire.errors import CorralError
 from corral.wire.names import Digest, parse_content_digest
 
 _REPOSITORY = (
-    "SELECT r.id, r.namespace, r.name, r.visibility, r.created_at, r.updated_at, r.quota_bytes, r.readme, r.mirrored_from"
+    "SELECT r.id, r.namespace, r.name, r.visibility, r.created_at, r.updated_at, r.quota_bytes, r.mirrored_from"
     " FROM repositories r"
     " WHERE r.namespace_key = ? AND r.name_key = ?"
 )
@@ -86,9 +86,9 @@ class SqlRegistry:
         row = self._database.row(_REPOSITORY, namespace.lower(), name.lower())
         if row is None:
             return None
-        *head, created_at, updated_at, quota_bytes, readme, mirrored_from = row
+        *head, created_at, updated_at, quota_bytes, mirrored_from = row
         times = (from_micros(created_at), from_micros(updated_at))
-        return content.repository_of((*head, *times, quota_bytes, readme, mirrored_from))
+        return content.repository_of((*head, *times, quota_bytes, mirrored_from))
 
     async def add_repository(self, repository: Repository, *, at_most: int | None = None) -> Repository:
         """The unique index of names decides between two who create one at once."""
@@ -120,6 +120,11 @@ class SqlRegistry:
 
         if values:
             await self._database.write(work)
+
+    async def readme(self, repository_id: str) -> str:
+        """One inline read."""
+        row = self._database.row("SELECT readme FROM repositories WHERE id = ?", repository_id)
+        return str(row[0]) if row else ""
 
     async def set_repository_quota(self, repository_id: str, quota_bytes: int | None) -> None:
         """One column."""
