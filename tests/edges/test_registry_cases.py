@@ -721,6 +721,14 @@ async def test_f20_t039_address_is_in_no_log_and_sent_nowhere(served: Served, ca
     assert all(ticket[:20] not in f"{record.getMessage()}{record.__dict__}" for record in caplog.records)
 
 
+async def test_f20_upload_to_an_address_is_logged_as_its_owners(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    begun = await served("POST", f"{UPLOADS}?digest={digest_of(WEIGHTS)}", headers={"x-redirect-uploads": "2"})
+    with caplog.at_level(logging.INFO, "corral.access"):
+        await served("PUT", path_of(begun.headers["x-direct-upload-url"]), WEIGHTS, by="")
+    [line] = [record.__dict__["fields"] for record in caplog.records if record.name == "corral.access"]
+    assert (line["status"], line["account"]) == (201, "alice")
+
+
 async def test_f20_t039_right_taken_away_ends_an_address_and_so_does_a_repository(served: Served) -> None:
     digest = await served.blob()
     alice = with_key(await account_of(served, "alice"))

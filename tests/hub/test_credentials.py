@@ -683,6 +683,32 @@ async def test_t062_account_disabled_or_removed_is_unauthorized_on_the_next_call
     assert [await hub.credentials.is_live(principal) for principal in principals] == [False] * 4
 
 
+async def test_t062_whoever_is_still_there_is_confirmed_and_then_not_any_more(hub: IdentityHub, ada: Account) -> None:
+    await hub.link(ada)
+    _, text = await hub.key(ada)
+    _, cookie = await hub.session(ada)
+    principals = [await hub.who(request) for request in (bearer(text), hub.stock(), browser(cookie))]
+    lookups = hub.lookups
+    for principal in principals:
+        await hub.credentials.confirm(principal)
+    # Nothing of the proof is asked for again, which may have been good for one use.
+    assert hub.lookups == lookups + len(principals)
+    await hub.accounts.set_disabled("Ada", True)
+    for principal in principals:
+        assert (await error_of(hub.credentials.confirm(principal))).code == "unauthorized"
+
+
+async def test_t062_administrator_who_is_none_any_more_is_not_confirmed_as_one(hub: IdentityHub, ada: Account) -> None:
+    await hub.add("Grace", is_admin=True)
+    await hub.accounts.promote("Ada")
+    _, text = await hub.key(ada)
+    principal = await hub.who(bearer(text))
+    await hub.credentials.confirm(principal)
+    await hub.accounts.demote("Ada")
+    assert (await error_of(hub.credentials.confirm(principal))).code == "unauthorized"
+    await hub.credentials.confirm(await hub.who(bearer(text)))
+
+
 async def test_t062_new_account_after_a_removal_sees_nothing_of_it(hub: IdentityHub, ada: Account) -> None:
     await hub.key(ada)
     await hub.link(ada)
