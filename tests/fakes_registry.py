@@ -173,9 +173,9 @@ class FakeRegistryStore:
         content.blobs.remove(digest)
         return True
 
-    async def sources_of(self, digest: Digest, *, limit: int = 50) -> Sequence[Repository]:
+    async def sources_of(self, digest: Digest) -> Sequence[Repository]:
         found = (self._repositories[key] for key, content in self._contents.items() if digest in content.blobs)
-        return sorted(found, key=lambda repository: (repository.visibility is not Visibility.PUBLIC, repository.id))[:limit]
+        return sorted(found, key=lambda repository: (repository.visibility is not Visibility.PUBLIC, repository.id))
 
     async def stored_bytes(self, namespace: str, *, repository_id: str = "") -> int:
         repositories = {found.id for found in await self.repositories_of(namespace)}

@@ -208,8 +208,8 @@ class RegistryStore(Protocol):
         """False when it was not linked. Raises: unsupported when a manifest of this repository names it."""
         ...
 
-    async def sources_of(self, digest: Digest, *, limit: int = 50) -> Sequence[Repository]:
-        """Repositories that link the blob, for mounting without naming a source."""
+    async def sources_of(self, digest: Digest) -> Sequence[Repository]:
+        """Some repositories that link the blob, for mounting without naming a source."""
         ...
 
     async def stored_bytes(self, namespace: str, *, repository_id: str = "") -> int:

@@ -23,11 +23,9 @@ class SqlAudit:
         row = {name: one_line(value) if isinstance(value, str) else value for name, value in asdict(event).items()}
         await self._database.write(lambda connection: connection.execute(audit_log.insert().values(**row)))
 
-    async def recent(self, *, subject: str = "", limit: int = 100) -> Sequence[AuditEvent]:
-        """Newest first; of one subject when one is given."""
+    async def recent(self, *, limit: int = 100) -> Sequence[AuditEvent]:
+        """Newest first."""
         columns = [column for column in audit_log.c if column.name != "id"]
         query = sa.select(*columns).order_by(audit_log.c.id.desc()).limit(limit)
-        if subject:
-            query = query.where(audit_log.c.subject == subject)
         rows = await self._database.read(lambda connection: connection.execute(query).mappings().all())
         return [AuditEvent(**row) for row in rows]

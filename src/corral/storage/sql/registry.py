@@ -46,6 +46,8 @@ from corral.storage.sql.schema import (
 from corral.wire.errors import CorralError
 from corral.wire.names import Digest, parse_content_digest
 
+#: A blob that everybody has is in thousands of repositories, and one that may be read is enough. Public ones come first.
+_MAX_SOURCES = 50
 _REPOSITORY = (
     "SELECT r.id, r.namespace, r.name, r.visibility, r.created_at, r.updated_at, r.quota_bytes, r.mirrored_from"
     " FROM repositories r"
@@ -210,14 +212,14 @@ class SqlRegistry:
 
         return await self._database.write(work)
 
-    async def sources_of(self, digest: Digest, *, limit: int = 50) -> Sequence[Repository]:
+    async def sources_of(self, digest: Digest) -> Sequence[Repository]:
         """Public ones first, which anybody may mount from."""
         query = (
             sa.select(*content.REPOSITORY_FIELDS)
             .join(repository_blobs, repository_blobs.c.repository_id == repositories.c.id)
             .where(repository_blobs.c.digest == str(digest))
             .order_by(repositories.c.visibility != Visibility.PUBLIC, repositories.c.id)
-            .limit(limit)
+            .limit(_MAX_SOURCES)
         )
         return [content.repository_of(row) for row in await self._read(query)]
 
