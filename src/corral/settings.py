@@ -331,6 +331,19 @@ def parse_hub_url(text: str, *, where: str) -> str:
     return f"{parts.scheme}://{parts.netloc.lower()}"
 
 
+def parse_upstream_url(text: str, *, where: str) -> str:
+    """The base URL of a server that runs models, without trailing slash and without the `/v1` that such addresses are often given
+    with. where: what to blame. Raises: BadSetting."""
+    if "@" in text:
+        raise BadSetting(f"{where} takes the server's address without a user name or password")  # which must not be repeated here
+    parts = _split_url(text)
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or not is_lookable(parts.hostname):
+        raise BadSetting(f"{where} is {text!r}; it takes a server's address, such as http://10.0.0.7:8000")
+    if parts.query or parts.fragment:
+        raise BadSetting(f"{where} is {text!r}; it takes the server's address without ? and #")
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1').rstrip('/')}"
+
+
 def _split_host_port(authority: str) -> tuple[str, str | None]:
     """The host without brackets, and the text behind the colon, or None when there is no port."""
     if authority.startswith("["):

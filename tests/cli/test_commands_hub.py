@@ -221,6 +221,31 @@ def test_damaged_key_of_an_upstream_is_not_kept_and_what_is_wrong_is_said(
     )
 
 
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("10.0.0.7:8000", "--upstream is '10.0.0.7:8000'; it takes a server's address, such as http://10.0.0.7:8000"),
+        ("ftp://h", "--upstream is 'ftp://h'; it takes a server's address, such as http://10.0.0.7:8000"),
+        ("http://", "--upstream is 'http://'; it takes a server's address, such as http://10.0.0.7:8000"),
+        ("http://h?v=1", "--upstream is 'http://h?v=1'; it takes the server's address without ? and #"),
+        ("http://u:pw@h", "--upstream takes the server's address without a user name or password"),
+    ],
+)
+def test_model_is_not_offered_from_an_address_that_no_server_can_have(
+    url: str, said: str, env: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert run(["hub", "host", "far", "--upstream", url], env) == 2
+    assert capsys.readouterr().err.startswith(f"Error: {said}\n")
+    assert run(["hub", "unhost", "far"], env) == 1
+
+
+def test_address_of_an_upstream_may_end_as_openai_has_it(env: dict[str, str], tmp_path: Path) -> None:
+    assert run(["hub", "host", "far", "--upstream", "https://h.example/llm/v1/"], env) == 0
+    with contextlib.closing(sqlite3.connect(tmp_path / ".corral" / "hub.db")) as database:
+        assert database.execute("SELECT upstream_url FROM hosted_models").fetchall() == [("https://h.example/llm",)]
+
+
 def test_damaged_public_key_of_a_device_is_refused_with_what_is_wrong(
     env: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -278,7 +303,9 @@ def test_t114_what_is_offered_and_withdrawn_is_in_the_audit_log(env: dict[str, s
             query = "SELECT actor, action, subject, note FROM audit_log WHERE action LIKE 'model.%' ORDER BY rowid"
             return [tuple(row) for row in database.execute(query)]
 
-    assert run(["hub", "host", "far", "--upstream", "http://user:hunter2@10.0.0.9:8080", "--private"], env) == 0
+    assert run(["hub", "host", "far", "--upstream", "http://user:hunter2@10.0.0.9:8080", "--private"], env) == 2
+    assert noted() == []
+    assert run(["hub", "host", "far", "--upstream", "http://10.0.0.9:8080", "--private"], env) == 0
     assert run(["hub", "unhost", "far"], env) == 0
     assert run(["hub", "unhost", "far"], env) == 1
     assert run(["hub", "host", "alice/nothing"], env) == 1

@@ -326,7 +326,7 @@ async def _devices_of(hub: "HubServices", user: str) -> list[dict[str, Any]]:
 
 @command(variables=_HOME)
 @click.argument("name")
-@click.option("--upstream", default="", metavar="URL", help="An OpenAI-compatible server that runs it, without /v1.")
+@click.option("--upstream", default="", metavar="URL", help="An OpenAI-compatible server that runs it.")
 @click.option("--upstream-model", default="", metavar="NAME", help="What the upstream calls it. [default: NAME]")
 @click.option("--upstream-key-stdin", is_flag=True, help="Read the API key that the upstream wants from standard input.")
 @click.option(
@@ -344,10 +344,13 @@ def host(
         raise Failed(f"{what} says something of an upstream, so it needs --upstream", status=2)
     is_public = not private
     if upstream:
+        from corral.settings import parse_upstream_url
+
+        address = parse_upstream_url(upstream, where="--upstream")
         key = _upstream_key() if upstream_key_stdin else None
         hosted = _with_hub(
             environment,
-            lambda hub: offer_upstream(hub, name, url=upstream, model=upstream_model or name, is_public=not private, key=key),
+            lambda hub: offer_upstream(hub, name, url=address, model=upstream_model or name, is_public=not private, key=key),
         )
     else:
         found = _with_hub(
