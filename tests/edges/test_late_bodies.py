@@ -179,6 +179,16 @@ async def test_t062_body_under_way_when_its_device_loses_the_right_counts_for_no
 
 
 @pytest.mark.parametrize("kind", KINDS)
+async def test_t062_f19_body_of_a_device_whose_token_expires_meanwhile_is_taken(late: Late, kind: str) -> None:
+    _, bearer = await device_token(late)
+
+    async def two_hours(late: Late) -> None:
+        late.hub.clock.advance(7200)
+
+    assert await late.send(kind, two_hours, bearer) in (201, 202)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 async def test_t062_body_under_way_when_its_repository_is_closed_to_its_sender_counts_for_nothing(late: Late, kind: str) -> None:
     await late.add("bob")
     alice = with_key(await account_of(late, "alice"))

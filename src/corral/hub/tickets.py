@@ -17,7 +17,7 @@ from hashlib import sha256
 import msgspec
 
 from corral.core.ports import Clock, CredentialStore
-from corral.core.records import Account, Principal, Proof, Scope, Visitor
+from corral.core.records import Account, Device, Principal, Proof, Scope, Visitor
 from corral.hub import checks
 from corral.hub.registry import BlobFacts, Registry
 from corral.hub.repositories import REFUSALS, Caller
@@ -101,14 +101,14 @@ class Tickets:
         stored = await self._credentials.api_key(said.credential_id)
         if stored is None or not checks.is_live_key(stored.key, self._clock.now()):
             raise _bad_ticket()
-        return _principal(stored.owner, stored.key.id, stored.key.scopes)
+        return _principal(stored.owner, stored.key.id, stored.key.scopes, device=None)
 
     async def _device(self, said: _Payload) -> Principal:
         found = await self._credentials.device(parse_encoded_key(said.device_key))
         # Its key may be another account's by now, as another device.
         if found is None or found[0].id != said.credential_id:
             raise _bad_ticket()
-        return _principal(found[1], found[0].id, found[0].scopes)
+        return _principal(found[1], found[0].id, found[0].scopes, device=found[0])
 
 
 def _payload(caller: Caller, expires_at: datetime) -> _Payload:
@@ -124,12 +124,16 @@ def _payload(caller: Caller, expires_at: datetime) -> _Payload:
             return _Payload(seconds, "visitor")
 
 
-def _principal(owner: Account, credential_id: str, scopes: frozenset[Scope]) -> Principal:
+def _principal(owner: Account, credential_id: str, scopes: frozenset[Scope], *, device: Device | None) -> Principal:
     if not owner.is_active:
         raise _bad_ticket()
     # What it is good for is under its MAC, so it needs no grants.
     return Principal(
-        account=owner, proof=Proof.REGISTRY_TOKEN, credential_id=credential_id, scopes=scopes & checks.rights_of(owner)
+        account=owner,
+        proof=Proof.REGISTRY_TOKEN,
+        credential_id=credential_id,
+        scopes=scopes & checks.rights_of(owner),
+        device=device,
     )
 
 
