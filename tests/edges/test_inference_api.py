@@ -227,6 +227,13 @@ async def test_request_without_body_says_so(path: str) -> None:
         ("/api/generate", {"model": "x:cloud:local"}, 400, 'use either :local or :cloud, not both: "x:cloud:local"'),
         ("/api/chat", {"model": "m", "top_logprobs": 21}, 400, "top_logprobs must be between 0 and 20"),
         ("/api/embed", {"model": "m", "input": 1}, 400, "invalid input type"),
+        ("/api/embed", {"model": "x", "input": 1}, 400, "invalid input type"),
+        (
+            "/api/show",
+            {"model": "x", "options": "x"},
+            400,
+            "json: cannot unmarshal string into Go struct field ShowRequest.options of type map[string]interface {}",
+        ),
         ("/api/chat", {"model": "m", "messages": MESSAGES, "options": {"stop": "x"}}, 500, 'option "stop" must be of type array'),
         ("/api/chat", {"model": "m", "messages": MESSAGES, "keep_alive": "10"}, 400, 'time: missing unit in duration "10"'),
     ],

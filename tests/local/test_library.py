@@ -186,7 +186,7 @@ DIGEST = "sha256:" + "0" * 64
         ({"model": "", "from": "x"}, "invalid model name"),
         ({"from": "a//b"}, "invalid model name"),
         ({"from": "x:cloud:local"}, "invalid model name"),
-        ({"files": {}}, "no files provided to convert"),
+        ({"files": {}}, "unknown type"),
         ({"files": {"a.gguf": ""}}, "invalid digest format"),
         ({"files": {"a.gguf": "sha256:" + "0" * 63}}, "invalid digest format"),
         ({"files": {"a.gguf": DIGEST}}, f"the file a.gguf was not sent: blob {DIGEST} is not here"),
@@ -244,7 +244,7 @@ async def test_adapters_are_one_file_and_adapters(world: World) -> None:
     two = world.sent(a_gguf=ADAPTER, b_gguf=ADAPTER)
     assert await world.refusal(files=weights, adapters=two) == (400, "only one adapter is currently supported")
     assert await world.refusal(files=weights, adapters=world.sent(a_gguf=WEIGHTS)) == (400, "a.gguf is no adapter")
-    assert await world.refusal(files=weights, adapters={}) == (400, "no files provided to convert")
+    assert await world.refusal(files=weights, adapters={}) == (400, "unknown type")
     assert await world.refusal(files=weights, draft_files=world.sent(a_gguf=ADAPTER)) == (400, "a.gguf is an adapter")
 
 

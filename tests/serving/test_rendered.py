@@ -397,6 +397,11 @@ async def test_suffix_with_a_template_in_the_request_goes_through_that() -> None
 THINKS = (Capability.TOOLS, Capability.THINKING)
 
 
+async def test_tool_whose_function_is_null_is_no_failure() -> None:
+    kitchen = Kitchen(model_with(go_templates.QWEN_TOOLS_THINKING, *THINKS), *pieces("hi", 2))
+    assert (await kitchen.chat("weather?", tools=[{"type": "function", "function": None}])).content == "hi"
+
+
 @pytest.mark.parametrize("size", [1, 3, 1000])
 async def test_thoughts_and_calls_are_told_apart(size: int) -> None:
     said = (

@@ -355,7 +355,7 @@ def test_embed_input_is_a_text_or_texts(given_input: Any, texts: list[str]) -> N
 @pytest.mark.parametrize("given_input", [1, ["a", 1], {}, True])
 def test_embed_input_of_another_kind_is_refused(given_input: Any) -> None:
     with pytest.raises(CorralError, match=r"^invalid input type$"):
-        _ = EmbedRequest(model="m", input=given_input).texts
+        EmbedRequest(model="m", input=given_input)
 
 
 def test_not_found_texts_are_those_of_the_routes() -> None:

@@ -193,8 +193,6 @@ class ModelMaker:
 
     async def _from_files(self, files: Mapping[str, Digest], making: _Making, media_type: str) -> Events:
         """Layers of files that were sent. media_type: what they are to be; a model's files may also be its projector."""
-        if not files:
-            raise CorralError("bad_request", "no files provided to convert")
         making.held.enter_context(self._store.hold(files.values()))
         for name, digest in files.items():
             if self._blobs.blob_size(digest) is None:

@@ -298,7 +298,7 @@ class _Splitter:
         self.expects_thoughts = bool(opening and closing)
         is_inside = self.expects_thoughts and prompt.rstrip().endswith(opening)
         self._thoughts = ThinkingSplitter(opening, closing, is_inside=is_inside) if self.expects_thoughts else None
-        names = [str(tool.get("function", {}).get("name", "")) for tool in call.tools or ()]
+        names = [str((tool.get("function") or {}).get("name", "")) for tool in call.tools or ()]
         self._calls = CallSplitter(call.call_tag, [name for name in names if name]) if any(names) else None
 
     def split(self, chunk: Chunk) -> Chunk:

@@ -212,6 +212,10 @@ class EmbedRequest(_RunRequest, frozen=True, kw_only=True):
     truncate: bool | None = None
     dimensions: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.texts  # refused before the model is looked for
+
     @property
     def texts(self) -> list[str]:
         """What to embed; an empty text alone is nothing to embed. Raises: bad_request `invalid input type`."""
@@ -242,6 +246,7 @@ class ShowRequest(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     system: str = ""
     verbose: bool = False
+    options: dict[str, Any] = {}
 
 
 class DebugInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -5,7 +5,7 @@ purpose, docs/divergences.md says why. Source: ollama openai/responses.go and mi
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import msgspec
 
@@ -118,6 +118,8 @@ def searches_allowed(request: ResponsesRequest) -> int:
 
 #: A namespace within a namespace within a … ends here.
 _MAX_NESTING = 8
+#: Members that clients of this dialect want of a function, whether they were sent or not.
+_FUNCTION_MEMBERS: Final = {"name": "", "description": None, "strict": None, "parameters": None}
 
 
 def _functions(tool: Mapping[str, Any], prefix: str, depth: int = 0) -> list[dict[str, Any]]:
@@ -320,8 +322,7 @@ def _told(number: int, request: ResponsesRequest, created: int) -> dict[str, Any
         "instructions": request.instructions or None,
         "output": [],
         "error": None,
-        # Clients of this dialect want the member, whether it was sent or not.
-        "tools": [{"strict": None, **tool} if tool.get("type") == "function" else tool for tool in request.tools],
+        "tools": [{**_FUNCTION_MEMBERS, **tool} if tool.get("type") == "function" else tool for tool in request.tools],
         "tool_choice": "auto",
         "truncation": request.truncation,
         "parallel_tool_calls": True,
