@@ -167,3 +167,29 @@ def test_key_to_sign_in_with_may_have_blanks_around_it_and_notes_behind_it(
         run(["signin", "--api-key-stdin", "--hub", hub.url], {"HOME": str(tmp_path), "OLLAMA_HOST": NOBODY})
     (sent,) = [request for request in hub.seen if request.path == "/api/user/keys"]
     assert sent.headers["authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["pull", "x"], ["push", "a/x"], ["cp", "x", "y"], ["rm", "x"], ["create", "x", "-f"], ["run", "x", "hi"]],
+    ids=" ".join,
+)
+def test_command_that_installs_says_of_a_hub_that_it_is_one(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "Modelfile").write_text("FROM other\n")
+    arguments = [*words, str(tmp_path / "Modelfile")] if words[-1] == "-f" else words
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    with fake_server({"GET /.well-known/corral": (200, {"corral": "1", "public_url": "https://hub.test"})}) as hub:
+        assert run(arguments, {"HOME": str(tmp_path), "OLLAMA_HOST": hub.host}) == 1
+    said = f"Error: {hub.host} is a hub, which installs no models\n→ unset OLLAMA_HOST, or set it to a local server's address\n"
+    assert capsys.readouterr().err.endswith(said)
+
+
+def test_server_of_plain_http_asked_by_https_is_told_apart_from_a_wrong_certificate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with fake_server({}) as server:
+        assert run(["list"], {"HOME": str(tmp_path), "OLLAMA_HOST": f"https://{server.host}"}) == 1
+    said = f"Error: https://{server.host} does not speak TLS as it should\n→ if it speaks http, its address begins with http://\n"
+    assert capsys.readouterr().err == said

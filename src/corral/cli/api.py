@@ -25,6 +25,8 @@ _HUB_TIMEOUT_S = 30.0
 #: For what is only good to know.
 _STRANGER_TIMEOUT_S = 5.0
 _MAX_ERROR_BYTES = 64 * 1024
+#: What only a local server can be asked.
+_INSTALLING = ("/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete", "/api/blobs/")
 
 
 class ApiError(Failed):
@@ -141,7 +143,7 @@ class ServerApi:
         try:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.request("POST", f"{self._address.path}{target}", chunks, headers)
-            self._answer(connection)
+            self._answer(connection, path)
         finally:
             connection.close()
 
@@ -156,9 +158,9 @@ class ServerApi:
         except (http.client.HTTPException, OSError) as error:
             connection.close()
             raise self._silent() from error
-        return connection, self._answer(connection, is_stream=is_stream)
+        return connection, self._answer(connection, path, is_stream=is_stream)
 
-    def _answer(self, connection: http.client.HTTPConnection, *, is_stream: bool = False) -> http.client.HTTPResponse:
+    def _answer(self, connection: http.client.HTTPConnection, path: str, *, is_stream: bool = False) -> http.client.HTTPResponse:
         try:
             response = connection.getresponse()
         except (http.client.HTTPException, OSError) as error:
@@ -186,10 +188,15 @@ class ServerApi:
         connection = self._direct() if proxy is None else self._tunnel(proxy)
         try:
             connection.connect()
-        except ssl.SSLError as error:
+        except ssl.SSLCertVerificationError as error:
             connection.close()
             text = f"the TLS certificate of {self.url} was not accepted: {error.reason}"
             raise Failed(text, "check the address; an authority of your own goes into SSL_CERT_FILE") from error
+        except ssl.SSLError as error:
+            connection.close()
+            raise Failed(
+                f"{self.url} does not speak TLS as it should", "if it speaks http, its address begins with http://"
+            ) from error
         except OSError as error:
             connection.close()
             if proxy is not None:
@@ -294,6 +301,23 @@ class LocalApi(ServerApi):
             return None
         asks = status.get("auth") if isinstance(status, dict) else None
         return asks != "off" if isinstance(asks, str) else None
+
+    def _answer(self, connection: http.client.HTTPConnection, path: str, *, is_stream: bool = False) -> http.client.HTTPResponse:
+        try:
+            return super()._answer(connection, path, is_stream=is_stream)
+        except ApiError as error:
+            # OLLAMA_HOST may well name a hub, whose models run without a local server; its "not found" would be no answer.
+            if error.code == 404 and path.startswith(_INSTALLING) and self._is_hub():
+                text = f"{urlsplit(self.url).netloc} is a hub, which installs no models"
+                raise Failed(text, "unset OLLAMA_HOST, or set it to a local server's address") from error
+            raise
+
+    def _is_hub(self) -> bool:
+        try:
+            document = self.get("/.well-known/corral")
+        except Failed:
+            return False
+        return isinstance(document, dict) and "public_url" in document
 
     def _refusal(self, status: int, body: Mapping[str, Any], reason: str) -> ApiError:
         """A 401 without a link to sign in at is no hub's that the server passes on, but its own: it wants an API key."""

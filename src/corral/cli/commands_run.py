@@ -45,6 +45,10 @@ class _Given:
         return bool(self.words) or self.is_piped or not sys.stdout.isatty()
 
 
+class _Count(click.IntRange):
+    name = "integer"  # click calls it an "integer range", which is no kind of number
+
+
 class _RunCommand(Command):
     """Takes a bare `--think` as `--think=true`, and never the word behind it, which is the prompt's first."""
 
@@ -64,7 +68,7 @@ class _RunCommand(Command):
 )
 @click.option("--hidethinking", is_flag=True, help="Leave the model's thinking out.")
 @click.option("--keepalive", default="", metavar="DURATION", help="How long the model stays loaded, such as 5m.")
-@click.option("--dimensions", type=click.IntRange(min=0), default=0, help="Length of an embedding.")
+@click.option("--dimensions", type=_Count(min=0), default=0, metavar="COUNT", help="Length of an embedding.")
 @click.option("--truncate/--no-truncate", default=None, help="Cut a text that is too long for an embedding.")
 @click.option("--nowordwrap", is_flag=True, help="Do not break lines between words.")
 @click.option("--insecure", is_flag=True, help="Use plain http for the registry of a model that is not here yet.")
