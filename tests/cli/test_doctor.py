@@ -120,7 +120,9 @@ def test_t053_text_that_is_no_api_key_is_neither_sent_nor_shown(tmp_path: Path, 
     with corral_hub() as hub:
         environ = {"HOME": str(tmp_path), "OLLAMA_HOST": NOBODY, "CORRAL_HUB": hub.url, "OLLAMA_API_KEY": "hunter2-hunter2"}
         assert run(["doctor", "auth"], environ) == 1
-        assert "hunter2" not in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "set, but it is no API key of a Corral hub; those begin with crlk_" in said
+        assert "hunter2" not in said
         assert not [seen for seen in hub.seen if "authorization" in seen.headers]
 
 

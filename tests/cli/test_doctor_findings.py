@@ -789,9 +789,9 @@ CASES = [
     problem(
         "no key's text",
         "OLLAMA_API_KEY",
-        "set, but no API key of a Corral hub: cut off, or from elsewhere",
+        "set, but it is cut off: 30 of 53 characters",
         f"take one from {PAGE}, or unset OLLAMA_API_KEY",
-        api_key=ApiKeySeen(),
+        api_key=ApiKeySeen(fault="is cut off: 30 of 53 characters"),
     ),
     problem(
         "key at a stock hub",

@@ -495,8 +495,7 @@ def _wrong_kind(seen: Seen, key: ApiKeySeen) -> Verdict:
         return _problem(
             f"{key.prefix}…  is of a Corral hub, and {_host(seen.hub.url)} is none", "set CORRAL_HUB to the hub that made it"
         )
-    detail = "set, but no API key of a Corral hub: cut off, or from elsewhere"
-    return _problem(detail, f"take one from {seen.hub.url}/settings/keys, or unset OLLAMA_API_KEY")
+    return _problem(f"set, but it {key.fault}", f"take one from {seen.hub.url}/settings/keys, or unset OLLAMA_API_KEY")
 
 
 def _accepted(seen: Seen, key: ApiKeySeen, standing: Standing, shown: str) -> Verdict:

@@ -478,11 +478,13 @@ async def _listed(client: "HubClient", path: str) -> list[Mapping[str, Any]] | N
 
 def _presented(settings: "Settings") -> ApiKeySeen | None:
     from corral.wire.apikeys import parse_api_key
+    from corral.wire.pasted import fault_of_api_key
 
     if settings.api_key is None:
         return None
-    own = parse_api_key(settings.api_key.reveal())
-    return ApiKeySeen(prefix=own.prefix if own else "")
+    text = settings.api_key.reveal()
+    own = parse_api_key(text)
+    return ApiKeySeen(prefix=own.prefix) if own else ApiKeySeen(fault=fault_of_api_key(text))
 
 
 async def _api_key(

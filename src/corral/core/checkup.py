@@ -143,11 +143,12 @@ class HubSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKeySeen:
-    """OLLAMA_API_KEY. prefix: what listings show of one of ours, empty for a text that is no key of a Corral hub. standing: None
-    when it was sent nowhere. is_listed: whether the account's list, of the device or of the key itself, has it, None where no
-    list was told. The rest is what the list says."""
+    """OLLAMA_API_KEY. prefix: what listings show of one of ours, empty for a text that is no key of a Corral hub. fault: why it
+    is none, as what follows its name in a sentence. standing: None when it was sent nowhere. is_listed: whether the account's
+    list, of the device or of the key itself, has it, None where no list was told. The rest is what the list says."""
 
     prefix: str = ""
+    fault: str = ""
     standing: Standing | None = None
     is_listed: bool | None = None
     scopes: tuple[str, ...] | None = None
