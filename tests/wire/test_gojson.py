@@ -88,6 +88,7 @@ def test_what_follows_the_first_value_is_a_fault_and_far_inside_nobody_looks() -
 
 
 FIELD = "json: cannot unmarshal {} into Go struct field {} of type {}"
+CALLS = '{"messages":[{"tool_calls":%s}]}'
 TYPES: list[tuple[type[msgspec.Struct], str, str]] = [
     (ChatRequest, "[]", "json: cannot unmarshal array into Go value of type api.ChatRequest"),
     (GenerateRequest, "true", "json: cannot unmarshal bool into Go value of type api.GenerateRequest"),
@@ -156,6 +157,33 @@ TYPES: list[tuple[type[msgspec.Struct], str, str]] = [
     (EmbeddingRequest, '{"encoding_format":1}', FIELD.format("number", "EmbedRequest.encoding_format", "string")),
     (ResponsesRequest, '{"tools":1}', FIELD.format("number", "ResponsesRequest.tools", "[]openai.ResponsesTool")),
     (ResponsesRequest, '{"text":1}', FIELD.format("number", "ResponsesRequest.text", "openai.ResponsesText")),
+    (
+        MessagesRequest,
+        '{"messages":[1]}',
+        FIELD.format(
+            "number",
+            "MessagesRequest.messages",
+            'struct { Role string "json:\\"role\\""; Content json.RawMessage "json:\\"content\\"" }',
+        ),
+    ),
+    (ChatCompletionRequest, CALLS % "1", FIELD.format("number", "Message.messages.tool_calls", "[]openai.ToolCall")),
+    (ChatCompletionRequest, CALLS % '[{"id":1}]', FIELD.format("number", "ToolCall.messages.tool_calls.id", "string")),
+    (
+        ChatCompletionRequest,
+        CALLS % '[{"function":1}]',
+        FIELD.format(
+            "number",
+            "ToolCall.messages.tool_calls.function",
+            'struct { Name string "json:\\"name\\""; Arguments string "json:\\"arguments\\"" }',
+        ),
+    ),
+    (
+        ChatCompletionRequest,
+        CALLS % '[{"function":{"arguments":{}}}]',
+        FIELD.format("object", ".messages.tool_calls.function.arguments", "string"),
+    ),
+    (MessagesRequest, '{"tool_choice":1}', FIELD.format("number", "MessagesRequest.tool_choice", "anthropic.ToolChoice")),
+    (MessagesRequest, '{"output_config":[]}', FIELD.format("array", "MessagesRequest.output_config", "anthropic.OutputConfig")),
     (MessagesRequest, '{"messages":1}', FIELD.format("number", "MessagesRequest.messages", "[]anthropic.MessageParam")),
     (MessagesRequest, '{"messages":[{"role":1}]}', FIELD.format("number", "MessagesRequest.messages.role", "string")),
     (MessagesRequest, '{"thinking":1}', FIELD.format("number", "MessagesRequest.thinking", "anthropic.ThinkingConfig")),

@@ -48,7 +48,7 @@ class _Block(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True):
     go_name: ClassVar[str] = "anthropic.MessageParam"
-    go_alias: ClassVar[str] = "anthropic.MessageParam"
+    go_alias: ClassVar[str] = 'struct { Role string "json:\\"role\\""; Content json.RawMessage "json:\\"content\\"" }'
 
     role: str
     content: Any = None
@@ -65,6 +65,8 @@ class _Tool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _ToolChoice(msgspec.Struct, frozen=True, kw_only=True):
+    go_name: ClassVar[str] = "anthropic.ToolChoice"
+
     type: str = ""
     name: str = ""
 
@@ -81,6 +83,8 @@ class _Format(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _OutputConfig(msgspec.Struct, frozen=True, kw_only=True):
+    go_name: ClassVar[str] = "anthropic.OutputConfig"
+
     effort: str = ""
     format: _Format | None = None
 

@@ -39,12 +39,19 @@ _ARGUMENTS = msgspec.json.Decoder(dict[str, Any])
 
 
 class _Function(msgspec.Struct, frozen=True, kw_only=True):
+    go_name: ClassVar[str] = ""  # there it has no name
+
     name: str
     #: JSON text of an object.
     arguments: str
 
 
 class _Call(msgspec.Struct, frozen=True, kw_only=True):
+    go_name: ClassVar[str] = "openai.ToolCall"
+    go_types: ClassVar[Mapping[str, str]] = {
+        "function": 'struct { Name string "json:\\"name\\""; Arguments string "json:\\"arguments\\"" }'
+    }
+
     id: str
     index: int
     type: str = "function"
