@@ -10,6 +10,7 @@ import pytest
 
 import corral
 from corral.cli.app import LazyGroup, root, run
+from corral.wire.errors import CorralError
 from tooling import tool_module
 
 SOURCE = str(Path(corral.__file__).parent.parent)
@@ -120,6 +121,24 @@ def test_group_without_a_command_prints_its_help(capsys: pytest.CaptureFixture[s
 def test_bad_setting_is_status_2_and_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["list"], {"HOME": "/x", "OLLAMA_MAX_QUEUE": "many"}) == 2
     assert capsys.readouterr().err == "Error: OLLAMA_MAX_QUEUE is 'many'; it takes a whole number, 0 or more\n"
+
+
+def test_failure_in_a_task_group_is_told_as_by_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Two hubs that start at the same moment both find the port free. The second learns of it among its tasks.
+    refused = CorralError("conflict", "something already listens on 127.0.0.1:1")
+
+    def fail(ctx: click.Context, cmd_name: str) -> click.Command:
+        def serve() -> None:
+            raise ExceptionGroup("tasks", [ExceptionGroup("tasks", [refused])])
+
+        return click.Command(cmd_name, callback=serve)
+
+    # No command can be made to fail there without a race, so one that does stands in.
+    monkeypatch.setattr(root, "get_command", fail)
+    assert run(["serve"], {}) == 1
+    assert capsys.readouterr().err == "Error: something already listens on 127.0.0.1:1\n"
 
 
 def test_python_m_corral_is_the_command() -> None:

@@ -190,7 +190,7 @@ def run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     except click.ClickException as error:
         return _show_usage(error)
     except Exception as error:  # noqa: BLE001 - the outermost loop of a command: shown as an error, or as a fault of ours
-        return _show(error, environ)
+        return _show(_sole(error), environ)
     return status if isinstance(status, int) else 0
 
 
@@ -200,6 +200,13 @@ def _show_usage(error: click.ClickException) -> int:
 
     print(error_text(*usage_text(error)), file=sys.stderr)
     return error.exit_code if error.exit_code > 1 else 2
+
+
+def _sole(error: Exception) -> Exception:
+    """What task groups have wrapped, where it is one failure alone: a server's port that was taken while it started, for one."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def _show(error: Exception, environ: Mapping[str, str]) -> int:
