@@ -38,7 +38,7 @@ def terms_options(add: Decorated) -> Decorated:
         click.option("--models", default="", metavar="PATTERNS", help='Only these, as "llama*,qwen3:*". [default: every model]'),
         click.option("--cloud", is_flag=True, help="Let it use hosted models with this machine's account."),
         click.option("--from", "networks", default="", metavar="NETWORKS", help="Only from there, as 192.168.0.0/16."),
-        expires_option("never"),
+        expires_option,
     )
     for option in reversed(options):
         add = option(add)
