@@ -82,6 +82,13 @@ def test_good_text_has_no_fault(body: bytes) -> None:
     assert syntax_complaint(body) is None
 
 
+@pytest.mark.parametrize("text", [r"\ud800", r"\uDE00", r"\uD83Dx", r"\ud83d\ud83d\ude00"])
+def test_half_of_a_character_is_named_as_such(text: str) -> None:
+    with pytest.raises(CorralError, match=r"^a \\u escape in the request body is half of a character$"):
+        decode(f'{{"model":"{text}"}}'.encode(), ChatRequest)
+    assert decode(rb'{"model":"\uD83D\uDE00"}', ChatRequest).model == "\N{GRINNING FACE}"
+
+
 def test_what_follows_the_first_value_is_a_fault_and_far_inside_nobody_looks() -> None:
     assert syntax_complaint(b'{"a":1}x') == "invalid character 'x' after top-level value"
     assert syntax_complaint(b'"' + b"a" * 70_000 + b'" x') is None

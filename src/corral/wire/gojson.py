@@ -21,6 +21,9 @@ _TRUNCATED = "unexpected EOF"
 _SPACE = re.compile(rb"[ \t\r\n]*")
 _STRING = re.compile(rb'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4}))*')
 _NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+#: Half of a character beyond U+FFFF without the other half. msgspec's words for it speak of something else.
+_HALF = re.compile(rb"\\u[dD][89abAB][0-9A-Fa-f]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9A-Fa-f]{2})\\u[dD][c-fC-F]")
+_HALF_TOLD = "a \\u escape in the request body is half of a character"
 _HEX = b"0123456789abcdefABCDEF"
 
 
@@ -29,7 +32,8 @@ class _BrokenError(Exception):
 
 
 def syntax_complaint(body: bytes) -> str | None:
-    """What is wrong with a text that is no JSON; None for one that has no fault which Go would name, or too far inside."""
+    """What is wrong with a text that msgspec has refused; None for one that has no fault which Go would name but a lone half of
+    a character, or too far inside."""
     try:
         at = _space(body, _value_end(body[:_MAX_SCANNED_BYTES]))
         if at < len(body):
@@ -37,7 +41,7 @@ def syntax_complaint(body: bytes) -> str | None:
     except _BrokenError as error:
         is_cut = len(body) > _MAX_SCANNED_BYTES and str(error) == _TRUNCATED
         return None if is_cut else str(error)
-    return None
+    return _HALF_TOLD if _HALF.search(body, 0, _MAX_SCANNED_BYTES) else None
 
 
 def _value_end(body: bytes) -> int:
