@@ -531,6 +531,7 @@ async def test_copy_onto_itself_and_onto_another(world: World) -> None:
         ("a//b", "c", 400, 'source "a//b" is invalid'),
         ("", "c", 400, 'source "" is invalid'),
         ("base", "a b", 400, 'destination "a b" is invalid'),
+        ("a\x00\u2028é", "c", 400, 'source "a\\x00\\u2028é" is invalid'),
         ("none", "c", 404, 'model "none" not found'),
     ],
 )

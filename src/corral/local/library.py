@@ -4,7 +4,6 @@ The wording for what is wrong is Ollama's, route by route, because clients match
 (CopyHandler, DeleteHandler, HeadBlobHandler, CreateBlobHandler), server/create.go, fb30760.
 """
 
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 
@@ -16,6 +15,7 @@ from corral.wire.errors import CorralError
 from corral.wire.manifest import parse_manifest
 from corral.wire.names import Digest, ModelName, Source, cloud_tag, parse_name, parse_reference
 from corral.wire.native import model_not_found, model_required
+from corral.wire.units import quoted
 
 
 class Library:
@@ -51,11 +51,11 @@ class Library:
 
     async def copy(self, source: str, destination: str) -> None:
         """Have a model under another name too. Raises: bad_request, not_found with Ollama's texts."""
-        from_name = _name(source, f"source {_quoted(source)} is invalid")
-        to_name = _name(destination, f"destination {_quoted(destination)} is invalid")
+        from_name = _name(source, f"source {quoted(source)} is invalid")
+        to_name = _name(destination, f"destination {quoted(destination)} is invalid")
         found = await self._store.manifest(from_name)
         if found is None:
-            raise CorralError("not_found", f"model {_quoted(source)} not found")
+            raise CorralError("not_found", f"model {quoted(source)} not found")
         spelled, body = found
         if spelled.key == to_name.key:
             return
@@ -71,7 +71,7 @@ class Library:
             raise model_required()
         reference = parse_reference(requested)
         base = cloud_tag(reference.base) if reference.source is Source.CLOUD else reference.base
-        name = _name(base, f"name {_quoted(requested)} is invalid")
+        name = _name(base, f"name {quoted(requested)} is invalid")
         former = await self._installed(name)
         if former is None or not await self._store.remove(name):
             raise model_not_found(requested)
@@ -80,7 +80,7 @@ class Library:
     def require_blob(self, text: str) -> None:
         """Raises: bad_request for what is no digest, not_found for a blob that is not here."""
         if self._blobs.blob_size(parse_blob_digest(text)) is None:
-            raise CorralError("not_found", f"blob {_quoted(text)} not found")
+            raise CorralError("not_found", f"blob {quoted(text)} not found")
 
     async def put_blob(self, text: str, chunks: AsyncIterator[bytes]) -> bool:
         """Store a blob under its digest; False when it was here before, and nothing was read then. Raises: bad_request with
@@ -123,8 +123,3 @@ def _name(text: str, message: str) -> ModelName:
         return parse_name(text)
     except CorralError as error:
         raise CorralError("bad_request", message) from error
-
-
-def _quoted(text: str) -> str:
-    """As Go's %q writes it, near enough; cut, since the caller chose it."""
-    return json.dumps(text[:200], ensure_ascii=False)

@@ -12,6 +12,7 @@ from json.encoder import encode_basestring as _quoted
 from typing import Any
 
 from corral.wire.errors import CorralError
+from corral.wire.units import go_quoted
 
 _MAX_JSON_DEPTH = 100
 _MAX_WIDTH = 10_000
@@ -245,7 +246,7 @@ def _formatted(value: Any, verb: str, flags: str, precision: int | None) -> str:
             # Not cut: what is made is what counts as work.
             return shown(value)
         case str(), "q":
-            return _go_quoted(value)
+            return go_quoted(value)
         case bool(), _:
             pass
         case int(), "d":
@@ -277,19 +278,3 @@ def _padded(text: str, flags: str, width: int, verb: str) -> str:
 
 def _kind(value: Any) -> str:
     return _KINDS.get(type(value), value.kind if isinstance(value, Struct) else "interface {}")
-
-
-_GO_SHORT = {7: "\\a", 8: "\\b", 9: "\\t", 10: "\\n", 11: "\\v", 12: "\\f", 13: "\\r", 34: '\\"', 92: "\\\\"}
-
-
-def _go_quoted(text: str) -> str:
-    return '"' + "".join(map(_quoted_character, text)) + '"'
-
-
-def _quoted_character(character: str) -> str:
-    code = ord(character)
-    if code in _GO_SHORT:
-        return _GO_SHORT[code]
-    if character.isprintable():
-        return character
-    return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -1,6 +1,5 @@
 """Numbers as people read them, durations as Go writes and reads them. Imports little: commands that print a number load this."""
 
-import json
 import re
 
 #: What Go's time.Duration, an int64 of nanoseconds, can hold.
@@ -8,8 +7,11 @@ MAX_DURATION_S = (2**63 - 1) / 1e9
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 #: One group per number and unit. The unit is whatever is neither a digit nor a dot, so that an unknown one can be named.
 _TERM = re.compile(r"([0-9]*\.?[0-9]*)([^0-9.]*)")
-#: The longest text that is looked at or told of: Go's largest duration has 25 characters.
+#: The longest text that is looked at: Go's largest duration has 25 characters.
 _MAX_TEXT = 100
+#: The longest text that is told of: no name is longer.
+_MAX_SHOWN = 600
+_GO_SHORT = {7: "\\a", 8: "\\b", 9: "\\t", 10: "\\n", 11: "\\v", 12: "\\f", 13: "\\r", 34: '\\"', 92: "\\\\"}
 _NS_PER_S = 1_000_000_000
 _PREFIXES = ("", "k", "M", "G", "T")
 
@@ -73,8 +75,22 @@ def parse_duration(text: str) -> float:
 
 
 def quoted(text: str) -> str:
-    """Text as Go's %q writes it, near enough for an error; cut, since the caller chose it."""
-    return json.dumps(text[:_MAX_TEXT], ensure_ascii=False)
+    """As `go_quoted`, for an error; cut, since the caller chose it."""
+    return go_quoted(text[:_MAX_SHOWN])
+
+
+def go_quoted(text: str) -> str:
+    """Text as Go's %q writes it."""
+    return '"' + "".join(map(_quoted_character, text)) + '"'
+
+
+def _quoted_character(character: str) -> str:
+    code = ord(character)
+    if code in _GO_SHORT:
+        return _GO_SHORT[code]
+    if character.isprintable():
+        return character
+    return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _decimal(count: int, size: int) -> str:
