@@ -374,6 +374,12 @@ async def test_t053_answer_that_belongs_to_somebody_is_kept_by_no_cache(hub: Hub
     assert "cache-control" not in (await Caller(hub.app).request("GET", "/api/version")).headers
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+async def test_monitor_that_asks_by_head_gets_the_status(hub: Hub, path: str) -> None:
+    # The server beneath leaves the body of an answer to HEAD out.
+    assert (await Caller(hub.app).request("HEAD", path)).status == (await Caller(hub.app).request("GET", path)).status
+
+
 async def test_t059_two_credentials_are_refused(hub: Hub) -> None:
     _, text = await hub.api_key(hub.alice, Scope.INFERENCE)
     headers = {"authorization": f"Bearer {text}", "x-api-key": text}

@@ -104,8 +104,8 @@ class HubApi:
             endpoint("GET,HEAD", "/api/version", self.version, PUBLIC),
             endpoint("GET", "/api/ps", self.running, PUBLIC),
             endpoint("GET", "/.well-known/corral", self.discovery, PUBLIC),
-            endpoint("GET", "/healthz", self.health, PUBLIC),
-            endpoint("GET", "/readyz", self.readiness, PUBLIC),
+            endpoint("GET,HEAD", "/healthz", self.health, PUBLIC),
+            endpoint("GET,HEAD", "/readyz", self.readiness, PUBLIC),
         ]
 
     async def me(self, request: Request) -> Response:
