@@ -50,6 +50,8 @@ def test_moment_that_never_was_is_never() -> None:
 
 def test_future_moment_is_told_by_its_largest_unit() -> None:
     assert format_ahead(NOON + timedelta(days=78, hours=3), NOON) == "78 days"
+    assert format_ahead(NOON + timedelta(days=90, seconds=-1), NOON) == "90 days"
+    assert format_ahead(NOON + timedelta(minutes=59, seconds=50), NOON) == "1 hour"
     assert format_ahead(NOON - timedelta(days=1), NOON) == "0 seconds"
 
 

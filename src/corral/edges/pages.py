@@ -222,16 +222,21 @@ def format_ago(moment: datetime | None, now: datetime) -> str:
 
 
 def format_ahead(moment: datetime, now: datetime) -> str:
-    """`78 days`, `3 hours`: how long until then."""
-    return _span(max(moment - now, timedelta(0)))
+    """`78 days`, `3 hours`: how long until then, to the nearest; when they are first shown, a moment of 90 days is over."""
+    left = max(moment - now, timedelta(0))
+    _, length = _unit_of(left)
+    return _span(left + timedelta(seconds=length / 2))
 
 
 def _span(span: timedelta) -> str:
-    seconds = int(span.total_seconds())
-    for unit, length in (("day", 86_400), ("hour", 3600), ("minute", 60)):
-        if seconds >= length:
-            return _plural(seconds // length, unit)
-    return _plural(seconds, "second")
+    unit, length = _unit_of(span)
+    return _plural(int(span.total_seconds() // length), unit)
+
+
+def _unit_of(span: timedelta) -> tuple[str, int]:
+    """The largest that fits, and its seconds."""
+    seconds = span.total_seconds()
+    return next((unit for unit in (("day", 86_400), ("hour", 3600), ("minute", 60)) if seconds >= unit[1]), ("second", 1))
 
 
 def _plural(number: int, noun: str) -> str:
