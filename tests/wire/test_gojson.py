@@ -89,6 +89,14 @@ def test_half_of_a_character_is_named_as_such(text: str) -> None:
     assert decode(rb'{"model":"\uD83D\uDE00"}', ChatRequest).model == "\N{GRINNING FACE}"
 
 
+@pytest.mark.parametrize(("text", "is_half"), [(r"\\ud800", False), (r"\\\ud800", True), (r"\\\\ud800\ud83d\ude00", False)])
+def test_escaped_backslash_begins_no_half_of_a_character(text: str, is_half: bool) -> None:
+    # Refused for its number.
+    with pytest.raises(CorralError) as refused:
+        decode(f'{{"model":"{text}","options":{{"a":1e999}}}}'.encode(), ChatRequest)
+    assert ("half" in refused.value.message) == is_half
+
+
 def test_what_follows_the_first_value_is_a_fault_and_far_inside_nobody_looks() -> None:
     assert syntax_complaint(b'{"a":1}x') == "invalid character 'x' after top-level value"
     assert syntax_complaint(b'"' + b"a" * 70_000 + b'" x') is None

@@ -21,8 +21,12 @@ _TRUNCATED = "unexpected EOF"
 _SPACE = re.compile(rb"[ \t\r\n]*")
 _STRING = re.compile(rb'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4}))*')
 _NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
-#: Half of a character beyond U+FFFF without the other half. msgspec's words for it speak of something else.
-_HALF = re.compile(rb"\\u[dD][89abAB][0-9A-Fa-f]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9A-Fa-f]{2})\\u[dD][c-fC-F]")
+#: Half of a character beyond U+FFFF without the other half; behind an even number of backslashes, since one that is escaped
+#: begins nothing. msgspec's words for it speak of something else.
+_HALF = re.compile(
+    rb"(?<!\\)(?:\\\\)*"
+    rb"(?:\\u[dD][89abAB][0-9A-Fa-f]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9A-Fa-f]{2})\\u[dD][c-fC-F])"
+)
 _HALF_TOLD = "a \\u escape in the request body is half of a character"
 _HEX = b"0123456789abcdefABCDEF"
 
