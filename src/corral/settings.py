@@ -336,7 +336,8 @@ def parse_upstream_url(text: str, *, where: str) -> str:
     with. where: what to blame. Raises: BadSetting."""
     if "@" in text:
         raise BadSetting(f"{where} takes the server's address without a user name or password")  # which must not be repeated here
-    parts = _split_url(text)
+    # urlsplit takes what no line of a request can hold.
+    parts = _split_url(text) if text.isprintable() and " " not in text else None
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or not is_lookable(parts.hostname):
         raise BadSetting(f"{where} is {text!r}; it takes a server's address, such as http://10.0.0.7:8000")
     if parts.query or parts.fragment:

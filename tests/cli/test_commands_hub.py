@@ -226,6 +226,7 @@ def test_damaged_key_of_an_upstream_is_not_kept_and_what_is_wrong_is_said(
     [
         ("10.0.0.7:8000", "--upstream is '10.0.0.7:8000'; it takes a server's address, such as http://10.0.0.7:8000"),
         ("ftp://h", "--upstream is 'ftp://h'; it takes a server's address, such as http://10.0.0.7:8000"),
+        ("http://h/a b", "--upstream is 'http://h/a b'; it takes a server's address, such as http://10.0.0.7:8000"),
         ("http://", "--upstream is 'http://'; it takes a server's address, such as http://10.0.0.7:8000"),
         ("http://h?v=1", "--upstream is 'http://h?v=1'; it takes the server's address without ? and #"),
         ("http://u:pw@h", "--upstream takes the server's address without a user name or password"),

@@ -387,22 +387,17 @@ async def rotate_keys(settings: Settings) -> None:
 async def offer_upstream(
     services: HubServices, name: str, *, url: str, model: str, is_public: bool, key: "Secret | None" = None
 ) -> str:
-    """Offer a model that another server runs. url: its base, without `/v1`. key: what that server wants to hear; None for what is
-    kept already, or nothing. Returns the name it is offered under."""
+    """Offer a model that another server runs. url: its base, as `parse_upstream_url` gives it. key: what that server wants to
+    hear; None for what is kept already, or nothing. Returns the name it is offered under."""
     from corral.core.records import HostedModel
     from corral.wire.names import parse_name
 
-    shown, address = parse_name(name).short, url.rstrip("/")
-    hosted = HostedModel(
-        name=shown, upstream_url=address, upstream_model=model, is_public=is_public, created_at=services.clock.now()
-    )
-    # Without what may stand before the host: it could be a password.
-    where = urlsplit(url).netloc.rpartition("@")[2]
-    async with _audited(
-        services, "model.host", shown, note=f"{_openness(is_public)}, run by {where}{' with a key' if key else ''}"
-    ):
+    shown = parse_name(name).short
+    hosted = HostedModel(name=shown, upstream_url=url, upstream_model=model, is_public=is_public, created_at=services.clock.now())
+    note = f"{_openness(is_public)}, run by {urlsplit(url).netloc}{' with a key' if key else ''}"
+    async with _audited(services, "model.host", shown, note=note):
         if key is not None:
-            services.upstream_keys.put(address, key)
+            services.upstream_keys.put(url, key)
         await services.hosted.offer(hosted)
     return shown
 
@@ -439,8 +434,7 @@ async def withdraw_model(services: HubServices, name: str) -> bool:
     except CorralError as error:
         # The model is gone all the same, which is what was asked for and what the audit log says.
         await _append(services, "model.unhost_unfinished", shown, note="withdrawn; the keys of upstreams were not looked through")
-        reason = error.message if " → " in error.message else f"{error.message} → the next `corral hub unhost` looks again"
-        raise CorralError(error.code, f"{name} is no longer offered, but no key was forgotten: {reason}") from error
+        raise CorralError(error.code, f"{name} is no longer offered, but no key was forgotten: {error.message}") from error
     return was_offered
 
 
