@@ -24,8 +24,6 @@ _VARIABLES = ("CORRAL_AUTHORIZED_KEYS", "CORRAL_LOCAL_AUTH")
 _HEADINGS = ("NAME", "RIGHTS", "MODELS", "FROM", "EXPIRES", "FINGERPRINT")
 #: Long enough for a server that is alive on this machine.
 _STATUS_TIMEOUT_S = 2.0
-#: What is longer is a key, if anything.
-_MOST_OF_A_PATH = 255
 _RIGHTS = ("read", "use", "manage")
 
 
@@ -112,10 +110,10 @@ def remove(environment: Environment, key: str) -> None:
 
 def _public_key(text: str) -> str:
     """The key itself, or what the file of that name holds. Raises: Failed."""
-    if text.startswith(("ssh-", "key-")) or len(text) > _MOST_OF_A_PATH:
+    if text.startswith(("ssh-", "key-")):
         return text
     path = Path(text)
-    if not path.is_file():
+    if not _is_file(path):
         if text.endswith(".pub"):
             raise Failed(f"there is no file {render.plain(text)}", "give the key itself, in quotes, or its file")
         return text
@@ -125,6 +123,13 @@ def _public_key(text: str) -> str:
     if len(lines) != 1:
         raise Failed(f"{text} does not hold one public key", "give the line of one, in quotes")
     return lines[0]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a text that is too long for a name
+        return False
 
 
 def _terms(wanted: dict[str, Any]) -> "Terms":

@@ -132,7 +132,7 @@ class RegistryTransport:
         self._clock = clock
         self._entropy = entropy
         self._user_agent = user_agent
-        self._name_header = dict([device_name_header(device_name)] if device_name else [])
+        self._name_headers = [device_name_header(device_name)] if device_name else []
         self._stall_s = stall_s
         self._proxies = proxies or ProxyRules()
         self._standings: OrderedDict[tuple[str, str], _Standing] = OrderedDict()
@@ -304,7 +304,7 @@ class RegistryTransport:
                 headers["Authorization"] = f"Bearer {token}"
             if call.writes:
                 # A refused push is answered with a link, which somebody opens elsewhere; nobody else needs the name.
-                headers.update(self._name_header)
+                headers.update(self._name_headers)
             reach = Reach.ANY
         else:
             if home.scheme == "https" and place.scheme != "https":

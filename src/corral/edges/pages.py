@@ -222,7 +222,7 @@ def format_ago(moment: datetime | None, now: datetime) -> str:
 
 
 def format_ahead(moment: datetime, now: datetime) -> str:
-    """`78 days`, `3 hours`: how long until then, to the nearest; when they are first shown, a moment of 90 days is over."""
+    """`78 days`, `3 hours`: how long until then, rounded: of a key's 90 days, a moment is over when they are first shown."""
     left = max(moment - now, timedelta(0))
     _, length = _unit_of(left)
     return _span(left + timedelta(seconds=length / 2))

@@ -16,8 +16,8 @@ _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _FORM = re.compile(r"crl[ksd]_[0-9A-Za-z]{48}")
 ENTROPY_BYTES = 64
 _ID_LENGTH, _SECRET_LENGTH, _CHECK_LENGTH = 10, 32, 6
-#: What every key begins with, and how long it is.
-API_KEY_PREFIX, API_KEY_LENGTH = "crlk_", 53
+API_KEY_PREFIX = "crlk_"
+API_KEY_LENGTH = len(API_KEY_PREFIX) + _ID_LENGTH + _SECRET_LENGTH + _CHECK_LENGTH
 
 
 @dataclass(frozen=True, slots=True)

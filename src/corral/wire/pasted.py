@@ -35,11 +35,11 @@ def fault_of_api_key(text: str) -> str:
 def wrapping_of(text: str) -> str:
     """What stands around or within a key that does not belong to it; empty for nothing. Blanks at the ends do not count."""
     text = text.strip()
-    if text[:1] in _QUOTES or text[-1:] in _QUOTES:
-        return "quotes around it" if text else ""
+    if text.strip(_QUOTES) != text:
+        return "quotes around it"
     if len(text.splitlines()) > 1:
         return "a line break in it"
-    return "a blank in it" if text.split() != [text] and text else ""
+    return "a blank in it" if len(text.split()) > 1 else ""
 
 
 def fault_of_public_key(text: str) -> str:
