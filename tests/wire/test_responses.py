@@ -287,7 +287,7 @@ def test_whole_answer_to_the_byte() -> None:
 def test_function_is_told_back_with_every_member_that_clients_want() -> None:
     answer = response_object(7, request_of(tools=[{"type": "function", "name": "f"}, {"type": "web_search"}]), END)
     assert json.dumps(answer["tools"]) == (
-        '[{"name": "f", "description": null, "strict": null, "parameters": null, "type": "function"}, {"type": "web_search"}]'
+        '[{"type": "function", "name": "f", "description": null, "strict": null, "parameters": null}, {"type": "web_search"}]'
     )
 
 

@@ -118,8 +118,8 @@ def searches_allowed(request: ResponsesRequest) -> int:
 
 #: A namespace within a namespace within a … ends here.
 _MAX_NESTING = 8
-#: Members that clients of this dialect want of a function, whether they were sent or not.
-_FUNCTION_MEMBERS: Final = {"name": "", "description": None, "strict": None, "parameters": None}
+#: Members that clients of this dialect want of a function, whether they were sent or not, in Ollama's order.
+_FUNCTION_MEMBERS: Final = {"type": "function", "name": "", "description": None, "strict": None, "parameters": None}
 
 
 def _functions(tool: Mapping[str, Any], prefix: str, depth: int = 0) -> list[dict[str, Any]]:
