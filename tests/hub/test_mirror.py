@@ -667,6 +667,19 @@ async def test_r003_mirror_stops_before_the_disk_is_full(hub: Mirrored) -> None:
     assert digest_of(WEIGHTS) not in hub.files.blobs
 
 
+async def test_r003_blobs_that_arrive_together_leave_what_is_kept_free(upstream: FakeUpstream) -> None:
+    hub, upstream.hold = Mirrored(), asyncio.Event()
+    # Any two of them would fit.
+    hub.files.free = (1 << 30) + len(WEIGHTS) + len(MORE) + len(CONFIG) - 1
+    async with hub.opened(upstream, RULES, MirrorLimits(keep_free_bytes=1 << 30)):
+        await hub.mirrored.manifest(TINY, "latest", None)
+        await upstream.began.wait()
+        assert await code_of(hub.blob("library/tiny", digest_of(CONFIG))) == "storage_full"
+        upstream.hold.set()
+        await hub.settle()
+    assert {digest_of(WEIGHTS), digest_of(MORE)} == hub.files.blobs.keys()
+
+
 async def test_size_that_upstream_cannot_tell_is_502(upstream: FakeUpstream) -> None:
     hub = Mirrored()
     async with hub.opened(upstream, RULES, MirrorLimits(keep_free_bytes=0)):

@@ -186,9 +186,8 @@ class MirrorBlobs:
             if size_bytes > self._limits.max_blob_bytes:
                 raise trouble(kept.remote, f"a blob of {size_bytes} bytes is more than this hub takes")
             async with self._streams[kept.remote.base_url]:
-                if await self._files.free_bytes() - size_bytes < self._limits.keep_free_bytes:
-                    raise CorralError("storage_full", "the mirror stops before this hub's disk is full")
-                async with self._quotas.reserved(kept.repository, size_bytes) as room:
+                spare = self._limits.keep_free_bytes
+                async with self._quotas.reserved(kept.repository, size_bytes, keep_free_bytes=spare) as room:
                     await self._receive(kept, digest, size_bytes, room)
                     room.keep()
         except CorralError as error:

@@ -69,9 +69,9 @@ class _Disk:
     headroom_bytes: int
     awaited_bytes: int = 0
 
-    async def check(self) -> None:
-        """Raises: storage_full when what is awaited does not fit."""
-        if await self.files.free_bytes() - self.headroom_bytes < self.awaited_bytes:
+    async def check(self, keep_free_bytes: int = 0) -> None:
+        """Raises: storage_full when what is awaited, from whomever, does not fit."""
+        if await self.files.free_bytes() - max(self.headroom_bytes, keep_free_bytes) < self.awaited_bytes:
             raise CorralError("storage_full")
 
 
@@ -168,12 +168,12 @@ class Quotas:
             pass
 
     @contextlib.asynccontextmanager
-    async def reserved(self, repository: Repository, count: int) -> AsyncIterator[Reservation]:
-        """Room for so many bytes while the block runs; more can be taken as it turns out to be needed. Raises: forbidden,
-        storage_full."""
+    async def reserved(self, repository: Repository, count: int, *, keep_free_bytes: int = 0) -> AsyncIterator[Reservation]:
+        """Room for so many bytes while the block runs; more can be taken as it turns out to be needed. keep_free_bytes: of the
+        disk, where that is more than for everybody. Raises: forbidden, storage_full."""
         async with self._taken(repository, count, self._disk) as reservation:
             # Looked at when it was taken: else all who ask at once would find the same room free.
-            await self._disk.check()
+            await self._disk.check(keep_free_bytes)
             yield reservation
 
     @contextlib.asynccontextmanager
