@@ -52,7 +52,8 @@ class Hub:
 
     def files(self) -> set[str]:
         """All files of content, finished or not."""
-        return {path.name for folder in ("blobs", "cache") for path in (self.stack.home / ".corral" / folder).rglob("*")}
+        folders = [self.stack.home / ".corral" / name for name in ("blobs", "cache")]
+        return {path.name for folder in folders for path in folder.rglob("*") if path.is_file()}
 
     def keeps(self, repository: str, tag: str = "latest") -> bool:
         """Whether the manifest is stored, which it is once all its blobs are."""
